@@ -1,0 +1,33 @@
+# Two commands: `make book` and `make test`. Each makes the environment first, where it is missing.
+PYTHON ?= python3
+PROFILE ?= mini
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: book test env lock clean
+
+book: $(READY)
+	$(BIN)/rdl book --profile $(PROFILE)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+env: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@echo "making $(VENV) (about three minutes; once)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+# After a change of dependencies: solve them anew and write down what was chosen.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install -qq torch==2.13.0 --editable ".[test]"
+	$(VENV)-lock/bin/python -m pip freeze --exclude-editable > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf _build book/pages

@@ -1,0 +1,1 @@
+"""Rank-DistiLLM: distil an LLM's rankings into cross-encoders, and measure what that buys."""

@@ -1,0 +1,51 @@
+"""The command `rdl`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from rdl_core.progress import log_plainly
+from rdl_core.study.publish import publish
+from rdl_core.study.runs import project_folder
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """Rank-DistiLLM, reproduced."""
+    log_plainly()
+
+
+@app.command()
+def book(
+    profile: Annotated[str, typer.Option(help="Profile that the notebooks run at.")] = "mini",
+) -> None:
+    """Run the study at a profile, as far as the store does not hold it, and build the book."""
+    started = time.monotonic()
+    root = project_folder()
+    try:
+        publish(profile, root / "book" / "pages")
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    studied = time.monotonic()
+    command = [sys.executable, "-m", "jupyter_book", "build", ".", "--all", "-W", "-n", "--keep-going"]
+    built = subprocess.run([*command, "-q"], cwd=root, check=False)
+    if built.returncode:
+        raise typer.Exit(built.returncode)
+    page = root / "_build" / "html" / "index.html"
+    typer.echo(
+        f"study {studied - started:.0f} s, book {time.monotonic() - studied:.0f} s; open {page.as_uri()}"
+    )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,131 @@
+"""Ranked lists: what a teacher, a first stage and the judgments say of each query, as tensors.
+
+Frames come in, tensors go to the middle. The list axis is the second; column ``j`` of every tensor
+is the candidate at first-stage rank ``j + 1``.
+
+Reference: the shape of Rank-DistiLLM's data, Schlatt et al., ECIR 2025, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+__all__ = ["RankedLists"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedLists:
+    """Candidates of `n` queries, at most `depth` each, padded to the right.
+
+    >>> frame = pd.DataFrame({"query_id": ["a", "a"], "doc_id": ["x", "y"], "rank": [1, 2],
+    ...                       "teacher_rank": [2, 1]})
+    >>> lists = RankedLists.from_frame(frame, pd.Index(["a"]), pd.Index(["y", "x"]))
+    >>> lists.passage_rows, lists.teacher_rank
+    (tensor([[1, 0]]), tensor([[2, 1]]))
+    """
+
+    query_rows: Tensor
+    """int64 ``[n]``: row of each query in its token store."""
+    passage_rows: Tensor
+    """int64 ``[n, depth]``: row of each candidate in the passages' token store."""
+    teacher_rank: Tensor
+    """int64 ``[n, depth]``: 1 is best; 0 where no teacher ranked or `mask` is False."""
+    relevance: Tensor
+    """int64 ``[n, depth]``: judged grade; -1 where nobody judged or `mask` is False."""
+    mask: Tensor
+    """bool ``[n, depth]``: True for a real candidate."""
+
+    @classmethod
+    def from_frame(
+        cls, candidates: pd.DataFrame, query_ids: pd.Index, doc_ids: pd.Index
+    ) -> RankedLists:
+        """Make tensors from a frame of candidates.
+
+        Args:
+            candidates: ``query_id``, ``doc_id``, ``rank`` (1 is best) and, where known,
+                ``teacher_rank`` and ``relevance``; any order of rows.
+            query_ids: Ids in the order of the queries' token store.
+            doc_ids: Ids in the order of the passages' token store.
+
+        Raises:
+            ValueError: A column is missing, an id is not in its store, or a passage stands twice
+                in one query's candidates.
+        """
+        if missing := {"query_id", "doc_id", "rank"} - set(candidates.columns):
+            raise ValueError(
+                f"expected candidates with columns query_id, doc_id, rank; missing: {sorted(missing)}"
+            )
+        if (twice := candidates.duplicated(["query_id", "doc_id"])).any():
+            query_id, doc_id = candidates.loc[twice, ["query_id", "doc_id"]].iloc[0]
+            raise ValueError(
+                f"expected each passage once per query, but {doc_id!r} stands twice for query "
+                f"{query_id!r}: remove duplicates first"
+            )
+        frame = candidates.sort_values(["query_id", "rank"], kind="stable")
+        list_number, kept_ids = pd.factorize(frame["query_id"])
+        place = frame.groupby("query_id").cumcount().to_numpy()
+        shape = (len(kept_ids), int(place.max(initial=-1)) + 1)
+        where = (torch.tensor(list_number), torch.tensor(place))
+
+        def table(values: pd.Series | pd.Index | None, empty: int) -> Tensor:
+            tensor = torch.full(shape, empty, dtype=torch.int64)
+            if values is not None:
+                tensor[where] = torch.from_numpy(values.to_numpy(dtype="int64", copy=True))
+            return tensor
+
+        return cls(
+            query_rows=_rows(pd.Series(kept_ids), query_ids, "query"),
+            passage_rows=table(pd.Series(_rows(frame["doc_id"], doc_ids, "passage")), 0),
+            teacher_rank=table(frame.get("teacher_rank"), 0),
+            relevance=table(
+                frame["relevance"].fillna(-1) if "relevance" in frame else None, -1
+            ),
+            mask=table(pd.Series(1, index=frame.index), 0).bool(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+    def to(self, device: torch.device | str) -> RankedLists:
+        """The same lists on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def take(self, which: Tensor) -> RankedLists:
+        """Some of the lists, by int64 index ``[m]``."""
+        return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
+    def cut(self, depth: int) -> RankedLists:
+        """The first `depth` candidates; teacher ranks become 1..depth again, in the same order.
+
+        Shallower training data are cut from the teacher's deep order, not ranked anew (Schlatt et
+        al., ECIR 2025), so that a cut changes the depth alone.
+        """
+        if depth < 1:
+            raise ValueError(f"expected a depth of at least 1, got {depth}")
+        mask = self.mask[:, :depth]
+        ranks = self.teacher_rank[:, :depth]
+        ranked = ranks > 0
+        last = torch.where(ranked, ranks, torch.iinfo(torch.int64).max)
+        again = last.argsort(dim=1).argsort(dim=1) + 1
+        return replace(
+            self,
+            passage_rows=self.passage_rows[:, :depth],
+            teacher_rank=torch.where(ranked, again, 0),
+            relevance=self.relevance[:, :depth],
+            mask=mask,
+        )
+
+
+def _rows(ids: pd.Series, store_ids: pd.Index, what: str) -> Tensor:
+    rows = store_ids.get_indexer(ids)
+    if (rows < 0).any():
+        unknown = ids[rows < 0].iloc[0]
+        raise ValueError(
+            f"expected every {what} id to be in the collection ({len(store_ids)} ids), but "
+            f"{unknown!r} is not: were the candidates made for another collection?"
+        )
+    return torch.from_numpy(rows.astype("int64"))

@@ -1,0 +1,259 @@
+"""The embedded collection: a search task made from docstrings, on any machine, without a network.
+
+Every Python installation carries thousands of short technical texts. A docstring's first sentence
+says what a function is for, as somebody who looks for it might; the remainder explains it. So the
+first sentence is a query, the remainder (about 90 words) a passage, and relevance is known without
+anybody judging: a query's own passage has grade 3, the passages that its "See Also" section names
+have grade 1.
+
+Sources are read as text with `ast`; nothing is imported, so that a package's import can neither
+fail nor run. Which packages are read is fixed (`PACKAGES`); the collection changes with their
+versions, and its fingerprint says so.
+
+>>> entry = parse_docstring("pkg.mean", "Return the mean of the values.\\n\\nEmpty input gives nan.")
+>>> entry.query, entry.passage
+('Return the mean of the values', 'Empty input gives nan.')
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+
+from rdl_core.data.downloads import cache_folder
+
+__all__ = ["PACKAGES", "SPLITS", "Entry", "Frames", "build", "load", "parse_docstring", "split_of"]
+
+#: Libraries the project depends on anyway; the standard library comes on top.
+PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "seaborn", "sklearn")
+_DISTRIBUTION = {"sklearn": "scikit-learn"}
+#: Share of the queries in each split, in the order in which the hash of a name is cut.
+SPLITS = {"train": 0.80, "dev": 0.05, "test": 0.15}
+
+_QUERY_WORDS = range(4, 31)
+_PASSAGE_WORDS = range(15, 91)
+#: Tests, and copies of other people's packages.
+_SKIPPED_FOLDERS = {
+    "__pycache__", "_vendor", "externals", "idlelib", "lib2to3", "site-packages", "test", "testing",
+    "tests",
+}
+_SECTION = re.compile(r"^[ \t]*([A-Z][A-Za-z ]+)\n[ \t]*-{3,}[ \t]*$", re.MULTILINE)
+_ROLE = re.compile(r":[a-z:]+:`~?([^`<]+?)(?: <[^`]*>)?`")
+_DIRECTIVE = re.compile(r"^[ \t]*(\.\. [a-z-]+::.*|:no-?index:)$", re.MULTILINE)
+_SEE_ALSO_NAME = re.compile(r"^([\w.`~:, ]+?)(?:\s+:|\s*$)", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One documented object."""
+
+    name: str
+    """Qualified name, such as ``json.decoder.JSONDecoder.decode``; the passage's id."""
+    query: str
+    """First sentence of the docstring, without its full stop."""
+    passage: str
+    """What follows the first sentence, cut at 90 words."""
+    see_also: tuple[str, ...] = ()
+    """Names in the "See Also" section, as written there."""
+
+
+def parse_docstring(name: str, docstring: str) -> Entry | None:
+    """Split a docstring into query, passage and the names it refers to.
+
+    Args:
+        name: Qualified name of the documented object.
+        docstring: Its docstring, indented or not.
+
+    Returns:
+        The entry, or None where the docstring is a template, or too short to give both a query
+        (4 words) and a passage (15 words; shorter ones are kept by no collection we know).
+
+    >>> parse_docstring("pkg.f", "Too short.") is None
+    True
+    """
+    text = inspect.cleandoc(docstring)
+    if "%(" in text or "{" in text.split("\n", 1)[0]:
+        return None
+    head, _, rest = text.partition("\n\n")
+    sentence, _, tail = re.sub(r"\s+", " ", head).partition(". ")
+    see_also, rest = _cut_see_also(rest)
+    query = _plain(sentence).rstrip(". ")
+    passage = " ".join(_plain(f"{tail}\n{rest}").split()[: _PASSAGE_WORDS.stop - 1])
+    return Entry(name=name, query=query, passage=passage, see_also=see_also) if passage else None
+
+
+def split_of(name: str) -> str:
+    """Split a query belongs to, from the hash of its name: adding a package moves no other query.
+
+    >>> split_of("statistics.mean") in SPLITS
+    True
+    """
+    draw = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+    for split, share in SPLITS.items():
+        draw -= share
+        if draw < 0:
+            return split
+    return next(reversed(SPLITS))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The collection as three frames. An object's name is the id of its query and its passage."""
+
+    queries: pd.DataFrame
+    """``query_id``, ``query``, ``split``."""
+    passages: pd.DataFrame
+    """``doc_id``, ``text``."""
+    qrels: pd.DataFrame
+    """``query_id``, ``doc_id``, ``relevance``."""
+
+
+@lru_cache(maxsize=1)
+def load() -> Frames:
+    """The collection of the installed versions, from the cache or built in seconds.
+
+    >>> load().qrels["relevance"].unique().tolist()
+    [3, 1]
+    """
+    names = [field.name for field in fields(Frames)]
+    folder = cache_folder() / f"pydocs-{_source_key()}"
+    if not folder.exists():
+        frames = build()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="pydocs-partial-"))
+        for name in names:
+            getattr(frames, name).to_parquet(partial / f"{name}.parquet", index=False)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process finished first, with the same content
+            shutil.rmtree(partial)
+    return Frames(*(pd.read_parquet(folder / f"{name}.parquet") for name in names))
+
+
+def build() -> Frames:
+    """Read the installed sources and make the collection, past any cache."""
+    entries = _distinct(_entries())
+    names = set(entries)
+    asked = Counter(entry.query.lower() for entry in entries.values())
+    by_last_part = defaultdict(list)
+    for name in names:
+        by_last_part[name.rpartition(".")[2]].append(name)
+    queries, qrels = [], []
+    for name, entry in entries.items():
+        words = len(entry.query.split())
+        if asked[entry.query.lower()] > 1 or words not in _QUERY_WORDS or ":" in entry.query:
+            continue  # "Initialize self" asks for nothing; "axis : int" is a parameter list
+        queries.append((name, entry.query, split_of(name)))
+        qrels.append((name, name, 3))
+        related = {_resolve(name, other, names, by_last_part) for other in entry.see_also}
+        qrels.extend((name, other, 1) for other in sorted(related - {None, name}))
+    return Frames(
+        queries=pd.DataFrame(queries, columns=["query_id", "query", "split"]),
+        passages=pd.DataFrame(
+            [(n, e.passage) for n, e in entries.items()], columns=["doc_id", "text"]
+        ),
+        qrels=pd.DataFrame(qrels, columns=["query_id", "doc_id", "relevance"]),
+    )
+
+
+def _source_key() -> str:
+    """Changes with Python, with each package's version and with this module."""
+    versions = [sys.version, *(f"{p}=={metadata.version(_DISTRIBUTION.get(p, p))}" for p in PACKAGES)]
+    return hashlib.sha256("\n".join([*versions, Path(__file__).read_text()]).encode()).hexdigest()[:16]
+
+
+def _plain(text: str) -> str:
+    """Take out markup that only a documentation tool reads."""
+    text = _DIRECTIVE.sub(" ", _ROLE.sub(r"\1", text))
+    text = re.sub(r"^[ \t]*[-=~]{3,}[ \t]*$", " ", text, flags=re.MULTILINE)
+    return re.sub(r"\s+", " ", text.replace("``", "").replace("`", "")).strip()
+
+
+def _cut_see_also(text: str) -> tuple[tuple[str, ...], str]:
+    """Names in a numpydoc "See Also" section, and the text without that section."""
+    for section in _SECTION.finditer(text):
+        if section[1] == "See Also":
+            following = _SECTION.search(text, section.end())
+            end = following.start() if following else len(text)
+            named = _SEE_ALSO_NAME.findall(inspect.cleandoc(text[section.end() : end]))
+            names = (re.sub(r":[a-z:]+:|[`~]", "", n).strip() for line in named for n in line.split(","))
+            return tuple(dict.fromkeys(filter(None, names))), text[: section.start()] + text[end:]
+    return (), text
+
+
+def _resolve(name: str, other: str, names: set[str], by_last_part: dict[str, list[str]]) -> str | None:
+    """Full name that `other`, written in the docstring of `name`, stands for; None if unclear."""
+    scope = name
+    while scope := scope.rpartition(".")[0]:
+        if f"{scope}.{other}" in names:
+            return f"{scope}.{other}"
+    package = name.partition(".")[0]
+    fits = [
+        candidate
+        for candidate in by_last_part[other.rpartition(".")[2]]
+        if candidate.startswith(f"{package}.")
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _distinct(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """By name, in the order of the names; of equal passages the first name's, short ones dropped."""
+    kept, seen = {}, set()
+    for entry in sorted(entries, key=lambda e: e.name):
+        if len(entry.passage.split()) in _PASSAGE_WORDS and entry.passage not in seen:
+            seen.add(entry.passage)
+            kept[entry.name] = entry
+    return kept
+
+
+def _entries() -> Iterator[Entry]:
+    for root, prefix in _roots():
+        for path in sorted(root.rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if not _SKIPPED_FOLDERS.intersection(parts):
+                module = ".".join((*prefix, *(p for p in parts if p != "__init__")))
+                yield from _module_entries(module, path)
+
+
+def _roots() -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Source folders and the package name in front of the modules they hold."""
+    yield Path(sysconfig.get_path("stdlib")), ()
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.submodule_search_locations:
+            yield Path(spec.submodule_search_locations[0]), (package,)
+
+
+def _module_entries(module: str, path: Path) -> Iterator[Entry]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's invalid escapes are not ours to report
+        try:
+            tree = ast.parse(path.read_bytes())
+        except SyntaxError:  # templates and files for other Python versions
+            return
+    stack = [(module, node) for node in tree.body]
+    while stack:
+        scope, node = stack.pop()
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            name = f"{scope}.{node.name}"
+            if docstring := ast.get_docstring(node):
+                if entry := parse_docstring(name, docstring):
+                    yield entry
+            if isinstance(node, ast.ClassDef):
+                stack.extend((name, child) for child in node.body)

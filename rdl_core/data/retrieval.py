@@ -1,0 +1,114 @@
+"""First stages: BM25 and a dense bi-encoder, from frames of text to frames of candidates.
+
+Both return ``query_id``, ``doc_id``, ``rank`` (1 is best) and ``score``, at most `depth` rows per
+query. The work is bm25s' and sentence-transformers'.
+
+Reference: Robertson & Zaragoza, Foundations and Trends in IR 2009 (BM25); Lù, 2024 (bm25s);
+Reimers & Gurevych, EMNLP 2019 (bi-encoder).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+import pandas as pd
+import torch
+from sentence_transformers import SentenceTransformer
+
+from rdl_core.data.downloads import encoder_path
+from rdl_core.progress import progress
+
+__all__ = ["bm25", "dense", "encode"]
+
+_CHUNK = 512
+
+
+def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.DataFrame:
+    """Candidates by BM25 (k1 = 1.5, b = 0.75, English stop words, no stemming).
+
+    Args:
+        queries: ``query_id`` and ``query``.
+        passages: ``doc_id`` and ``text``.
+        depth: Most candidates per query; passages that share no word with it are left out.
+
+    >>> passages = pd.DataFrame({"doc_id": ["a", "b"], "text": ["red fox", "blue whale"]})
+    >>> queries = pd.DataFrame({"query_id": ["q"], "query": ["whale song"]})
+    >>> bm25(queries, passages, depth=2)["doc_id"].tolist()
+    ['b']
+    """
+    index = bm25s.BM25(k1=1.5, b=0.75)
+    index.index(_words(passages["text"]), show_progress=False)
+    rows, scores = index.retrieve(
+        _words(queries["query"]), k=min(depth, len(passages)), show_progress=False
+    )
+    frame = _candidates(queries["query_id"], passages["doc_id"], rows.astype(np.int64), scores)
+    return frame[frame["score"] > 0].reset_index(drop=True)
+
+
+def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, what: str) -> np.ndarray:
+    """Unit vectors of texts from a bi-encoder.
+
+    Args:
+        texts: Any number of texts.
+        encoder: The embedded encoder, a folder or a hub id of a sentence-transformers model.
+        max_tokens: Longer texts are cut.
+        what: What is encoded, for the progress display.
+
+    Returns:
+        float32 ``[n, dim]``.
+    """
+    model = SentenceTransformer(encoder_path(encoder), trust_remote_code=False)
+    model.max_seq_length = max_tokens
+    by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]
+    vectors = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
+    chunks = [by_length[i : i + _CHUNK] for i in range(0, len(texts), _CHUNK)]
+    for chunk in progress(chunks, total=len(chunks), what=f"encoding {what}"):
+        vectors[chunk] = model.encode(
+            [texts[i] for i in chunk], batch_size=64, normalize_embeddings=True,
+            show_progress_bar=False,
+        )
+    return vectors
+
+
+def dense(
+    queries: pd.DataFrame,
+    passages: pd.DataFrame,
+    query_vectors: np.ndarray,
+    passage_vectors: np.ndarray,
+    *,
+    depth: int,
+) -> pd.DataFrame:
+    """Candidates by the inner product of vectors; exact, no index.
+
+    Args:
+        queries: ``query_id`` and ``query``.
+        passages: ``doc_id`` and ``text``.
+        query_vectors: float32 ``[n_queries, dim]``, in the order of `queries`.
+        passage_vectors: float32 ``[n_passages, dim]``, in the order of `passages`.
+        depth: Most candidates per query.
+    """
+    scores = torch.from_numpy(query_vectors) @ torch.from_numpy(passage_vectors).T
+    best = scores.topk(min(depth, len(passages)), dim=1)
+    return _candidates(
+        queries["query_id"], passages["doc_id"], best.indices.numpy(), best.values.numpy()
+    )
+
+
+def _words(texts: pd.Series) -> object:
+    return bm25s.tokenize(texts.tolist(), stopwords="en", show_progress=False)
+
+
+def _candidates(
+    query_ids: pd.Series, doc_ids: pd.Series, rows: np.ndarray, scores: np.ndarray
+) -> pd.DataFrame:
+    n, depth = rows.shape
+    return pd.DataFrame(
+        {
+            "query_id": np.repeat(query_ids.to_numpy(object), depth),
+            "doc_id": doc_ids.to_numpy(object)[rows.ravel()],
+            "rank": np.tile(np.arange(1, depth + 1), n),
+            "score": scores.ravel(),
+        }
+    )

@@ -1,0 +1,63 @@
+"""Progress that fits where it is shown: a bar on a terminal, plain lines elsewhere.
+
+>>> list(progress([1, 2, 3], total=3, what="counting"))
+[1, 2, 3]
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+__all__ = ["log_plainly", "progress"]
+
+_LINE_EVERY_S = 15.0
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> Iterator[_T]:
+    """Pass `items` through and show how far they are.
+
+    Args:
+        items: What is worked on.
+        total: How many there are in all, those already done included.
+        what: A few words that say what is being done.
+        done: How many were done before, by a run that this one resumes.
+
+    Returns:
+        The items, one by one.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, initial=done, desc=what, dynamic_ncols=True)
+        return
+    started = said = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - said >= _LINE_EVERY_S:
+            left_s = (now - started) / count * (total - done - count)
+            _log.info("%s: %d of %d, about %.0f s left", what, done + count, total, left_s)
+            said = now
+    if said != started:
+        _log.info("%s: %d done in %.0f s", what, total, time.monotonic() - started)
+
+
+def log_plainly() -> None:
+    """Show this package's messages on standard error, and of other packages only warnings.
+
+    For programs and notebooks to call once; a library never configures logging by being imported.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    package = logging.getLogger("rdl_core")
+    package.handlers, package.propagate = [handler], False
+    package.setLevel(logging.INFO)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

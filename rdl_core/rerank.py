@@ -1,0 +1,83 @@
+"""Re-ranking: candidates in, run out.
+
+The student scores every candidate of every query, a bounded number of pairs at a time, so that
+memory does not grow with the number of queries.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+
+from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.data.lists import RankedLists
+from rdl_core.data.tokens import TokenStore
+from rdl_core.progress import progress
+
+__all__ = ["rerank"]
+
+_PAIRS_AT_ONCE = 1024
+
+
+def rerank(
+    student: CrossEncoder,
+    candidates: pd.DataFrame,
+    queries: TokenStore,
+    passages: TokenStore,
+    *,
+    query_ids: pd.Index,
+    doc_ids: pd.Index,
+    token_budget: int = 4096,
+    precision: str = "float32",
+) -> pd.DataFrame:
+    """Score candidates with a student.
+
+    Args:
+        student: The cross-encoder.
+        candidates: ``query_id``, ``doc_id``, ``rank``.
+        queries: Token store of the queries.
+        passages: Token store of the passages.
+        query_ids: Ids in the order of `queries`.
+        doc_ids: Ids in the order of `passages`.
+        token_budget: Most tokens in one batch.
+        precision: Precision of the layers; scores are float32.
+
+    Returns:
+        ``query_id``, ``doc_id``, ``score`` for each candidate, grouped by query; equal scores are
+        settled by `rdl_core.evaluate.settle_ties`, not here.
+
+    Raises:
+        ValueError: An id that a store does not have, or a score that is not finite.
+    """
+    lists = RankedLists.from_frame(candidates, query_ids, doc_ids)
+    depth = lists.mask.shape[1]
+    query_rows = lists.query_rows.repeat_interleave(depth)[lists.mask.flatten()]
+    passage_rows = lists.passage_rows[lists.mask]
+    queries, passages = queries.to(student.device), passages.to(student.device)
+    starts = range(0, len(query_rows), _PAIRS_AT_ONCE)
+    scores = []
+    student.eval()
+    with torch.inference_mode():
+        for start in progress(starts, total=len(starts), what="re-ranking"):
+            here = slice(start, start + _PAIRS_AT_ONCE)
+            scores.append(
+                student.score(
+                    queries, passages,
+                    query_rows[here].to(student.device), passage_rows[here].to(student.device),
+                    token_budget=token_budget, precision=precision,
+                ).cpu()
+            )
+    run = pd.DataFrame(
+        {
+            "query_id": query_ids.to_numpy(object)[query_rows.numpy()],
+            "doc_id": doc_ids.to_numpy(object)[passage_rows.numpy()],
+            "score": torch.cat(scores).numpy(),
+        }
+    )
+    if not torch.isfinite(torch.cat(scores)).all():
+        broken = run.loc[~torch.isfinite(torch.cat(scores)).numpy(), "query_id"].iloc[0]
+        raise ValueError(
+            f"expected finite scores, but the student gave nan or infinity for query {broken!r}: "
+            "its weights are broken; train it again with a lower learning rate"
+        )
+    return run

@@ -1,0 +1,13 @@
+"""The study: profiles, the run store, and what the notebooks ask of them.
+
+A notebook checks its parameters, names some systems, compares them, and shows a sentence, a figure
+and a table; nothing is computed in its cells.
+"""
+
+from rdl_core.study import figures, tables
+from rdl_core.study.claims import ledger
+from rdl_core.study.parameters import parameters
+from rdl_core.study.profile import load_profile
+from rdl_core.study.timing import timings
+
+__all__ = ["figures", "ledger", "load_profile", "parameters", "tables", "timings"]

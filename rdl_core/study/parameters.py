@@ -1,0 +1,159 @@
+"""Parameters of the notebooks: one dataclass each, checked before anything runs.
+
+papermill injects whatever it is given: a name that no cell uses only warns, a list may arrive as a
+string. So the first cell of each notebook hands all that it finds to `parameters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, fields
+from types import ModuleType
+from typing import Any
+
+from rdl_core.losses import LOSSES
+from rdl_core.progress import log_plainly
+from rdl_core.study.jobs import FIRST_STAGES, TEACHERS
+from rdl_core.study.profile import Profile, checked, load_profile
+
+__all__ = ["NOTEBOOKS", "check_parameters", "parameters"]
+
+_OF_JUPYTER = {"In", "Out", "exit", "quit", "open", "get_ipython"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnlyProfile:
+    profile: str = "mini"
+    """Name of a profile, or path to one."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        load_profile(self.profile)
+
+    @property
+    def settings(self) -> Profile:
+        """The profile that was named."""
+        return load_profile(self.profile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives(_OnlyProfile):
+    """First stages that the training lists come from."""
+
+    first_stages: tuple[str, ...]
+    """Members of `FIRST_STAGES`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_names("first_stages", self.first_stages, FIRST_STAGES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(_OnlyProfile):
+    """Depths of the training lists."""
+
+    depths: tuple[int, ...]
+    """Candidates per training list, 2 to 100, each once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_names("depths", self.depths, range(2, 101))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(_OnlyProfile):
+    """Losses of the second stage."""
+
+    losses: tuple[str, ...]
+    """Keys of `rdl_core.losses.LOSSES`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_names("losses", self.losses, LOSSES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher(_OnlyProfile):
+    """Teachers of the second stage."""
+
+    teachers: tuple[str, ...]
+    """Members of `TEACHERS`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_names("teachers", self.teachers, TEACHERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency(_OnlyProfile):
+    """How much is timed."""
+
+    n_queries: int
+    """Test queries that are ranked."""
+    repetitions: int
+    """How often each of them is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("n_queries", "repetitions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+#: Every notebook and its parameters, in the order in which a book is made.
+NOTEBOOKS: dict[str, type[_OnlyProfile]] = {
+    "effectiveness": _OnlyProfile,
+    "negatives": Negatives,
+    "depth": Depth,
+    "loss": Loss,
+    "teacher": Teacher,
+    "efficiency": Efficiency,
+    "start": _OnlyProfile,
+}
+
+
+def parameters(notebook: str, namespace: MutableMapping[str, Any]) -> Any:
+    """Check a notebook's parameters, from inside it.
+
+    Args:
+        notebook: A key of `NOTEBOOKS`.
+        namespace: The notebook's ``globals()``.
+
+    Raises:
+        ValueError: A name that is no parameter, or a value that does not fit.
+    """
+    log_plainly()
+    found = {
+        name
+        for name, value in namespace.items()
+        if not (name.startswith("_") or name in _OF_JUPYTER or isinstance(value, ModuleType))
+    }
+    # Run again by hand, the cell also finds what later cells have made.
+    first_time = namespace.setdefault("_rdl_parameters", found)
+    return check_parameters(notebook, {name: namespace[name] for name in found & first_time})
+
+
+def check_parameters(notebook: str, values: Mapping[str, object]) -> Any:
+    """Check a notebook's parameters.
+
+    >>> check_parameters("depth", {"profile": "mini", "depths": [5, 10]}).depths
+    (5, 10)
+    """
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"expected a notebook of {', '.join(NOTEBOOKS)}; got {notebook!r}")
+    kind = NOTEBOOKS[notebook]
+    try:
+        return checked(kind, dict(values), what=f"notebook {notebook!r}")
+    except ValueError as error:
+        names = ", ".join(f.name for f in fields(kind))
+        raise ValueError(f"{error}\nIts parameters are: {names}") from None
+
+
+def _check_names(key: str, given: tuple, valid: Any) -> None:
+    unknown = [value for value in given if value not in valid]
+    if unknown or not given or len(set(given)) < len(given):
+        choices = f"{valid.start} to {valid.stop - 1}" if isinstance(valid, range) else ", ".join(valid)
+        raise ValueError(
+            f"{key}: expected one or more different values of {choices}; got {list(given)}"
+        )

@@ -1,0 +1,149 @@
+"""Profiles: what one run of the study is, read from YAML and checked before anything runs.
+
+A profile fixes the data, the student, the two stages and the test; a notebook varies one thing of
+it. ``profiles/<name>.yaml`` holds exactly the fields of `Profile`, and an unknown key, a wrong type
+or a value out of range is an error that names the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from rdl_core.study.jobs import ListsConfig, Stage, StudentConfig
+from rdl_core.study.runs import project_folder
+
+__all__ = ["Profile", "checked", "load_profile"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One run of the study."""
+
+    name: str
+    """Short name, the file's."""
+    scale: str
+    """``"smoke"``, ``"subset"`` or ``"full"``: how much of the paper's experiment this is."""
+    label: str
+    """What the badge on every result page says of the data and the teacher."""
+    encoder: str
+    """Where the student's weights start."""
+    query_tokens: int
+    """Longest query, in tokens."""
+    passage_tokens: int
+    """Longest passage, in tokens."""
+    stage1: Stage
+    """Contrastive stage, on judgments with hard negatives."""
+    stage2: Stage
+    """Listwise stage, on the teacher's order."""
+    test: ListsConfig
+    """Test queries and their candidates."""
+    precision: str = "auto"
+    """In which students score."""
+    seeds: tuple[int, ...] = (0,)
+    """One student is trained for each; a system's measure is the mean over them."""
+    measure: str = "nDCG@10"
+    """Main measure, an ir_measures string."""
+    notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Parameters for each notebook, beside ``profile``."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("smoke", "subset", "full"):
+            raise ValueError(f"scale: expected smoke, subset or full, got {self.scale!r}")
+        if not self.seeds:
+            raise ValueError("seeds: expected at least one")
+
+    def student(self, stages: str = "both", **changes: Any) -> StudentConfig:
+        """The profile's student, or one that differs from it in the named things.
+
+        Args:
+            stages: ``"both"``, ``"first"`` or ``"second"``: which stages train it.
+            **changes: New values for fields of the last stage, of its lists or of its training
+                (``depth=10``, ``loss="listnet"``, ``teacher="bi_encoder"``), and ``seed``.
+
+        Raises:
+            ValueError: An unknown name; lists those there are.
+        """
+        choices = {
+            "both": (self.stage1, self.stage2), "first": (self.stage1,), "second": (self.stage2,)
+        }
+        if stages not in choices:
+            raise ValueError(f"stages: expected one of {', '.join(choices)}; got {stages!r}")
+        *earlier, last = choices[stages]
+        seed = changes.pop("seed", self.seeds[0])
+        return StudentConfig(
+            encoder=self.encoder,
+            query_tokens=self.query_tokens,
+            passage_tokens=self.passage_tokens,
+            stages=(*earlier, _changed(last, changes)),
+            seed=seed,
+        )
+
+
+@lru_cache
+def load_profile(name: str) -> Profile:
+    """Read a profile by name, or from a path that ends in ``.yaml``.
+
+    Raises:
+        ValueError: No such profile (lists those there are), or a value that does not fit (names
+            its key).
+    """
+    folder = project_folder() / "profiles"
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise ValueError(f"unknown profile {name!r}: expected one of {known}, or a path to a .yaml")
+    return checked(Profile, yaml.safe_load(path.read_text()), what=str(path))
+
+
+def checked(kind: type[_T], values: object, *, what: str) -> _T:
+    """Make a dataclass of untyped values, each checked and named if wrong.
+
+    Args:
+        kind: The dataclass.
+        values: A mapping of its fields; numbers may be strings that spell them (YAML reads 1e-5 as
+            one).
+        what: Where the values come from, for the error.
+
+    Raises:
+        ValueError: One line for each value that does not fit.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        lines = [_line(problem) for problem in error.errors()]
+        raise ValueError(f"{what} does not fit:\n" + "\n".join(lines)) from None
+
+
+def _line(problem: dict) -> str:
+    key = ".".join(map(str, problem["loc"]))
+    text = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"  {key}: unknown key"
+    if problem["type"] == "missing":
+        return f"  {key}: missing"
+    if problem["type"] == "value_error":  # raised by __post_init__, which names the field itself
+        return f"  {key}.{text}" if key else f"  {text}"
+    return f"  {key}: {text[0].lower()}{text[1:]}, got {problem['input']!r}"
+
+
+def _changed(stage: Stage, changes: dict[str, Any]) -> Stage:
+    of_lists = {f.name for f in fields(stage.lists)}
+    of_training = {f.name for f in fields(stage.training)}
+    if unknown := changes.keys() - of_lists - of_training:
+        valid = ", ".join(sorted(of_lists | of_training | {"seed"}))
+        raise ValueError(f"unknown change {sorted(unknown)}: expected names among {valid}")
+    return replace(
+        stage,
+        lists=replace(stage.lists, **{k: v for k, v in changes.items() if k in of_lists}),
+        training=replace(stage.training, **{k: v for k, v in changes.items() if k in of_training}),
+    )

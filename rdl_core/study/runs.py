@@ -1,0 +1,190 @@
+"""The run store: nothing is computed twice, nothing half computed is taken for whole.
+
+A run is a folder ``<kind>-<id>/`` whose id is the hash of all that can change its result: its
+configuration, the fingerprint of its data, and the code that computes it. That code is the module
+which does the work and every module of ours that it imports, read as syntax trees without
+docstrings and comments, so that better prose recomputes nothing. ``manifest.json`` is written last;
+a folder without one is unfinished, and the computation goes on in it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+__all__ = ["Run", "code_hash", "obtain", "project_folder", "runs_folder"]
+
+_VERSIONS = ("torch", "transformers", "tokenizers", "sentence-transformers", "bm25s")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    manifest: dict
+    """``id``, ``kind``, ``config``, ``data``, ``code``, ``versions``, ``device``, ``wall_s``, ..."""
+
+
+def project_folder() -> Path:
+    """The checkout this package runs from, else the folder the process started in.
+
+    >>> project_folder().is_dir()
+    True
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    return checkout if (checkout / "profiles").is_dir() else Path.cwd()
+
+
+def runs_folder() -> Path:
+    """Where runs are kept: ``RDL_RUNS``, else ``runs/`` in the project."""
+    return Path(os.environ.get("RDL_RUNS") or project_folder() / "runs").expanduser().resolve()
+
+
+def obtain(
+    kind: str,
+    config: object,
+    *,
+    data: str,
+    code: Iterable[str],
+    compute: Callable[[Path], dict | None],
+    inputs: Iterable[str] = (),
+) -> Run:
+    """Give a finished run: the stored one, or one computed now.
+
+    Args:
+        kind: What is computed, such as ``"train"``; the first part of the folder's name.
+        config: A dataclass; all of it counts for the id.
+        data: Fingerprint of the data that go in.
+        code: Names of the modules that do the work; those they import count too.
+        compute: Fills the folder it is given and may return more entries for the manifest. Found
+            unfinished, a folder is handed to it again as it was left.
+        inputs: Ids of other runs that go in.
+
+    Returns:
+        The run. Two processes that ask for the same run do not both compute it.
+    """
+    identity = {
+        "kind": kind, "config": asdict(config), "data": data, "inputs": list(inputs),
+        "code": code_hash(*code), "versions": _versions(),
+    }
+    run_id = f"{kind}-{_hash(json.dumps(identity, sort_keys=True))}"
+    folder = runs_folder() / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        manifest_file = folder / "manifest.json"
+        if manifest_file.exists():
+            manifest = json.loads(manifest_file.read_text())
+            _log.info("%s: reused, same configuration, data and code", run_id)
+            return Run(folder, manifest)
+        (folder / "config.json").write_text(json.dumps(identity, indent=1))
+        _log.info("%s: computing", run_id)
+        started = time.monotonic()
+        more = compute(folder) or {}
+        manifest = {
+            "id": run_id, **identity, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_s": round(time.monotonic() - started, 2), **_machine(), **more,
+        }
+        partial = folder / "manifest.json.partial"
+        partial.write_text(json.dumps(manifest, indent=1))
+        os.replace(partial, manifest_file)
+        _log.info("%s: finished in %.0f s", run_id, manifest["wall_s"])
+        return Run(folder, manifest)
+
+
+@lru_cache
+def code_hash(*modules: str) -> str:
+    """Hash of modules and of all of ours that they import, blind to docstrings and comments.
+
+    >>> code_hash("rdl_core.losses") != code_hash("rdl_core.samplers")
+    True
+    """
+    trees: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module not in trees:
+            tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_bytes())
+            waiting += _own_imports(tree)
+            trees[module] = ast.dump(_without_docstrings(tree))
+    return _hash(json.dumps(trees, sort_keys=True))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _own_imports(tree: ast.Module) -> list[str]:
+    """Modules of ours that a module imports; in ``from a import b``, ``a.b`` may be one too."""
+    named = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return [name for name in named if name.startswith("rdl_core") and _is_module(name)]
+
+
+def _is_module(name: str) -> bool:
+    parent, _, _ = name.rpartition(".")
+    if parent and importlib.util.find_spec(parent).submodule_search_locations is None:
+        return False  # a name in a module
+    return importlib.util.find_spec(name) is not None
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [
+                statement
+                for statement in body
+                if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+            ]
+    return tree
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _VERSIONS}
+
+
+@lru_cache(maxsize=1)
+def _machine() -> dict:
+    """What a reader must know of the machine to place a result."""
+    commit = subprocess.run(
+        ["git", "-C", str(project_folder()), "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False,
+    ).stdout.strip()
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "commit": commit or None,
+    }
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

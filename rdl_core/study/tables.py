@@ -1,0 +1,229 @@
+"""From rankings to tables and sentences: what a result page shows comes from here.
+
+`compare` turns named systems into per-query values; every table, sentence and provenance strip is
+computed from its result, so that none of them can drift from another.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import resources
+
+import pandas as pd
+
+from rdl_core.data.collections import load
+from rdl_core.evaluate import compare as compare_values
+from rdl_core.evaluate import equivalence, per_query
+from rdl_core.study.jobs import RankingConfig, StudentConfig, chosen_queries, ranking, student
+from rdl_core.study.profile import Profile
+from rdl_core.study.runs import Run
+
+__all__ = [
+    "Results", "compare", "differences", "display_table", "matching", "provenance", "published",
+    "sentence", "speed_sentence", "timing_table", "training_log",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Results:
+    """Systems compared on the same queries."""
+
+    profile: Profile
+    """The profile that they ran at."""
+    values: pd.DataFrame
+    """The profile's measure, ``[query_id, system]``, mean over seeds."""
+    rankings: dict[str, tuple[Run, ...]]
+    """For each system, its rankings, one per seed."""
+
+
+def compare(profile: Profile, systems: dict[str, str | StudentConfig]) -> Results:
+    """Run, or fetch from the store, some systems on the profile's test queries.
+
+    Args:
+        profile: The profile.
+        systems: By label: ``"first_stage"``, ``"bi_encoder"``, ``"fused"``, or a student, which is
+            trained once for each of the profile's seeds.
+    """
+    qrels = load(profile.test.collection).qrels
+    columns, rankings = {}, {}
+    for label, system in systems.items():
+        seeded = (
+            [replace(system, seed=seed) for seed in profile.seeds]
+            if isinstance(system, StudentConfig)
+            else [system]
+        )
+        rankings[label] = tuple(
+            ranking(
+                RankingConfig(candidates=profile.test, system=one, precision=profile.precision)
+            )
+            for one in seeded
+        )
+        columns[label] = _measured(rankings[label], qrels, profile)
+    return Results(profile, pd.DataFrame(columns), rankings)
+
+
+def differences(results: Results, baseline: str) -> pd.DataFrame:
+    """Means, intervals and tests against a baseline; see `rdl_core.evaluate.compare`."""
+    return compare_values(results.values, baseline)
+
+
+def display_table(differences: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """A table for people: means and differences with their intervals, p after Holm."""
+    baseline = differences["p_value"].isna()
+    table = pd.DataFrame(
+        {
+            measure: differences["mean"].map("{:.3f}".format),
+            "95 % interval": _intervals(differences, "ci_low", "ci_high", "{:.3f}"),
+            "difference": differences["delta"].map("{:+.3f}".format).mask(baseline, "baseline"),
+            "95 % interval of it": _intervals(
+                differences, "delta_low", "delta_high", "{:+.3f}"
+            ).mask(baseline, ""),
+            "p (Holm)": differences["p_holm"].map("{:.3f}".format).mask(baseline, ""),
+        }
+    )
+    table.index.name = "system"
+    return table.reset_index()
+
+
+def sentence(differences: pd.DataFrame, results: Results) -> str:
+    """The answer in words: the best system, and which differ from the baseline."""
+    measure, n = results.profile.measure, len(results.values)
+    baseline = differences.index[differences["p_value"].isna()][0]
+    best = differences["mean"].idxmax()
+    row = differences.loc[best]
+    seeds = len(results.profile.seeds)
+    head = (
+        f"On {n} queries of `{results.profile.test.collection}`, with {seeds} "
+        f"seed{'s' if seeds > 1 else ''}, **{best}** has the highest {measure}: "
+        f"{row['mean']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f})."
+    )
+    differ = differences.index[differences["significant"].fillna(False).astype(bool)]
+    if len(differ):
+        listed = ", ".join(f"{name} ({differences.loc[name, 'delta']:+.3f})" for name in differ)
+        tail = f"Significantly different from {baseline} (p < .05 after Holm): {listed}."
+    else:
+        tail = (
+            f"None differs significantly from {baseline}, which does not show that they are equal: "
+            f"the widest interval reaches from {differences['delta_low'].min():+.3f} to "
+            f"{differences['delta_high'].max():+.3f}."
+        )
+    return f"{head} {tail}"
+
+
+def provenance(results: Results) -> str:
+    """Where a page's figures come from, as HTML: data, teacher, machine, runs, command."""
+    profile = results.profile
+    trained = {
+        run.manifest["inputs"][0]: run
+        for runs in results.rankings.values()
+        for run in runs
+        if run.manifest["inputs"]
+    }
+    first = next(iter(results.rankings.values()))[0].manifest
+    seconds = sum(run.manifest["wall_s"] for runs in results.rankings.values() for run in runs)
+    entries = {
+        "Data and teacher": profile.label,
+        "Test": f"{profile.test.collection}, {len(results.values)} queries, "
+        f"{profile.test.first_stage} top {profile.test.depth}",
+        "Seeds": ", ".join(map(str, profile.seeds)),
+        "Machine": f"{first['device']}, {first['threads']} threads",
+        "Versions": ", ".join(f"{name} {v}" for name, v in first["versions"].items()),
+        "Ranking took": f"{seconds:.0f} s in all",
+        "Students": ", ".join(sorted(trained)) or "none",
+        "Commit": first["commit"] or "not in git",
+    }
+    rows = "".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in entries.items())
+    return (
+        f'<div class="rdl-provenance"><span class="rdl-badge rdl-badge-{profile.scale}">'
+        f"{profile.scale}</span> profile <code>{html.escape(profile.name)}</code>"
+        f"<details><summary>Where these figures come from</summary><dl>{rows}</dl></details></div>"
+    )
+
+
+def published(table: str) -> pd.DataFrame:
+    """A table of the paper (Schlatt et al., ECIR 2025), as nDCG@10.
+
+    Args:
+        table: ``"trec_dl"`` and ``"loss"`` (rows by columns), ``"depth"`` and ``"queries"`` (one
+            row per depth or number of queries), ``"tirex"``, or ``"efficiency"``.
+
+    >>> published("loss").loc["RankNet"].round(3).tolist()
+    [0.72, 0.711, 0.768, 0.77]
+    """
+    data = _paper()[table]
+    if "x" in data:
+        columns = {name: data[name] for name in ("bm25", "colbert")}
+        return pd.DataFrame(columns, index=pd.Index(data["x"], name=table))
+    if table == "efficiency":
+        return pd.DataFrame.from_dict(dict(data["rows"]), orient="index")
+    return pd.DataFrame({name: row[0] for name, *row in data["rows"]}, index=data["columns"]).T
+
+
+def training_log(config: StudentConfig) -> pd.DataFrame:
+    """Loss and learning rate of every step of every stage of a student."""
+    stages = []
+    for n in range(1, len(config.stages) + 1):
+        run = student(replace(config, stages=config.stages[:n]))
+        log = pd.read_json(run.folder / "log.jsonl", lines=True)
+        stages.append(log.assign(stage=f"stage {n}: {config.stages[n - 1].training.loss}"))
+    return pd.concat(stages, ignore_index=True)
+
+
+def _measured(
+    rankings: tuple[Run, ...], qrels: pd.DataFrame, profile: Profile
+) -> pd.Series:
+    """The profile's measure per query, mean over rankings; a query without candidates counts 0."""
+    judged = qrels[qrels["query_id"].isin(chosen_queries(profile.test))]
+    values = [
+        per_query(judged, pd.read_parquet(run.folder / "run.parquet"), (profile.measure,))
+        .set_index("query_id")[profile.measure]
+        for run in rankings
+    ]
+    return pd.concat(values, axis=1).mean(axis=1)
+
+
+def _intervals(frame: pd.DataFrame, low: str, high: str, number: str) -> pd.Series:
+    return frame[low].map(number.format) + " to " + frame[high].map(number.format)
+
+
+@lru_cache(maxsize=1)
+def _paper() -> dict:
+    return json.loads(resources.files(__package__).joinpath("paper_tables.json").read_text())
+
+
+def matching(results: Results, system: str, reference: str) -> str:
+    """Whether a system matches a reference, in words: a test of equivalence, not of difference."""
+    test = equivalence(results.values, system, reference)
+    found = "matches" if test.equivalent else "is not shown to match"
+    return (
+        f"**{system}** {found} **{reference}** within {test.margin} {results.profile.measure} "
+        f"(difference {test.delta:+.3f}, 90 % interval {test.delta_low:+.3f} to "
+        f"{test.delta_high:+.3f}, TOST p = {test.p_value:.3f})."
+    )
+
+
+def timing_table(timings: pd.DataFrame) -> pd.DataFrame:
+    """Latency, throughput and weights for people."""
+    table = pd.DataFrame(
+        {
+            "median, ms": timings["median_ms"].map("{:.1f}".format),
+            "95th percentile, ms": timings["p95_ms"].map("{:.1f}".format),
+            "passages per s": timings["passages_per_s"].map("{:,.0f}".format),
+            "weights, MiB": (timings["weight_bytes"] / 2**20).map("{:.0f}".format),
+            "timings": timings["n_timings"],
+        }
+    )
+    return table.reset_index()
+
+
+def speed_sentence(timings: pd.DataFrame, system: str, peer: str) -> str:
+    """The answer of a timing run in words."""
+    ours, theirs = timings.loc[system, "median_ms"], timings.loc[peer, "median_ms"]
+    return (
+        f"**{system}** takes {ours:.0f} ms for a query (median of "
+        f"{timings.loc[system, 'n_timings']} timings); **{peer}** {theirs:.0f} ms for the same "
+        f"weights and passages, {theirs / ours:.2f} times as long."
+    )

@@ -1,0 +1,85 @@
+"""The templates: thin, unexecuted, checked, and readable by everyone.
+
+Mutations seen to fail: an output left in; a second parameters cell; a `def` in a cell; a figure
+without alternative text; a parameter that its dataclass does not have.
+"""
+
+import ast
+
+import nbformat
+import pytest
+
+from rdl_core.study.parameters import NOTEBOOKS, check_parameters
+from rdl_core.study.profile import load_profile
+from rdl_core.study.runs import project_folder
+
+FOLDER = project_folder() / "notebooks"
+
+
+@pytest.fixture(params=sorted(NOTEBOOKS))
+def notebook(request):
+    return request.param, nbformat.read(FOLDER / f"{request.param}.ipynb", as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_template_is_known():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NOTEBOOKS)
+
+
+def test_no_outputs_and_a_portable_kernel(notebook):
+    _, content = notebook
+    assert not any(c.outputs or c.execution_count for c in code_cells(content))
+    assert content.metadata.kernelspec.name == "python3"
+
+
+def test_first_code_cell_holds_the_parameters_and_nothing_else(notebook):
+    name, content = notebook
+    tagged = [c for c in code_cells(content) if "parameters" in c.metadata.get("tags", [])]
+    assert tagged == code_cells(content)[:1]
+    assigned = {
+        statement.targets[0].id: ast.literal_eval(statement.value)
+        for statement in ast.parse(tagged[0].source).body
+    }
+    assert all("#" in line for line in tagged[0].source.splitlines()), "say what each one is"
+    checked = check_parameters(name, assigned)
+    assert set(assigned) == set(checked.__dataclass_fields__)
+
+
+def test_cells_are_thin(notebook):
+    _, content = notebook
+    for cell in code_cells(content):
+        assert len(cell.source.splitlines()) <= 15
+        kinds = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
+        assert not any(isinstance(node, kinds) for node in ast.walk(ast.parse(cell.source)))
+        assert "sys.path" not in cell.source
+
+
+def test_every_figure_has_alternative_text_a_caption_and_a_name(notebook):
+    _, content = notebook
+    for cell in code_cells(content):
+        if "figure =" in cell.source:
+            shown = cell.metadata["mystnb"]
+            assert len(shown["image"]["alt"]) > 20
+            assert len(shown["figure"]["caption"]) > 20
+            assert shown["figure"]["name"].startswith("fig-")
+
+
+def test_figure_names_are_unique():
+    names = [
+        cell.metadata["mystnb"]["figure"]["name"]
+        for path in FOLDER.glob("*.ipynb")
+        for cell in code_cells(nbformat.read(path, as_version=4))
+        if "mystnb" in cell.metadata
+    ]
+    assert len(names) == len(set(names)) > 0
+
+
+@pytest.mark.parametrize("profile", [p.stem for p in project_folder().glob("profiles/*.yaml")])
+def test_every_profile_gives_every_notebook_what_it_needs(profile):
+    given = load_profile(profile).notebooks
+    assert set(given) <= set(NOTEBOOKS)
+    for name in NOTEBOOKS:
+        check_parameters(name, {"profile": profile, **given.get(name, {})})

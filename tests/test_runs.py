@@ -1,0 +1,123 @@
+"""The run store: one computation per configuration, data and code; never a half one taken as whole.
+
+Mutations seen to fail: data left out of the id; the manifest written before computing; docstrings
+counted as code; imports not followed.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+
+import pytest
+
+from rdl_core.study import runs
+
+CODE = ("rdl_core.losses",)
+
+
+@dataclass(frozen=True)
+class Config:
+    steps: int
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def write(text):
+    return lambda folder: (folder / "result").write_text(text) and None
+
+
+def obtain(config=Config(1), data="d", compute=None, kind="test", **more):
+    return runs.obtain(kind, config, data=data, code=CODE, compute=compute or write("x"), **more)
+
+
+def never(folder):
+    raise AssertionError("computed again")
+
+
+def test_a_finished_run_is_reused_and_says_so(caplog):
+    first = obtain()
+    with caplog.at_level(logging.INFO, "rdl_core"):
+        logging.getLogger("rdl_core").propagate = True
+        again = obtain(compute=never)
+    assert again == first
+    assert (again.folder / "result").read_text() == "x"
+    assert f"{first.manifest['id']}: reused" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change", [{"config": Config(2)}, {"data": "e"}, {"kind": "other"}, {"inputs": ["train-1"]}]
+)
+def test_whatever_can_change_the_result_changes_the_id(change):
+    assert obtain(**change).manifest["id"] != obtain().manifest["id"]
+
+
+def test_a_failed_run_is_handed_its_folder_again(folder):
+    def fail(folder):
+        (folder / "checkpoint").write_text("half")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        obtain(compute=fail)
+    assert not list(folder.glob("*/manifest.json"))
+    seen = []
+    obtain(compute=lambda folder: seen.append((folder / "checkpoint").read_text()))
+    assert seen == ["half"]
+
+
+def test_the_manifest_tells_what_a_reader_must_know():
+    run = obtain(compute=lambda folder: {"n_lists": 3})
+    saved = json.loads((run.folder / "manifest.json").read_text())
+    assert saved == run.manifest
+    assert saved["config"] == {"steps": 1}
+    assert saved["n_lists"] == 3
+    assert {"versions", "device", "threads", "python", "commit", "wall_s", "code"} <= set(saved)
+
+
+def hash_of(folder, **sources):
+    """Code hash of ``rdl_core.fake`` in a process of its own, with the given sources."""
+    root = folder / "rdl_core"
+    root.mkdir(exist_ok=True)
+    for name, source in sources.items():
+        (root / f"{name}.py").write_text(textwrap.dedent(source))
+    program = f"""
+        import rdl_core, rdl_core.study.runs as runs
+        rdl_core.__path__.append({str(root)!r})
+        print(runs.code_hash("rdl_core.fake"))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_code_hash_follows_imports_and_is_blind_to_prose(tmp_path):
+    plain = {"fake": "from rdl_core.helper import f\nx = f(1)\n", "helper": "def f(a): return a\n"}
+    before = hash_of(tmp_path, **plain)
+    commented = '"""New words."""\nfrom rdl_core.helper import f  # why\n\nx = f(1)\n'
+    assert hash_of(tmp_path, **plain | {"fake": commented}) == before
+    documented = 'def f(a):\n    """Say more."""\n    return a\n'
+    assert hash_of(tmp_path, **plain | {"helper": documented}) == before
+    assert hash_of(tmp_path, **plain | {"helper": "def f(a): return -a\n"}) != before
+
+
+def test_two_processes_compute_once(folder):
+    program = textwrap.dedent(f"""
+        import sys, time
+        from pathlib import Path
+        sys.path.insert(0, {str(runs.project_folder() / "tests")!r})
+        from test_runs import Config
+        from rdl_core.study import runs
+        def compute(folder):
+            time.sleep(0.5)
+            with Path({str(folder)!r}, "count").open("a") as file:
+                file.write("x")
+        runs.obtain("test", Config(7), data="d", code=("rdl_core.losses",), compute=compute)
+    """)
+    both = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert (folder / "count").read_text() == "x"
