@@ -18,15 +18,15 @@ env: $(READY)
 $(READY): requirements.lock pyproject.toml
 	@echo "making $(VENV) (about three minutes; once)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
 
 # After a change of dependencies: solve them anew and write down what was chosen.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install -qq torch==2.13.0 --editable ".[test]"
-	$(VENV)-lock/bin/python -m pip freeze --exclude-editable > requirements.lock
+	$(VENV)-lock/bin/python -m pip install -qq --no-compile torch==2.13.0 --editable ".[test]"
+	$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 	rm -rf $(VENV)-lock
 
 clean:

@@ -4,15 +4,16 @@ Mutations seen to fail: data left out of the id; the manifest written before com
 counted as code; imports not followed.
 """
 
+import importlib
 import json
 import logging
-import subprocess
-import sys
-import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
 
+import rdl_core
 from rdl_core.study import runs
 
 CODE = ("rdl_core.losses",)
@@ -80,44 +81,33 @@ def test_the_manifest_tells_what_a_reader_must_know():
     assert {"versions", "device", "threads", "python", "commit", "wall_s", "code"} <= set(saved)
 
 
-def hash_of(folder, **sources):
-    """Code hash of ``rdl_core.fake`` in a process of its own, with the given sources."""
-    root = folder / "rdl_core"
-    root.mkdir(exist_ok=True)
+def hash_of(folder, monkeypatch, **sources):
+    """Code hash of ``rdl_core.fake`` with the given sources."""
     for name, source in sources.items():
-        (root / f"{name}.py").write_text(textwrap.dedent(source))
-    program = f"""
-        import rdl_core, rdl_core.study.runs as runs
-        rdl_core.__path__.append({str(root)!r})
-        print(runs.code_hash("rdl_core.fake"))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        (folder / f"{name}.py").write_text(source)
+    monkeypatch.setattr(rdl_core, "__path__", [*rdl_core.__path__, str(folder)])
+    importlib.invalidate_caches()
+    runs.code_hash.cache_clear()
+    return runs.code_hash("rdl_core.fake")
 
 
-def test_code_hash_follows_imports_and_is_blind_to_prose(tmp_path):
+def test_code_hash_follows_imports_and_is_blind_to_prose(tmp_path, monkeypatch):
     plain = {"fake": "from rdl_core.helper import f\nx = f(1)\n", "helper": "def f(a): return a\n"}
-    before = hash_of(tmp_path, **plain)
+    before = hash_of(tmp_path, monkeypatch, **plain)
     commented = '"""New words."""\nfrom rdl_core.helper import f  # why\n\nx = f(1)\n'
-    assert hash_of(tmp_path, **plain | {"fake": commented}) == before
+    assert hash_of(tmp_path, monkeypatch, **plain | {"fake": commented}) == before
     documented = 'def f(a):\n    """Say more."""\n    return a\n'
-    assert hash_of(tmp_path, **plain | {"helper": documented}) == before
-    assert hash_of(tmp_path, **plain | {"helper": "def f(a): return -a\n"}) != before
+    assert hash_of(tmp_path, monkeypatch, **plain | {"helper": documented}) == before
+    assert hash_of(tmp_path, monkeypatch, **plain | {"helper": "def f(a): return -a\n"}) != before
 
 
-def test_two_processes_compute_once(folder):
-    program = textwrap.dedent(f"""
-        import sys, time
-        from pathlib import Path
-        sys.path.insert(0, {str(runs.project_folder() / "tests")!r})
-        from test_runs import Config
-        from rdl_core.study import runs
-        def compute(folder):
-            time.sleep(0.5)
-            with Path({str(folder)!r}, "count").open("a") as file:
-                file.write("x")
-        runs.obtain("test", Config(7), data="d", code=("rdl_core.losses",), compute=compute)
-    """)
-    both = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
-    assert (folder / "count").read_text() == "x"
+def test_two_that_ask_at_once_compute_once(folder):
+    def slow(folder):
+        time.sleep(0.2)
+        with (folder / "count").open("a") as file:
+            file.write("x")
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: obtain(compute=slow), range(2))
+    assert first == second
+    assert (first.folder / "count").read_text() == "x"

@@ -1,0 +1,104 @@
+"""Tiny encoders and token stores, made from configurations: no test needs a network."""
+
+import random
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.data.tokens import TokenStore
+
+torch.set_num_threads(1)
+
+WORDS = [f"w{i}" for i in range(40)]
+KINDS = ("bert", "electra", "roberta")
+_MODELS = {
+    "bert": (BertConfig, BertForSequenceClassification, {}),
+    "electra": (ElectraConfig, ElectraForSequenceClassification, {"embedding_size": 12}),
+    "roberta": (
+        RobertaConfig,
+        RobertaForSequenceClassification,
+        {"type_vocab_size": 1, "max_position_embeddings": 66},
+    ),
+}
+
+
+def make_tokenizer(kind, words=WORDS):
+    """A fast tokenizer of whole words: ``[CLS] a [SEP] b [SEP]``, or ``<s> a </s></s> b </s>``."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if kind == "roberta" else [
+        "[CLS]", "[PAD]", "[SEP]", "[UNK]"
+    ]
+    cls, pad, sep, unknown = special
+    vocabulary = {word: i for i, word in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = ((sep, vocabulary[sep]), (cls, vocabulary[cls]))
+    if kind == "roberta":
+        tokenizer.post_processor = processors.RobertaProcessing(*ends)
+    else:
+        tokenizer.post_processor = processors.BertProcessing(*ends)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64, pad_token=pad, unk_token=unknown,
+        cls_token=cls, sep_token=sep, model_input_names=inputs[:: 2 if kind == "roberta" else 1],
+    )
+
+
+def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
+    """Random weights, some ten times larger than usual, so that scores differ."""
+    config, model, settings = _MODELS[kind]
+    torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": len(WORDS) + 4, "hidden_size": 24, "num_hidden_layers": layers,
+        "num_attention_heads": 3, "intermediate_size": 32, "max_position_embeddings": 64,
+        "pad_token_id": 1,
+    }
+    return model(
+        config(
+            **(sizes | settings), num_labels=own.pop("num_labels", 1), initializer_range=0.2,
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=0.0, **own,
+        )
+    )
+
+
+def make_student(kind="bert", *, query_tokens=5, passage_tokens=20, **own):
+    """A cross-encoder of two layers in evaluation mode."""
+    student = CrossEncoder(
+        make_model(kind, **own), make_tokenizer(kind), query_tokens=query_tokens,
+        passage_tokens=passage_tokens,
+    )
+    return student.eval()
+
+
+def make_texts(n, *, seed, longest):
+    """`n` texts of 1 to `longest` words."""
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, longest))) for _ in range(n)]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """Each architecture in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """Seven queries and thirteen passages, some of them longer than a student reads."""
+    return make_texts(7, seed=1, longest=8), make_texts(13, seed=2, longest=30)
+
+
+@pytest.fixture(scope="session")
+def stores(texts):
+    """Token stores of the texts; the tokenizers of all kinds give the same ids."""
+    return tuple(TokenStore.of_texts(part, make_tokenizer("bert")) for part in texts)
