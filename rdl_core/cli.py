@@ -12,6 +12,7 @@ import typer
 from rdl_core.progress import log_plainly
 from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
+from rdl_core.study.site import broken_links
 
 __all__ = ["app"]
 
@@ -41,7 +42,11 @@ def book(
     built = subprocess.run([*command, "-q"], cwd=root, check=False)
     if built.returncode:
         raise typer.Exit(built.returncode)
-    page = root / "_build" / "html" / "index.html"
+    site = root / "_build" / "html"
+    if broken := broken_links(site):
+        typer.echo("error: the book has broken links\n" + "\n".join(broken), err=True)
+        raise typer.Exit(1)
+    page = site / "index.html"
     typer.echo(
         f"study {studied - started:.0f} s, book {time.monotonic() - studied:.0f} s; open {page.as_uri()}"
     )

@@ -179,6 +179,14 @@ class CrossEncoder(nn.Module):
         order = torch.cat(batches).to(self.device)
         return torch.empty_like(torch.cat(scores)).index_copy(0, order, torch.cat(scores))
 
+    def head_names(self) -> set[str]:
+        """Names of the weights that turn the first position into a score, in the wrapped model."""
+        return {
+            name
+            for name, _ in self.model.named_parameters()
+            if name.startswith("classifier.") or ".pooler." in name
+        }
+
     def save_pretrained(self, folder: Path) -> None:
         """Write a folder that transformers and sentence-transformers load unaided."""
         self.model.config.sentence_transformers = {

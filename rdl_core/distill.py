@@ -17,6 +17,7 @@ import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -41,12 +42,12 @@ class StageConfig:
     """How one stage trains."""
 
     sampler: str
-    """A key of `rdl_core.samplers.SAMPLERS`."""
-    sampler_options: dict[str, float | int | str] = field(default_factory=dict)
+    """A key of `rdl_core.samplers.SAMPLERS`; all but ``in_corpus``, which draws no candidates."""
+    sampler_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the sampler."""
     loss: str
     """A key of `rdl_core.losses.LOSSES`."""
-    loss_options: dict[str, float | int | str] = field(default_factory=dict)
+    loss_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the loss."""
     targets: str
     """``"teacher"``: the teacher's ranks; ``"judgments"``: relevance, unjudged counting 0."""
@@ -64,6 +65,8 @@ class StageConfig:
     """Steps of linear warm-up; a linear decay to a tenth follows where `decay` is true."""
     decay: bool = False
     """Whether the learning rate decays."""
+    head_rate: float = 1.0
+    """The head's learning rate, as a multiple; a fresh head learns faster with 10."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     max_gradient_norm: float = 0.0
@@ -83,7 +86,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         for name, valid in (
-            ("sampler", SAMPLERS),
+            ("sampler", SAMPLERS.keys() - {"in_corpus"}),
             ("loss", LOSSES),
             ("targets", ("teacher", "judgments")),
             ("precision", PRECISIONS),
@@ -96,7 +99,7 @@ class StageConfig:
         for name, least in (
             ("list_size", 2), ("queries_per_step", 1), ("steps", 1), ("token_budget", 1),
             ("checkpoint_every", 1), ("warmup_steps", 0), ("max_gradient_norm", 0),
-            ("weight_decay", 0), ("positive_grade", 1),
+            ("weight_decay", 0), ("positive_grade", 1), ("head_rate", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
@@ -142,9 +145,7 @@ def distill(
     lists, queries, passages = (x.to(device) for x in (lists, queries, passages))
     student.model.get_input_embeddings().requires_grad_(config.train_word_embeddings)
     weights = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
-    optimiser = torch.optim.AdamW(
-        weights.values(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimiser = _optimiser(student, weights, config)
     start = _resume(folder, weights, optimiser)
     student.train()
     _set_dropout(student, config.dropout)
@@ -242,6 +243,17 @@ def _targets(batch: RankedLists, sampled: SampledLists, config: StageConfig) -> 
     return torch.where(grades >= config.positive_grade, grades, 0).float()
 
 
+def _optimiser(
+    student: CrossEncoder, weights: dict[str, Tensor], config: StageConfig
+) -> torch.optim.AdamW:
+    head = student.head_names()
+    groups = [
+        {"params": [w for name, w in weights.items() if (name in head) == of_head], "multiple": rate}
+        for of_head, rate in ((False, 1.0), (True, config.head_rate))
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
 def _set_learning_rate(
     optimiser: torch.optim.Optimizer, config: StageConfig, step: int
 ) -> float:
@@ -251,7 +263,7 @@ def _set_learning_rate(
         share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         rate *= 1.0 - 0.9 * share
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["multiple"]
     return rate
 
 

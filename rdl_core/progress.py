@@ -50,14 +50,15 @@ def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> It
 
 
 def log_plainly() -> None:
-    """Show this package's messages on standard error, and of other packages only warnings.
+    """Show the messages of this package, and of notebooks that it runs, on standard error.
 
     For programs and notebooks to call once; a library never configures logging by being imported.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    package = logging.getLogger("rdl_core")
-    package.handlers, package.propagate = [handler], False
-    package.setLevel(logging.INFO)
+    for name, form in (("rdl_core", "%(asctime)s %(message)s"), ("papermill", "%(message)s")):
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(form, "%H:%M:%S"))
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

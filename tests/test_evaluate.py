@@ -75,7 +75,7 @@ def test_an_empty_run_counts_0_everywhere():
 
 
 def test_a_run_with_ids_of_another_kind_is_noticed(caplog):
-    """Cranfield's published 0.01 for every system, BM25 included, comes of ids that do not match."""
+    """Cranfield's published 0.01 for every system, BM25 included, comes of ids that differ."""
     per_query(QRELS, RUN.assign(doc_id="doc-" + RUN["doc_id"]))
     assert "no passage of the run is judged" in caplog.text
 
@@ -466,7 +466,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         row = compare(_values(seed)[["base", "some"]], "base").loc["some"]
         covered += [row["delta_low"] <= 0.045 <= row["delta_high"]]
         covered += [row["ci_low"] <= 0.45 + 0.045 <= row["ci_high"]]
-    assert 0.85 <= np.mean(covered) < 1
+    assert 0.9 <= np.mean(covered) < 1
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from pathlib import Path
 import pandas as pd
 
 from rdl_core.data.downloads import cache_folder
+from rdl_core.progress import progress
 
 __all__ = ["PACKAGES", "SPLITS", "Entry", "Frames", "build", "load", "parse_docstring", "split_of"]
 
@@ -223,12 +224,14 @@ def _distinct(entries: Iterable[Entry]) -> dict[str, Entry]:
 
 
 def _entries() -> Iterator[Entry]:
-    for root, prefix in _roots():
-        for path in sorted(root.rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            if not _SKIPPED_FOLDERS.intersection(parts):
-                module = ".".join((*prefix, *(p for p in parts if p != "__init__")))
-                yield from _module_entries(module, path)
+    files = [
+        (".".join((*prefix, *(part for part in parts if part != "__init__"))), path)
+        for root, prefix in _roots()
+        for path in sorted(root.rglob("*.py"))
+        if not _SKIPPED_FOLDERS.intersection(parts := path.relative_to(root).with_suffix("").parts)
+    ]
+    for module, path in progress(files, total=len(files), what="reading docstrings"):
+        yield from _module_entries(module, path)
 
 
 def _roots() -> Iterator[tuple[Path, tuple[str, ...]]]:

@@ -9,6 +9,7 @@ Reimers & Gurevych, EMNLP 2019 (bi-encoder).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import bm25s
@@ -39,9 +40,9 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
     ['b']
     """
     index = bm25s.BM25(k1=1.5, b=0.75)
-    index.index(_words(passages["text"]), show_progress=False)
+    index.index(_words(passages["text"]), show_progress=_bars())
     rows, scores = index.retrieve(
-        _words(queries["query"]), k=min(depth, len(passages)), show_progress=False
+        _words(queries["query"]), k=min(depth, len(passages)), show_progress=_bars()
     )
     frame = _candidates(queries["query_id"], passages["doc_id"], rows.astype(np.int64), scores)
     return frame[frame["score"] > 0].reset_index(drop=True)
@@ -94,6 +95,10 @@ def dense(
     return _candidates(
         queries["query_id"], passages["doc_id"], best.indices.numpy(), best.values.numpy()
     )
+
+
+def _bars() -> bool:
+    return sys.stderr.isatty()
 
 
 def _words(texts: pd.Series) -> object:

@@ -1,8 +1,10 @@
 """The claim ledger: each claim of the paper, and what a run of the study says of it.
 
-A verdict is read off an interval, by one rule for all: *same direction* or *opposite direction*
-where the 95 % interval of the difference excludes 0, *not separable* where it does not. It speaks
-of the run's own data and teacher; only a run on the paper's data bears on the paper.
+A verdict is read off an interval. Of a claim that one system is better: *same direction* or
+*opposite direction* where the 95 % interval of the difference excludes 0, *not separable* where it
+does not. Of a claim that two are equal: *equal* where the 90 % interval lies within 0.02 (TOST),
+*not shown* where it does not. It speaks of the run's own data and teacher; only a run on the paper's
+data bears on the paper.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import html
 from dataclasses import dataclass
 
 import pandas as pd
+from IPython.display import HTML
 
+from rdl_core.evaluate import equivalence
 from rdl_core.study.profile import Profile
 from rdl_core.study.tables import compare, differences, published
 
@@ -32,10 +36,12 @@ class Claim:
     """Arguments of `Profile.student` for the system that should be better; None: not attempted."""
     worse: dict | None = None
     """And for the other."""
+    equal: bool = False
+    """Whether the claim is that neither is better."""
 
 
-def ledger(profile: Profile) -> str:
-    """The ledger of a run, as an HTML table.
+def ledger(profile: Profile) -> HTML:
+    """The ledger of a run, as a table.
 
     Args:
         profile: The run's profile. Students that its pages have trained come from the store.
@@ -50,7 +56,10 @@ def ledger(profile: Profile) -> str:
     heads = "".join(
         f"<th>{head}</th>" for head in ("The paper", "published", "this run", "verdict", "page")
     )
-    return f'<table class="dataframe rdl-ledger"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
+    return HTML(
+        f'<table class="dataframe rdl-ledger"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{lines}</tbody></table>"
+    )
 
 
 def verdict(row: pd.Series) -> str:
@@ -68,7 +77,12 @@ def _seen(claim: Claim, profile: Profile) -> tuple[str, str]:
     if claim.better is None:
         return "", "not attempted"
     systems = {"better": profile.student(**claim.better), "worse": profile.student(**claim.worse)}
-    row = differences(compare(profile, systems), "worse").loc["better"]
+    results = compare(profile.ablation, systems)
+    row = differences(results, "worse").loc["better"]
+    if claim.equal:
+        test = equivalence(results.values, "better", "worse")
+        said = f"equal within {test.margin}" if test.equivalent else "not shown"
+        return f"{test.delta:+.3f} ({test.delta_low:+.3f} to {test.delta_high:+.3f})", said
     interval = f"{row['delta_low']:+.3f} to {row['delta_high']:+.3f}"
     return f"{row['delta']:+.3f} ({interval})", verdict(row)
 
@@ -114,7 +128,7 @@ def _claims(profile: Profile) -> list[Claim]:
         Claim(
             text="RankNet and ADR-MSE do equally well",
             published=f"{(loss.loc['RankNet'] - loss.loc['ADR-MSE']).mean():+.3f}", page="loss",
-            better={"loss": "ranknet"}, worse={"loss": "adr_mse"},
+            better={"loss": "ranknet"}, worse={"loss": "adr_mse"}, equal=True,
         ),
         Claim(
             text="A student is up to 173 times faster than its teacher",

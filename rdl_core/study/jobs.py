@@ -189,7 +189,10 @@ def ranking(config: RankingConfig) -> Run:
             scored = candidates.assign(score=scores)[["query_id", "doc_id", "score"]]
         run = settle_ties(scored, candidates)
         run.to_parquet(folder / "run.parquet", index=False)
-        return {"n_queries": run["query_id"].nunique(), "n_pairs": len(run)}
+        return {
+            "n_queries": run["query_id"].nunique(), "n_pairs": len(run),
+            "precision": resolve_precision(config.precision, _device()) if trained else None,
+        }
 
     encoder = system.encoder if trained else config.candidates.teacher_encoder
     return obtain(

@@ -45,6 +45,8 @@ class Profile:
     """Listwise stage, on the teacher's order."""
     test: ListsConfig
     """Test queries and their candidates."""
+    ablation_queries: int
+    """So many of the test queries serve the pages that compare many students."""
     precision: str = "auto"
     """In which students score."""
     seeds: tuple[int, ...] = (0,)
@@ -59,8 +61,15 @@ class Profile:
     def __post_init__(self) -> None:
         if self.scale not in ("smoke", "subset", "full"):
             raise ValueError(f"scale: expected smoke, subset or full, got {self.scale!r}")
+        if self.ablation_queries < 2:
+            raise ValueError(f"ablation_queries: expected at least 2, got {self.ablation_queries}")
         if not self.seeds:
             raise ValueError("seeds: expected at least one")
+
+    @property
+    def ablation(self) -> Profile:
+        """This profile with the test queries of the ablation pages."""
+        return replace(self, test=replace(self.test, n_queries=self.ablation_queries))
 
     def student(self, stages: str = "both", **changes: Any) -> StudentConfig:
         """The profile's student, or one that differs from it in the named things.

@@ -13,6 +13,7 @@ from functools import lru_cache
 from importlib import resources
 
 import pandas as pd
+from IPython.display import HTML, Markdown
 
 from rdl_core.data.collections import load
 from rdl_core.evaluate import compare as compare_values
@@ -22,7 +23,7 @@ from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run
 
 __all__ = [
-    "Results", "compare", "differences", "display_table", "matching", "provenance", "published",
+    "Results", "as_html", "compare", "differences", "display_table", "matching", "provenance", "published",
     "sentence", "speed_sentence", "timing_table", "training_log",
 ]  # fmt: skip
 
@@ -88,7 +89,13 @@ def display_table(differences: pd.DataFrame, measure: str) -> pd.DataFrame:
     return table.reset_index()
 
 
-def sentence(differences: pd.DataFrame, results: Results) -> str:
+def as_html(table: pd.DataFrame) -> HTML:
+    """A table as the book shows it: numbers to three digits, an index only where it says something."""
+    named = not isinstance(table.index, pd.RangeIndex)
+    return HTML(table.to_html(index=named, border=0, na_rep="", float_format="{:.3f}".format))
+
+
+def sentence(differences: pd.DataFrame, results: Results) -> Markdown:
     """The answer in words: the best system, and which differ from the baseline."""
     measure, n = results.profile.measure, len(results.values)
     baseline = differences.index[differences["p_value"].isna()][0]
@@ -110,11 +117,11 @@ def sentence(differences: pd.DataFrame, results: Results) -> str:
             f"the widest interval reaches from {differences['delta_low'].min():+.3f} to "
             f"{differences['delta_high'].max():+.3f}."
         )
-    return f"{head} {tail}"
+    return Markdown(f"{head} {tail}")
 
 
-def provenance(results: Results) -> str:
-    """Where a page's figures come from, as HTML: data, teacher, machine, runs, command."""
+def provenance(results: Results) -> HTML:
+    """Where a page's figures come from: data, teacher, machine, runs, command."""
     profile = results.profile
     trained = {
         run.manifest["inputs"][0]: run
@@ -136,7 +143,7 @@ def provenance(results: Results) -> str:
         "Commit": first["commit"] or "not in git",
     }
     rows = "".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in entries.items())
-    return (
+    return HTML(
         f'<div class="rdl-provenance"><span class="rdl-badge rdl-badge-{profile.scale}">'
         f"{profile.scale}</span> profile <code>{html.escape(profile.name)}</code>"
         f"<details><summary>Where these figures come from</summary><dl>{rows}</dl></details></div>"
@@ -194,11 +201,11 @@ def _paper() -> dict:
     return json.loads(resources.files(__package__).joinpath("paper_tables.json").read_text())
 
 
-def matching(results: Results, system: str, reference: str) -> str:
+def matching(results: Results, system: str, reference: str) -> Markdown:
     """Whether a system matches a reference, in words: a test of equivalence, not of difference."""
     test = equivalence(results.values, system, reference)
     found = "matches" if test.equivalent else "is not shown to match"
-    return (
+    return Markdown(
         f"**{system}** {found} **{reference}** within {test.margin} {results.profile.measure} "
         f"(difference {test.delta:+.3f}, 90 % interval {test.delta_low:+.3f} to "
         f"{test.delta_high:+.3f}, TOST p = {test.p_value:.3f})."
@@ -219,10 +226,10 @@ def timing_table(timings: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def speed_sentence(timings: pd.DataFrame, system: str, peer: str) -> str:
+def speed_sentence(timings: pd.DataFrame, system: str, peer: str) -> Markdown:
     """The answer of a timing run in words."""
     ours, theirs = timings.loc[system, "median_ms"], timings.loc[peer, "median_ms"]
-    return (
+    return Markdown(
         f"**{system}** takes {ours:.0f} ms for a query (median of "
         f"{timings.loc[system, 'n_timings']} timings); **{peer}** {theirs:.0f} ms for the same "
         f"weights and passages, {theirs / ours:.2f} times as long."

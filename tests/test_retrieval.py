@@ -1,0 +1,121 @@
+"""First stages: BM25 against its formula, dense retrieval against brute force.
+
+MUTATIONS
+"""
+
+import math
+import random
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from rdl_core.data import retrieval
+from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.data.retrieval import bm25, dense, encode
+
+STOP_WORDS = {"a", "and", "in", "is", "of", "the"}
+TEXTS = [
+    "The red fox and the fox of the forest", "Blue whales; a BLUE whale!", "red", "the of and",
+    "Fox-hunting in red coats is red and red", "", "whale song 42 of the deep", "fox fox fox fox",
+]
+QUERIES = [
+    "red fox", "fox", "whale song", "the red of the whale", "red red fox", "coats zebra",
+    "BLUE, deep & 42?",
+]
+
+
+def frame(kind, texts):
+    column = {"query": "query", "doc": "text"}[kind]
+    return pd.DataFrame({f"{kind}_id": [f"{kind}{i}" for i in range(len(texts))], column: texts})
+
+
+def words(text):
+    """Lower-case words of two characters or more that are no stop words."""
+    return [w for w in re.findall(r"\b\w\w+\b", text.lower()) if w not in STOP_WORDS]
+
+
+def bm25_scores(query, texts, k1=1.5, b=0.75):
+    """Lucene's BM25 (Kamphuis et al., ECIR 2020, table 1), word by word; no factor (k1 + 1)."""
+    passages = [words(text) for text in texts]
+    average = sum(map(len, passages)) / len(passages)
+    scores = []
+    for passage in passages:
+        score = 0.0
+        for word in words(query):
+            df = sum(word in other for other in passages)
+            idf = math.log(1 + (len(passages) - df + 0.5) / (df + 0.5))
+            tf = passage.count(word)
+            score += idf * tf / (tf + k1 * (1 - b + b * len(passage) / average))
+        scores.append(score)
+    return scores
+
+
+def check_ranked(found, expected, depth):
+    """Ranks 1.., scores falling and as expected, nothing better left out; ties in any order."""
+    for query_id, scores in expected.items():
+        rows = found[found["query_id"] == query_id]
+        best = sorted((s for s in scores.values() if s is not None), reverse=True)[:depth]
+        assert rows["rank"].tolist() == list(range(1, len(best) + 1))
+        assert rows["score"].tolist() == pytest.approx(best, rel=1e-5)
+        assert rows["score"].tolist() == pytest.approx([scores[d] for d in rows["doc_id"]], rel=1e-5)
+        assert rows["doc_id"].is_unique
+    assert set(found["query_id"]) <= set(expected)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 100])
+def test_bm25_is_lucenes_formula(depth):
+    expected = {
+        f"query{q}": {
+            f"doc{d}": score or None for d, score in enumerate(bm25_scores(query, TEXTS))
+        }
+        for q, query in enumerate(QUERIES)
+    }
+    found = bm25(frame("query", QUERIES), frame("doc", TEXTS), depth=depth)
+    assert found.columns.tolist() == ["query_id", "doc_id", "rank", "score"]
+    assert len(found) > len(QUERIES) - 2
+    check_ranked(found, expected, depth)
+
+
+@pytest.mark.parametrize("silent", ["zebra", "the of and", ""], ids=["unknown", "stop words", "empty"])
+def test_query_without_a_match_has_no_rows(silent):
+    passages = frame("doc", TEXTS)
+    found = bm25(frame("query", [silent, "red", silent]), passages, depth=5)
+    assert found["query_id"].tolist() == ["query1"] * 3
+    assert bm25(frame("query", [silent]), passages, depth=5).empty
+
+
+def test_no_queries_give_no_rows():
+    found = bm25(frame("query", []), frame("doc", TEXTS), depth=5)
+    assert found.empty
+    assert found.columns.tolist() == ["query_id", "doc_id", "rank", "score"]
+
+
+@pytest.mark.parametrize("depth", [1, 4, 50])
+def test_dense_is_brute_force(depth):
+    numbers = np.random.default_rng(0)
+    q, p = numbers.normal(size=(5, 8)).astype("f4"), numbers.normal(size=(12, 8)).astype("f4")
+    expected = {
+        f"query{i}": {f"doc{j}": sum(float(x) * float(y) for x, y in zip(q[i], p[j], strict=True))
+                      for j in range(12)}
+        for i in range(5)
+    }
+    found = dense(frame("query", ["x"] * 5), frame("doc", ["y"] * 12), q, p, depth=depth)
+    assert len(found) == 5 * min(depth, 12)
+    check_ranked(found, expected, depth)
+
+
+def test_encode_gives_unit_vectors_in_the_order_of_the_texts(monkeypatch):
+    monkeypatch.setattr(retrieval, "_CHUNK", 4)
+    texts = ["whale", "the red fox " * 9, "", "a song of the deep sea", "fox", "x " * 300]
+    random.Random(0).shuffle(texts)
+    vectors = encode(texts, EMBEDDED_ENCODER, max_tokens=16, what="texts")
+    model = SentenceTransformer(encoder_path(EMBEDDED_ENCODER), device="cpu")
+    model.max_seq_length = 16
+    alone = np.stack([model.encode(text, show_progress_bar=False) for text in texts])
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)
+    assert np.linalg.matrix_rank(vectors, tol=1e-2) == len(texts)
