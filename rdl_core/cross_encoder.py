@@ -30,12 +30,9 @@ from transformers import (
 )
 
 from rdl_core.data.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
+from rdl_core.devices import PRECISIONS
 
-__all__ = ["ARCHITECTURES", "PRECISIONS", "CrossEncoder", "resolve_precision"]
-
-#: Precision in which layers compute. Scores are float32 and the head computes in float32 always:
-#: bfloat16 scores of a list of 100 tie by the handful, and evaluation then orders them by id.
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+__all__ = ["ARCHITECTURES", "CrossEncoder"]
 
 _ATTENTION = "rdl_packed"
 #: Model types whose layers have BERT's parts under BERT's names.
@@ -135,6 +132,7 @@ class CrossEncoder(nn.Module):
         for layer in layers:
             hidden = layer(hidden, layout=layout)
         first = _first_positions(last, hidden, layout)
+        # In bfloat16, scores of a list of 100 tie by the handful, and ties are settled elsewhere.
         with torch.autocast(self.device.type, enabled=False):
             return self._head(first.float()).squeeze(-1)
 
@@ -200,24 +198,6 @@ class CrossEncoder(nn.Module):
         if pooler := getattr(self.model.base_model, "pooler", None):
             return self.model.classifier(self.model.dropout(pooler(first)))
         return self.model.classifier(first)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """The precision that ``"auto"`` stands for: bfloat16 where the device computes in it natively.
-
-    Args:
-        precision: ``"auto"`` or a key of `PRECISIONS`, which comes back as it is.
-        device: Where the model will run.
-
-    >>> resolve_precision("float32", torch.device("cpu"))
-    'float32'
-    """
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    can = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
 
 
 @dataclass(frozen=True)

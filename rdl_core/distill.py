@@ -24,9 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rdl_core.cross_encoder import PRECISIONS, CrossEncoder
+from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
+from rdl_core.devices import PRECISIONS
 from rdl_core.losses import LOSSES, targets_from_ranks
 from rdl_core.progress import progress
 from rdl_core.samplers import SAMPLERS, SampledLists, needs
@@ -52,7 +53,7 @@ class StageConfig:
     targets: str
     """``"teacher"``: the teacher's ranks; ``"judgments"``: relevance, unjudged counting 0."""
     positive_grade: int = 1
-    """Smallest relevance that counts as positive for samplers and as target."""
+    """Smallest relevance that counts as positive; samplers leave out grades between it and 0."""
     list_size: int
     """Passages per query in one list."""
     queries_per_step: int
@@ -78,7 +79,7 @@ class StageConfig:
     token_budget: int = 2048
     """Most tokens that go through the encoder at once."""
     precision: str = "float32"
-    """A key of `rdl_core.cross_encoder.PRECISIONS`."""
+    """A key of `rdl_core.devices.PRECISIONS`."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
 
@@ -211,8 +212,11 @@ def _draw(
         "teacher_rank": batch.teacher_rank,
     }
     wanted = {name: known[name] for name in needs(config.sampler, config.sampler_options)}
+    # Passages judged, but below the positive grade, are neither positives nor fair negatives.
+    between = (batch.relevance > 0) & ~known["relevant"]
+    eligible = batch.mask & ~between if "relevant" in wanted else batch.mask
     sampled = SAMPLERS[config.sampler](
-        batch.mask, config.list_size, generator=generator, **wanted, **config.sampler_options
+        eligible, config.list_size, generator=generator, **wanted, **config.sampler_options
     )
     return batch, sampled
 

@@ -17,9 +17,10 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from rdl_core.cross_encoder import ARCHITECTURES, PRECISIONS, CrossEncoder, resolve_precision
+from rdl_core.cross_encoder import ARCHITECTURES, CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.tokens import TokenStore
+from rdl_core.devices import PRECISIONS, resolve_precision
 
 PAIRS = torch.cartesian_prod(torch.arange(7), torch.arange(13))
 

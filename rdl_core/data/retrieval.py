@@ -19,6 +19,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from rdl_core.data.downloads import encoder_path
+from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.progress import progress
 
 __all__ = ["bm25", "dense", "encode"]
@@ -60,16 +61,19 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, what: str) ->
     Returns:
         float32 ``[n, dim]``.
     """
-    model = SentenceTransformer(encoder_path(encoder), trust_remote_code=False)
+    device = default_device()
+    model = SentenceTransformer(encoder_path(encoder), device=str(device), trust_remote_code=False)
+    dtype = PRECISIONS[resolve_precision("auto", device)]
     model.max_seq_length = max_tokens
     by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]
     vectors = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
     chunks = [by_length[i : i + _CHUNK] for i in range(0, len(texts), _CHUNK)]
-    for chunk in progress(chunks, total=len(chunks), what=f"encoding {what}"):
-        vectors[chunk] = model.encode(
-            [texts[i] for i in chunk], batch_size=64, normalize_embeddings=True,
-            show_progress_bar=False,
-        )
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        for chunk in progress(chunks, total=len(chunks), what=f"encoding {what}"):
+            vectors[chunk] = model.encode(
+                [texts[i] for i in chunk], batch_size=32, normalize_embeddings=True,
+                show_progress_bar=False,
+            )
     return vectors
 
 

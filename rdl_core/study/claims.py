@@ -46,6 +46,7 @@ def ledger(profile: Profile) -> HTML:
     Args:
         profile: The run's profile. Students that its pages have trained come from the store.
     """
+    profile = profile.ablation
     rows = [(claim, *_seen(claim, profile)) for claim in _claims(profile)]
     lines = "".join(
         f'<tr><td>{html.escape(claim.text)}</td><td>{html.escape(claim.published)}</td>'
@@ -77,7 +78,7 @@ def _seen(claim: Claim, profile: Profile) -> tuple[str, str]:
     if claim.better is None:
         return "", "not attempted"
     systems = {"better": profile.student(**claim.better), "worse": profile.student(**claim.worse)}
-    results = compare(profile.ablation, systems)
+    results = compare(profile, systems)
     row = differences(results, "worse").loc["better"]
     if claim.equal:
         test = equivalence(results.values, "better", "worse")

@@ -16,14 +16,15 @@ import pandas as pd
 import torch
 from transformers import AutoTokenizer
 
-from rdl_core.cross_encoder import CrossEncoder, resolve_precision
+from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data import retrieval
 from rdl_core.data.collections import Collection, fingerprint, load
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path, sha256_of
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
-from rdl_core.evaluate import settle_ties
+from rdl_core.devices import default_device, resolve_precision
 from rdl_core.distill import StageConfig, distill
+from rdl_core.evaluate import settle_ties
 from rdl_core.rerank import rerank
 from rdl_core.study.runs import Run, obtain
 from rdl_core.teachers import encoders
@@ -116,7 +117,7 @@ class RankingConfig:
     system: str | StudentConfig
     """``"first_stage"``, ``"bi_encoder"``, ``"fused"``, or a student."""
     precision: str
-    """In which a student scores: ``"auto"`` or a key of `rdl_core.cross_encoder.PRECISIONS`."""
+    """In which a student scores: ``"auto"`` or a key of `rdl_core.devices.PRECISIONS`."""
 
 
 def lists(config: ListsConfig) -> pd.DataFrame:
@@ -160,7 +161,7 @@ def student(config: StudentConfig) -> Run:
         torch.manual_seed(config.seed)  # the head's first weights
         model = CrossEncoder.from_pretrained(
             start, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens
-        ).to(_device())
+        ).to(default_device())
         query_ids, queries = _tokens(collection.queries, config.encoder)
         doc_ids, passages = _tokens(collection.passages, config.encoder)
         ranked = RankedLists.from_frame(lists(stage.lists), query_ids, doc_ids)
@@ -191,7 +192,7 @@ def ranking(config: RankingConfig) -> Run:
         run.to_parquet(folder / "run.parquet", index=False)
         return {
             "n_queries": run["query_id"].nunique(), "n_pairs": len(run),
-            "precision": resolve_precision(config.precision, _device()) if trained else None,
+            "precision": resolve_precision(config.precision, default_device()) if trained else None,
         }
 
     encoder = system.encoder if trained else config.candidates.teacher_encoder
@@ -210,17 +211,13 @@ def _student_scores(
         trained.folder / "model",
         query_tokens=system.query_tokens,
         passage_tokens=system.passage_tokens,
-    ).to(_device())
+    ).to(default_device())
     query_ids, queries = _tokens(collection.queries, system.encoder)
     doc_ids, passages = _tokens(collection.passages, system.encoder)
     return rerank(
         model, candidates, queries, passages, query_ids=query_ids, doc_ids=doc_ids,
         precision=resolve_precision(config.precision, model.device),
     )
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,9 @@ class Profile:
     test: ListsConfig
     """Test queries and their candidates."""
     ablation_queries: int
-    """So many of the test queries serve the pages that compare many students."""
+    """Test queries of the pages that compare many students."""
+    ablation_steps: int
+    """Steps of the second stage there."""
     precision: str = "auto"
     """In which students score."""
     seeds: tuple[int, ...] = (0,)
@@ -61,15 +63,21 @@ class Profile:
     def __post_init__(self) -> None:
         if self.scale not in ("smoke", "subset", "full"):
             raise ValueError(f"scale: expected smoke, subset or full, got {self.scale!r}")
-        if self.ablation_queries < 2:
-            raise ValueError(f"ablation_queries: expected at least 2, got {self.ablation_queries}")
+        for name, least in (("ablation_queries", 2), ("ablation_steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if not self.seeds:
             raise ValueError("seeds: expected at least one")
 
     @property
     def ablation(self) -> Profile:
-        """This profile with the test queries of the ablation pages."""
-        return replace(self, test=replace(self.test, n_queries=self.ablation_queries))
+        """This profile as the pages see it that compare many students: smaller, all alike."""
+        training = replace(self.stage2.training, steps=self.ablation_steps)
+        return replace(
+            self,
+            stage2=replace(self.stage2, training=training),
+            test=replace(self.test, n_queries=self.ablation_queries),
+        )
 
     def student(self, stages: str = "both", **changes: Any) -> StudentConfig:
         """The profile's student, or one that differs from it in the named things.

@@ -12,10 +12,11 @@ import torch
 from sentence_transformers import CrossEncoder as SentenceTransformersCrossEncoder
 from sentence_transformers import SentenceTransformer
 
-from rdl_core.cross_encoder import CrossEncoder, resolve_precision
+from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import encoder_path
 from rdl_core.data.tokens import TokenStore
+from rdl_core.devices import default_device, resolve_precision
 from rdl_core.efficiency import measure, weight_bytes
 from rdl_core.study.jobs import ListsConfig, StudentConfig, lists, student
 from rdl_core.study.profile import Profile
@@ -82,7 +83,7 @@ def _systems(
     asked: list[tuple[str, list[str]]], trained: Run, config: TimingConfig
 ) -> tuple[dict[str, Callable[[int], object]], dict[str, int]]:
     """Each system as a function of the query's number, tokenising included, and its weights."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     folder, cuts = trained.folder / "model", config.system
     ours = CrossEncoder.from_pretrained(
         folder, query_tokens=cuts.query_tokens, passage_tokens=cuts.passage_tokens

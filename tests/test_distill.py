@@ -1,0 +1,398 @@
+"""The loop: it learns, every step is its own, and a killed run ends like one that was not.
+
+Runs that are to be killed are processes of their own, forked from a server that has imported all
+they need, so that each starts in milliseconds.
+
+MUTATIONS
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import WORDS, make_student, make_tokenizer
+
+from rdl_core import distill as distill_module
+from rdl_core.devices import PRECISIONS
+from rdl_core.data.lists import RankedLists
+from rdl_core.data.tokens import TokenStore
+from rdl_core.distill import StageConfig, distill
+from rdl_core.losses import LOSSES
+from rdl_core.samplers import SAMPLERS
+
+N_QUERIES, DEPTH = 6, 6
+CONFIG = StageConfig(
+    sampler="random", loss="ranknet", targets="teacher", list_size=4, queries_per_step=2, steps=12,
+    learning_rate=0.003, warmup_steps=3, decay=True, token_budget=150, checkpoint_every=3,
+)
+JUDGED = replace(CONFIG, sampler="single_relevant", loss="info_nce", targets="judgments")
+
+
+def make_task():
+    """Passage ``j`` of a query repeats a telling word ``DEPTH - j`` times; more is better."""
+    draw = random.Random(0)
+    queries = [f"w{i + 20} w{i + 30}" for i in range(N_QUERIES)]
+    passages = []
+    for _ in queries:
+        for j in range(DEPTH):
+            words = ["w0"] * (DEPTH - j) + draw.choices(WORDS[1:15], k=2 + j)
+            passages.append(" ".join(draw.sample(words, len(words))))
+    ranks = torch.stack([torch.randperm(DEPTH, generator=_seeded(i)) for i in range(N_QUERIES)])
+    first = torch.arange(N_QUERIES)[:, None] * DEPTH
+    lists = RankedLists(
+        query_rows=torch.arange(N_QUERIES), passage_rows=first + ranks, teacher_rank=ranks + 1,
+        relevance=(ranks == 0) * 3, mask=torch.ones_like(ranks, dtype=torch.bool),
+    )
+    stores = (TokenStore.of_texts(texts, make_tokenizer("bert")) for texts in (queries, passages))
+    return lists, *stores
+
+
+def _seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def train(folder, config=CONFIG, *, seed=0, student=None, task=None):
+    """Train a small student; its dropout draws random numbers, so that resuming is put to work."""
+    return distill(
+        student or make_student(dropout=0.1), *(task or make_task()), config, seed=seed,
+        folder=folder,
+    )
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(student):
+    return {name: weight.detach().clone() for name, weight in student.model.named_parameters()}
+
+
+def moved(before, after):
+    return {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+
+
+# --- it learns ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [CONFIG, JUDGED], ids=["teacher", "judgments"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_loop_learns_the_order(tmp_path, config, precision):
+    config = replace(config, steps=60, dropout=0.0, precision=precision)
+    before = weights(make_student())
+    lists, queries, passages = task = make_task()
+    student = train(tmp_path, config, student=make_student(), task=task)
+    losses = [line["loss"] for line in read_log(tmp_path)]
+    assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
+    with torch.no_grad():
+        rows = lists.query_rows[:, None].expand_as(lists.passage_rows)
+        scores = student.score(
+            queries, passages, rows.flatten(), lists.passage_rows.flatten(), token_budget=500
+        ).view_as(rows)
+    best = scores.argmax(1)
+    assert (lists.teacher_rank.gather(1, best[:, None]) == 1).all()
+    if config is not JUDGED and config.targets == "teacher":
+        order = lists.teacher_rank.gather(1, scores.argsort(1, descending=True))
+        assert (order == torch.arange(1, DEPTH + 1)).float().mean() > 0.9
+    still = {name for name in before if name not in moved(before, weights(student))}
+    assert all("embeddings" in name or "key.bias" in name for name in still)
+    assert not student.training
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains(tmp_path, name):
+    config = replace(CONFIG, loss=name, steps=2)
+    before = weights(make_student())
+    train(tmp_path, config)
+    log = read_log(tmp_path)
+    assert all(line["gradient_norm"] > 0 for line in log)
+    assert len(moved(before, weights(train(tmp_path, config)))) > 20
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - {"in_corpus"}))
+def test_every_sampler_trains(tmp_path, name):
+    options = {
+        "hard": {"first": 1, "last": 5}, "mixed": {"shares": {"top": 0.5, "single_relevant": 0.5}}
+    }
+    train(tmp_path, replace(CONFIG, sampler=name, sampler_options=options.get(name, {}), steps=2))
+    assert all(line["gradient_norm"] > 0 for line in read_log(tmp_path))
+
+
+def test_frozen_word_embeddings_stay(tmp_path):
+    before = weights(make_student())
+    config = replace(CONFIG, train_word_embeddings=False, steps=3)
+    after = weights(train(tmp_path, config))
+    name = "bert.embeddings.word_embeddings.weight"
+    assert name not in moved(before, after)
+    assert len(moved(before, after)) > 20
+    assert name in moved(before, weights(train(tmp_path, replace(config, train_word_embeddings=True))))
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra"])
+def test_head_has_its_own_rate(tmp_path, kind):
+    student = make_student(kind)
+    head = student.head_names()
+    assert head == {n for n in weights(student) if "classifier" in n or "pooler" in n} != set()
+    before = weights(student)
+    train(tmp_path, replace(CONFIG, head_rate=0, steps=3), student=student)
+    assert not moved(before, weights(student)) & head
+    assert len(moved(before, weights(student))) > 20
+
+
+# --- one step -----------------------------------------------------------------------------------
+
+
+def test_logged_step_is_the_formulas(tmp_path):
+    """Loss, gradient norm and new weights of a first step, once more by hand."""
+    config = replace(
+        CONFIG, sampler="top", list_size=DEPTH, queries_per_step=N_QUERIES, steps=1, dropout=0.0,
+        warmup_steps=0, decay=False, max_gradient_norm=0.5, token_budget=9999,
+    )
+    lists, queries, passages = make_task()
+    student, twin = train(tmp_path, config, student=make_student()), make_student()
+    rows = lists.query_rows[:, None].expand_as(lists.passage_rows)
+    scores = twin.score(
+        queries, passages, rows.flatten(), lists.passage_rows.flatten(), token_budget=9999
+    ).view_as(rows)
+    better = lists.teacher_rank[:, :, None] < lists.teacher_rank[:, None, :]
+    loss = torch.nn.functional.softplus(scores[:, None, :] - scores[:, :, None])[better].mean()
+    optimiser = torch.optim.AdamW(twin.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+    optimiser.step()
+    (line,) = read_log(tmp_path)
+    assert line["step"] == 0
+    assert line["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert line["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert norm > 0.5  # so that it was clipped
+    for name, weight in weights(student).items():
+        # Without a gradient, and Adam makes any rounding error a whole step:
+        if "key.bias" not in name and name != "classifier.bias":
+            torch.testing.assert_close(weight, weights(twin)[name], atol=1e-4, rtol=0, msg=name)
+
+
+def test_learning_rate_warms_up_and_decays(tmp_path):
+    train(tmp_path, replace(CONFIG, steps=8, warmup_steps=4))
+    rates = [line["learning_rate"] / CONFIG.learning_rate for line in read_log(tmp_path)]
+    expected = [1 / 4, 2 / 4, 3 / 4, 1, *(1 - 0.9 * i / 4 for i in range(4))]
+    assert rates == pytest.approx(expected)
+    train(tmp_path, replace(CONFIG, steps=3, warmup_steps=0, decay=False))
+    assert {line["learning_rate"] for line in read_log(tmp_path)} == {CONFIG.learning_rate}
+
+
+@pytest.mark.parametrize("queries_per_step", [1, 4, 5])
+def test_every_query_comes_once_before_any_comes_again(queries_per_step):
+    lists = make_task()[0]
+    config = replace(CONFIG, queries_per_step=queries_per_step, sampler="top")
+    steps = range(3 * N_QUERIES)
+    drawn = [distill_module._draw(lists, config, seed=3, step=step)[0] for step in steps]
+    rows = torch.cat([batch.query_rows for batch in drawn]).tolist()
+    epochs = [rows[i : i + N_QUERIES] for i in range(0, 3 * N_QUERIES, N_QUERIES)]
+    assert all(sorted(epoch) == list(range(N_QUERIES)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3  # each in another order
+
+
+def test_steps_and_seeds_draw_other_lists():
+    """PyTorch's CPU generator reads the low 32 bits of a seed; ours once stood above them."""
+    lists = make_task()[0]
+    drawn = {
+        tuple(distill_module._draw(lists, config, seed=seed, step=step)[1].indices.flatten().tolist())
+        for config in [replace(CONFIG, queries_per_step=N_QUERIES)]
+        for seed in range(3)
+        for step in range(3)
+    }
+    assert len(drawn) == 9
+
+
+def test_candidates_without_a_teacher_rank_are_not_the_best():
+    """Rank 0 means unranked; it once became the best rank of all, and the highest target."""
+    lists, *_ = make_task()
+    config = replace(CONFIG, sampler="top", list_size=DEPTH, queries_per_step=N_QUERIES)
+    partly = replace(lists, teacher_rank=lists.teacher_rank.where(lists.teacher_rank < 4, 0))
+    batch, sampled = distill_module._draw(partly, config, seed=0, step=0)
+    targets = distill_module._targets(batch, sampled, config)
+    assert (targets[batch.teacher_rank == 0].max() < targets[batch.teacher_rank > 0].min()).item()
+
+
+# --- killed and resumed -------------------------------------------------------------------------
+
+
+def _dies(function, calls):
+    """The function, but the process is killed at its n-th call."""
+    left = iter(range(calls))
+
+    def dying(*args, **kwargs):
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    return dying
+
+
+def _train_and_die(folder, place, calls):
+    """Train in this process, and die in some place of the loop at its n-th pass."""
+    torch.set_num_threads(1)
+    if place == "os":
+        distill_module.os.replace = _dies(os.replace, calls)
+    elif place == "loss":
+        LOSSES[CONFIG.loss] = _dies(LOSSES[CONFIG.loss], calls)
+    elif place:
+        setattr(distill_module, place, _dies(getattr(distill_module, place), calls))
+    train(folder)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Run the training in a process of its own; gives the exit code."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["test_distill"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server looks nowhere else
+        processes.Process(target=os.getpid).start()
+
+    def run(folder, place=None, calls=0):
+        process = processes.Process(target=_train_and_die, args=(folder, place, calls))
+        process.start()
+        process.join(60)
+        return process.exitcode
+
+    return run
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+
+
+KILLS = [
+    pytest.param([("loss", 7)], id="once"),
+    pytest.param([("loss", 1)], id="before any checkpoint"),
+    pytest.param([("loss", 5), ("save_file", 0), ("loss", 4)], id="thrice"),
+    pytest.param([("os", 0), ("os", 1)], id="while a checkpoint is put in place"),
+    pytest.param([("_check_finite", 11), ("_check_finite", 1)], id="in the last steps"),
+    pytest.param([("loss", step) for step in random.Random(0).choices(range(6), k=3)], id="at random"),
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert run(folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_killed_runs_end_byte_for_byte_like_one_that_was_not(run, uninterrupted, tmp_path, kills):
+    for place, calls in kills:
+        assert run(tmp_path, place, calls) == -signal.SIGKILL
+    assert run(tmp_path) == 0
+    assert files(tmp_path) == files(uninterrupted)
+    assert read_log(tmp_path) == read_log(uninterrupted)
+    assert [line["step"] for line in read_log(tmp_path)] == list(range(CONFIG.steps))
+    assert not list(tmp_path.glob("*.partial"))
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_resuming_goes_on_from_the_checkpoint(run, tmp_path, caplog):
+    run(tmp_path, "loss", 7)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    with caplog.at_level(logging.INFO):
+        train(tmp_path)
+    assert "resuming training after step 6" in caplog.text
+    assert (tmp_path / "log.jsonl").read_text().splitlines()[:6] == lines[:6]
+
+
+def test_same_seed_same_weights_other_seed_others(tmp_path):
+    first, again, other = (weights(train(tmp_path / str(i), seed=s)) for i, s in enumerate((5, 5, 6)))
+    assert not moved(first, again)
+    assert len(moved(first, other)) > 20
+
+
+def test_callers_random_numbers_are_left_alone(tmp_path):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    task, student = make_task(), make_student()
+    torch.manual_seed(0)
+    train(tmp_path, replace(CONFIG, steps=2), student=student, task=task)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    real, calls = LOSSES["ranknet"], iter(range(99))
+
+    def overflows(scores, *args, **kwargs):
+        return real(scores, *args, **kwargs) * (float("nan") if next(calls) == 7 else 1)
+
+    monkeypatch.setitem(LOSSES, "ranknet", overflows)
+    with pytest.raises(FloatingPointError, match="got nan at step 7 .*query rows") as error:
+        train(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert [line["step"] for line in read_log(tmp_path)] == list(range(7))
+    monkeypatch.undo()
+    train(tmp_path)  # goes on from step 6
+    assert [line["step"] for line in read_log(tmp_path)] == list(range(12))
+
+
+def test_broken_weights_name_the_first_step(tmp_path):
+    student = make_student()
+    with torch.no_grad():
+        student.model.classifier.bias.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="at step 0"):
+        train(tmp_path, student=student)
+
+
+def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
+    """A finite loss may have an infinite gradient; the weights it gives must not be saved."""
+    student = make_student()
+    student.model.classifier.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="step 0"):
+        train(tmp_path, replace(CONFIG, checkpoint_every=1), student=student)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("sampler", "best", "single_relevant"), ("sampler", "in_corpus", "single_relevant"),
+        ("loss", "mse", "ranknet"), ("targets", "judgements", "judgments, teacher"),
+        ("precision", "auto", "bfloat16, float32"), ("list_size", 1, "at least 2, got 1"),
+        ("queries_per_step", 0, "at least 1"), ("steps", 0, "at least 1"),
+        ("token_budget", 0, "at least 1"), ("checkpoint_every", 0, "at least 1"),
+        ("warmup_steps", -1, "at least 0"), ("max_gradient_norm", -1.0, "at least 0"),
+        ("weight_decay", -0.1, "at least 0"), ("positive_grade", 0, "at least 1"),
+        ("head_rate", -1, "at least 0"), ("learning_rate", 0.0, "between 0 and 1"),
+        ("learning_rate", 1.0, "between 0 and 1"), ("dropout", 1.0, "below 1"),
+        ("dropout", -0.1, "0 or more"),
+    ],
+)  # fmt: skip
+def test_wrong_setting_is_named_with_what_is_valid(name, value, says):
+    with pytest.raises(ValueError, match=f"^{name}: expected .*{says}") as error:
+        replace(CONFIG, **{name: value})
+    assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "part", "nothing", "says"),
+    [
+        (CONFIG, "teacher_rank", 0, "targets: expected lists with a teacher_rank"),
+        (JUDGED, "relevance", 0, "passage judged at least 1 .* targets 'judgments'"),
+        (replace(CONFIG, sampler="single_relevant"), "relevance", -1, "sampler 'single_relevant'"),
+        (replace(JUDGED, positive_grade=4), None, None, "judged at least 4"),
+    ],
+)
+def test_lists_without_what_the_stage_needs(tmp_path, config, part, nothing, says):
+    lists, *stores = make_task()
+    if part:
+        lists = replace(lists, **{part: torch.full_like(lists.relevance, nothing)})
+    with pytest.raises(ValueError, match=says):
+        train(tmp_path / "run", config, task=(lists, *stores))
+    assert not (tmp_path / "run").exists()
