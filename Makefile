@@ -3,6 +3,9 @@ PYTHON ?= python3
 PROFILE ?= mini
 VENV := .venv
 BIN := $(VENV)/bin
+# Threads that wait for each other sleep instead of spinning: on a shared machine, a thread that has
+# lost its core to somebody else would otherwise hold up all the others at full load.
+export OMP_WAIT_POLICY ?= PASSIVE
 READY := $(VENV)/.ready
 
 .PHONY: book test env lock clean

@@ -139,6 +139,14 @@ def distill(
         ValueError: Lists without what the sampler or the targets need.
         FloatingPointError: A loss that is not finite; names the step and its queries. The last
             checkpoint stays.
+
+    >>> lists = RankedLists.from_frame(
+    ...     frame.assign(teacher_rank=[2, 1, 3]), pd.Index(["q", "r"]), pd.Index(["a", "b", "c"]))
+    >>> config = StageConfig(sampler="top", loss="ranknet", targets="teacher", list_size=3,
+    ...                      queries_per_step=1, steps=2, learning_rate=1e-3)
+    >>> trained = distill(tiny_student, lists, queries, passages, config, seed=0, folder=folder)
+    >>> pd.read_json(folder / "log.jsonl", lines=True)["step"].tolist()
+    [0, 1]
     """
     _check(lists, config)
     folder.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,9 @@ def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> It
 
     Returns:
         The items, one by one.
+
+    >>> sum(progress(range(4), total=4, what="adding"))
+    6
     """
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, initial=done, desc=what, dynamic_ncols=True)
@@ -53,12 +56,22 @@ def log_plainly() -> None:
     """Show the messages of this package, and of notebooks that it runs, on standard error.
 
     For programs and notebooks to call once; a library never configures logging by being imported.
+
+    >>> log_plainly()
+    >>> logging.getLogger("rdl_core").level == logging.INFO
+    True
     """
     for name, form in (("rdl_core", "%(asctime)s %(message)s"), ("papermill", "%(message)s")):
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter(form, "%H:%M:%S"))
         logger = logging.getLogger(name)
+        handler.addFilter(lambda record: not _of_cells(record.getMessage()))
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def _of_cells(message: str) -> bool:
+    """Whether papermill only says that a cell starts or ends."""
+    return not message.strip() or message.startswith(("Executing Cell", "Ending Cell"))

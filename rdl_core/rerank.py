@@ -48,6 +48,11 @@ def rerank(
 
     Raises:
         ValueError: An id that a store does not have, or a score that is not finite.
+
+    >>> run = rerank(tiny_student, frame, queries, passages, query_ids=pd.Index(["q", "r"]),
+    ...              doc_ids=pd.Index(["a", "b", "c"]))
+    >>> run["doc_id"].tolist(), run["score"].dtype.name
+    (['a', 'b', 'c'], 'float32')
     """
     lists = RankedLists.from_frame(candidates, query_ids, doc_ids)
     depth = lists.mask.shape[1]

@@ -217,7 +217,8 @@ def test_candidates_without_a_teacher_rank_are_not_the_best():
     partly = replace(lists, teacher_rank=lists.teacher_rank.where(lists.teacher_rank < 4, 0))
     batch, sampled = distill_module._draw(partly, config, seed=0, step=0)
     targets = distill_module._targets(batch, sampled, config)
-    assert (targets[batch.teacher_rank == 0].max() < targets[batch.teacher_rank > 0].min()).item()
+    ranked = batch.teacher_rank > 0
+    assert targets[~ranked].max() < targets[ranked].min()
 
 
 # --- killed and resumed -------------------------------------------------------------------------
@@ -235,6 +236,13 @@ def _dies(function, calls):
     return dying
 
 
+def _dies_where_a_file_is_emptied(event, args):
+    """Kill the process right after it opened the log to write it anew."""
+    if event == "open" and str(args[0]).endswith("log.jsonl") and "w" in str(args[1]):
+        os.truncate(args[0], 0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _train_and_die(folder, place, calls):
     """Train in this process, and die in some place of the loop at its n-th pass."""
     torch.set_num_threads(1)
@@ -242,6 +250,8 @@ def _train_and_die(folder, place, calls):
         distill_module.os.replace = _dies(os.replace, calls)
     elif place == "loss":
         LOSSES[CONFIG.loss] = _dies(LOSSES[CONFIG.loss], calls)
+    elif place == "log":
+        sys.addaudithook(_dies_where_a_file_is_emptied)
     elif place:
         setattr(distill_module, place, _dies(getattr(distill_module, place), calls))
     train(folder)
@@ -296,6 +306,13 @@ def test_killed_runs_end_byte_for_byte_like_one_that_was_not(run, uninterrupted,
     assert [line["step"] for line in read_log(tmp_path)] == list(range(CONFIG.steps))
     assert not list(tmp_path.glob("*.partial"))
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_log_survives_a_kill_while_it_is_cut_to_the_checkpoint(run, uninterrupted, tmp_path):
+    assert run(tmp_path, "loss", 7) == -signal.SIGKILL
+    run(tmp_path, "log")
+    assert run(tmp_path) == 0
+    assert read_log(tmp_path) == read_log(uninterrupted)
 
 
 def test_resuming_goes_on_from_the_checkpoint(run, tmp_path, caplog):

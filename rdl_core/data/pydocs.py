@@ -148,7 +148,11 @@ def load() -> Frames:
 
 
 def build() -> Frames:
-    """Read the installed sources and make the collection, past any cache."""
+    """Read the installed sources and make the collection, past any cache.
+
+    >>> build().queries.columns.tolist()  # doctest: +SKIP
+    ['query_id', 'query', 'split']
+    """
     entries = _distinct(_entries())
     names = set(entries)
     asked = Counter(entry.query.lower() for entry in entries.values())

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
 
 from rdl_core.data.downloads import encoder_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
@@ -60,20 +61,26 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, what: str) ->
 
     Returns:
         float32 ``[n, dim]``.
+
+    >>> encode(["a fox", "a whale"], "all-MiniLM-L6-v2", max_tokens=8, what="animals").shape
+    (2, 384)
     """
     device = default_device()
-    model = SentenceTransformer(encoder_path(encoder), device=str(device), trust_remote_code=False)
     dtype = PRECISIONS[resolve_precision("auto", device)]
+    model = SentenceTransformer(
+        encoder_path(encoder), device=str(device), trust_remote_code=False,
+        model_kwargs={"dtype": dtype},
+    )
     model.max_seq_length = max_tokens
     by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]
     vectors = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
     chunks = [by_length[i : i + _CHUNK] for i in range(0, len(texts), _CHUNK)]
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for chunk in progress(chunks, total=len(chunks), what=f"encoding {what}"):
-            vectors[chunk] = model.encode(
-                [texts[i] for i in chunk], batch_size=32, normalize_embeddings=True,
-                show_progress_bar=False,
-            )
+    for chunk in progress(chunks, total=len(chunks), what=f"encoding {what}"):
+        encoded = model.encode(
+            [texts[i] for i in chunk], batch_size=32, convert_to_tensor=True,
+            show_progress_bar=False,
+        )
+        vectors[chunk] = normalize(encoded.float()).cpu().numpy()
     return vectors
 
 
@@ -93,6 +100,12 @@ def dense(
         query_vectors: float32 ``[n_queries, dim]``, in the order of `queries`.
         passage_vectors: float32 ``[n_passages, dim]``, in the order of `passages`.
         depth: Most candidates per query.
+
+    >>> queries = pd.DataFrame({"query_id": ["q"], "query": ["..."]})
+    >>> passages = pd.DataFrame({"doc_id": ["a", "b"], "text": ["...", "..."]})
+    >>> vectors = np.eye(2, dtype=np.float32)
+    >>> dense(queries, passages, vectors[1:], vectors, depth=1)["doc_id"].tolist()
+    ['b']
     """
     scores = torch.from_numpy(query_vectors) @ torch.from_numpy(passage_vectors).T
     best = scores.topk(min(depth, len(passages)), dim=1)

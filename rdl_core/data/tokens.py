@@ -215,6 +215,12 @@ def pack(
 
     Returns:
         The packed sequences. Their total and their longest length are read by the host, once.
+
+    >>> template = PairTemplate(before=(1,), between=(2,), after=(2,), segments=(0, 1))
+    >>> store, rows = TokenStore.from_lists([[7, 8], [9]]), torch.tensor([0, 1])
+    >>> packed = pack(store, store, rows, rows, template=template, query_tokens=1, passage_tokens=2)
+    >>> packed.input_ids.tolist(), packed.cu_seqlens.tolist()
+    ([1, 7, 2, 7, 8, 2, 1, 9, 2, 9, 2], [0, 6, 11])
     """
     device = queries.flat.device
     parts = (

@@ -45,6 +45,9 @@ def ledger(profile: Profile) -> HTML:
 
     Args:
         profile: The run's profile. Students that its pages have trained come from the store.
+
+    >>> "not attempted" in ledger(profile).data
+    True
     """
     profile = profile.ablation
     rows = [(claim, *_seen(claim, profile)) for claim in _claims(profile)]

@@ -26,6 +26,11 @@ def means(
         baseline: The system whose mean is drawn through.
         measure: Label of the axis.
         paper: Published figures, drawn in a panel of their own: other data, other scale.
+
+    >>> differences = pd.DataFrame({"mean": [0.4, 0.5], "ci_low": [0.3, 0.4], "ci_high": [0.5, 0.6]},
+    ...                            index=["BM25", "student"])
+    >>> len(means(differences, baseline="BM25", measure="nDCG@10").axes)
+    1
     """
     panels = 1 if paper is None else 2
     rows = max(len(differences), 0 if paper is None else len(paper))
@@ -58,6 +63,11 @@ def depth_curves(
         depths: Passages per training list.
         measure: Label of the axis.
         paper: A column per first stage, a row per depth.
+
+    >>> differences = pd.DataFrame({"mean": [0.4, 0.5], "ci_low": [0.3, 0.4], "ci_high": [0.5, 0.6]})
+    >>> paper = pd.DataFrame({"bm25": [0.6, 0.7]}, index=[10, 100])
+    >>> len(depth_curves(differences, [5, 10], measure="nDCG@10", paper=paper).axes)
+    2
     """
     figure, (ours, theirs) = _canvas(2, height=3.6)
     low, high = differences["ci_low"], differences["ci_high"]
@@ -75,7 +85,12 @@ def depth_curves(
 
 
 def gains(values: pd.DataFrame, system: str, baseline: str, *, measure: str) -> Figure:
-    """What each query gains or loses under a system, sorted: who pays for a better mean."""
+    """What each query gains or loses under a system, sorted: who pays for a better mean.
+
+    >>> values = pd.DataFrame({"BM25": [0.1, 0.5], "student": [0.4, 0.3]})
+    >>> [text.get_text() for text in gains(values, "student", "BM25", measure="RR").axes[0].texts]
+    ['1 lose', '1 gain']
+    """
     change = (values[system] - values[baseline]).sort_values(ignore_index=True)
     figure, (axes,) = _canvas(1, height=3.2)
     colours = [_OURS if x > 0 else _PAPER for x in change]
@@ -93,6 +108,10 @@ def training_curves(log: pd.DataFrame) -> Figure:
 
     Args:
         log: From `rdl_core.study.tables.training_log`.
+
+    >>> log = pd.DataFrame({"stage": ["one"] * 2, "step": [0, 1], "loss": [1.0, 0.5]})
+    >>> training_curves(log).axes[0].get_title()
+    'one'
     """
     stages = list(log.groupby("stage"))
     figure, panels = _canvas(len(stages), height=2.8)
@@ -111,6 +130,10 @@ def latency(timings: pd.DataFrame, effectiveness: pd.Series, *, measure: str) ->
         timings: From `rdl_core.efficiency.measure`: ``median_ms`` and ``p95_ms`` per system.
         effectiveness: Mean of the measure per system; systems without one are left out.
         measure: Label of the axis.
+
+    >>> timings = pd.DataFrame({"median_ms": [5.0], "p95_ms": [6.0]}, index=["BM25"])
+    >>> latency(timings, pd.Series({"BM25": 0.4}), measure="nDCG@10").axes[0].get_xscale()
+    'log'
     """
     figure, (axes,) = _canvas(1, height=3.8)
     shown = timings.index.intersection(effectiveness.index)

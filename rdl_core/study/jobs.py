@@ -129,6 +129,9 @@ def lists(config: ListsConfig) -> pd.DataFrame:
 
     Raises:
         ValueError: The collection lacks queries, passages or, where needed, judgments.
+
+    >>> lists(profile.stage2.lists).columns.tolist()
+    ['query_id', 'doc_id', 'rank', 'score', 'teacher_rank']
     """
     collection = load(config.collection)
     frame = _candidates(collection, config)
@@ -141,14 +144,23 @@ def lists(config: ListsConfig) -> pd.DataFrame:
 
 
 def chosen_queries(config: ListsConfig) -> list[str]:
-    """Query ids in the order of their hashes: more queries contain the fewer."""
+    """Query ids in the order of their hashes: more queries contain the fewer.
+
+    >>> from dataclasses import replace
+    >>> chosen_queries(profile.test)[:3] == chosen_queries(replace(profile.test, n_queries=3))
+    True
+    """
     ids = load(config.collection).queries["query_id"]
     by_hash = sorted(ids, key=lambda query_id: hashlib.sha256(query_id.encode()).digest())
     return by_hash[: config.n_queries]
 
 
 def student(config: StudentConfig) -> Run:
-    """A trained student; ``model/`` in its folder loads in transformers."""
+    """A trained student; ``model/`` in its folder loads in transformers.
+
+    >>> sorted(path.name for path in student(profile.student()).folder.glob("[!.]*"))
+    ['config.json', 'log.jsonl', 'manifest.json', 'model']
+    """
     *earlier, stage = config.stages
     start = (
         str(student(replace(config, stages=tuple(earlier))).folder / "model")
@@ -176,7 +188,12 @@ def student(config: StudentConfig) -> Run:
 
 
 def ranking(config: RankingConfig) -> Run:
-    """A run over the test candidates, ``run.parquet`` in its folder, ties settled."""
+    """A run over the test candidates, ``run.parquet`` in its folder, ties settled.
+
+    >>> config = RankingConfig(candidates=profile.test, system="first_stage", precision="float32")
+    >>> ranking(config).manifest["n_queries"]
+    6
+    """
     collection = load(config.candidates.collection)
     system = config.system
     trained = student(system) if isinstance(system, StudentConfig) else None

@@ -122,6 +122,9 @@ def parameters(notebook: str, namespace: MutableMapping[str, Any]) -> Any:
 
     Raises:
         ValueError: A name that is no parameter, or a value that does not fit.
+
+    >>> parameters("depth", {"profile": "mini", "depths": [5, 10]}).depths
+    (5, 10)
     """
     log_plainly()
     found = {

@@ -113,6 +113,9 @@ def load_profile(name: str) -> Profile:
     Raises:
         ValueError: No such profile (lists those there are), or a value that does not fit (names
             its key).
+
+    >>> load_profile("mini").scale
+    'smoke'
     """
     folder = project_folder() / "profiles"
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
@@ -133,6 +136,12 @@ def checked(kind: type[_T], values: object, *, what: str) -> _T:
 
     Raises:
         ValueError: One line for each value that does not fit.
+
+    >>> checked(Stage, {"lists": {}}, what="stage")
+    Traceback (most recent call last):
+    ValueError: stage does not fit:
+      lists.collection: missing
+    ...
     """
     try:
         return TypeAdapter(kind).validate_python(values)

@@ -48,6 +48,10 @@ def publish(profile_name: str, pages: Path) -> list[Path]:
         ValueError: A parameter in the profile that a notebook does not take, before any of them
             runs.
         papermill.PapermillExecutionError: A notebook failed; it is not published, the others stay.
+
+    >>> publish("no such profile", folder)
+    Traceback (most recent call last):
+    ValueError: unknown profile 'no such profile': ...
     """
     profile = load_profile(profile_name)
     parameters = {
@@ -70,10 +74,10 @@ def _executed(config: _PageConfig) -> nbformat.NotebookNode:
     def execute(folder: Path) -> None:
         _log.info("executing notebooks/%s.ipynb", config.notebook)
         papermill.execute_notebook(
-            str(template), str(folder / "page.ipynb.partial"), parameters=config.parameters,
+            str(template), str(folder / "page.partial.ipynb"), parameters=config.parameters,
             kernel_name="python3", progress_bar=False, log_output=True,
         )
-        (folder / "page.ipynb.partial").rename(folder / "page.ipynb")
+        (folder / "page.partial.ipynb").rename(folder / "page.ipynb")
 
     of_template = hashlib.sha256(template.read_bytes()).hexdigest()[:16]
     of_data = load(config.profile.test.collection).fingerprint

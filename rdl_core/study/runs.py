@@ -55,7 +55,11 @@ def project_folder() -> Path:
 
 
 def runs_folder() -> Path:
-    """Where runs are kept: ``RDL_RUNS``, else ``runs/`` in the project."""
+    """Where runs are kept: ``RDL_RUNS``, else ``runs/`` in the project.
+
+    >>> runs_folder().is_absolute()
+    True
+    """
     return Path(os.environ.get("RDL_RUNS") or project_folder() / "runs").expanduser().resolve()
 
 
@@ -81,6 +85,11 @@ def obtain(
 
     Returns:
         The run. Two processes that ask for the same run do not both compute it.
+
+    >>> config = profile.test
+    >>> run = obtain("example", config, data="none", code=(), compute=lambda folder: {"answer": 42})
+    >>> run.manifest["answer"]
+    42
     """
     identity = {
         "kind": kind, "config": asdict(config), "data": data, "inputs": list(inputs),

@@ -17,6 +17,10 @@ def broken_links(folder: Path) -> list[str]:
 
     Returns:
         One line per broken reference: the page, and what it names. Other hosts are not asked.
+
+    >>> _ = (folder / "index.html").write_text('<a href="gone.html">away</a>')
+    >>> broken_links(folder)
+    ['index.html: gone.html']
     """
     pages = {path.resolve(): _read(path) for path in folder.rglob("*.html")}
     broken = []

@@ -47,6 +47,9 @@ def compare(profile: Profile, systems: dict[str, str | StudentConfig]) -> Result
         profile: The profile.
         systems: By label: ``"first_stage"``, ``"bi_encoder"``, ``"fused"``, or a student, which is
             trained once for each of the profile's seeds.
+
+    >>> compare(profile, {"BM25": "first_stage"}).values.shape
+    (6, 1)
     """
     qrels = load(profile.test.collection).qrels
     columns, rankings = {}, {}
@@ -67,12 +70,20 @@ def compare(profile: Profile, systems: dict[str, str | StudentConfig]) -> Result
 
 
 def differences(results: Results, baseline: str) -> pd.DataFrame:
-    """Means, intervals and tests against a baseline; see `rdl_core.evaluate.compare`."""
+    """Means, intervals and tests against a baseline; see `rdl_core.evaluate.compare`.
+
+    >>> differences(results, "BM25").loc["BM25", "delta"] == 0
+    True
+    """
     return compare_values(results.values, baseline)
 
 
 def display_table(differences: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """A table for people: means and differences with their intervals, p after Holm."""
+    """A table for people: means and differences with their intervals, p after Holm.
+
+    >>> display_table(differences(results, "BM25"), "nDCG@10")["system"].tolist()
+    ['BM25', 'student']
+    """
     baseline = differences["p_value"].isna()
     table = pd.DataFrame(
         {
@@ -90,13 +101,21 @@ def display_table(differences: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def as_html(table: pd.DataFrame) -> HTML:
-    """A table as the book shows it: numbers to three digits, an index only where it says something."""
+    """A table as the book shows it: numbers to three digits, an index only where it says something.
+
+    >>> "<td>0.500</td>" in as_html(pd.DataFrame({"mean": [0.5]})).data
+    True
+    """
     named = not isinstance(table.index, pd.RangeIndex)
     return HTML(table.to_html(index=named, border=0, na_rep="", float_format="{:.3f}".format))
 
 
 def sentence(differences: pd.DataFrame, results: Results) -> Markdown:
-    """The answer in words: the best system, and which differ from the baseline."""
+    """The answer in words: the best system, and which differ from the baseline.
+
+    >>> sentence(differences(results, "BM25"), results).data.startswith("On 6 queries")
+    True
+    """
     measure, n = results.profile.measure, len(results.values)
     baseline = differences.index[differences["p_value"].isna()][0]
     best = differences["mean"].idxmax()
@@ -121,7 +140,11 @@ def sentence(differences: pd.DataFrame, results: Results) -> Markdown:
 
 
 def provenance(results: Results) -> HTML:
-    """Where a page's figures come from: data, teacher, machine, runs, command."""
+    """Where a page's figures come from: data, teacher, machine, runs, command.
+
+    >>> "rdl-badge-smoke" in provenance(results).data
+    True
+    """
     profile = results.profile
     trained = {
         run.manifest["inputs"][0]: run
@@ -170,7 +193,11 @@ def published(table: str) -> pd.DataFrame:
 
 
 def training_log(config: StudentConfig) -> pd.DataFrame:
-    """Loss and learning rate of every step of every stage of a student."""
+    """Loss and learning rate of every step of every stage of a student.
+
+    >>> training_log(profile.student())["stage"].unique().tolist()
+    ['stage 1: info_nce', 'stage 2: ranknet']
+    """
     stages = []
     for n in range(1, len(config.stages) + 1):
         run = student(replace(config, stages=config.stages[:n]))
@@ -202,7 +229,11 @@ def _paper() -> dict:
 
 
 def matching(results: Results, system: str, reference: str) -> Markdown:
-    """Whether a system matches a reference, in words: a test of equivalence, not of difference."""
+    """Whether a system matches a reference, in words: a test of equivalence, not of difference.
+
+    >>> "TOST p =" in matching(results, "student", "BM25").data
+    True
+    """
     test = equivalence(results.values, system, reference)
     found = "matches" if test.equivalent else "is not shown to match"
     return Markdown(
@@ -213,7 +244,13 @@ def matching(results: Results, system: str, reference: str) -> Markdown:
 
 
 def timing_table(timings: pd.DataFrame) -> pd.DataFrame:
-    """Latency, throughput and weights for people."""
+    """Latency, throughput and weights for people.
+
+    >>> timings = pd.DataFrame({"median_ms": [2.0], "p95_ms": [3.0], "passages_per_s": [1e4],
+    ...                         "weight_bytes": [2**20], "n_timings": [5]}, index=["a"])
+    >>> timing_table(timings)["passages per s"].tolist()
+    ['10,000']
+    """
     table = pd.DataFrame(
         {
             "median, ms": timings["median_ms"].map("{:.1f}".format),
@@ -227,7 +264,12 @@ def timing_table(timings: pd.DataFrame) -> pd.DataFrame:
 
 
 def speed_sentence(timings: pd.DataFrame, system: str, peer: str) -> Markdown:
-    """The answer of a timing run in words."""
+    """The answer of a timing run in words.
+
+    >>> timings = pd.DataFrame({"median_ms": [2.0, 3.0], "n_timings": 5}, index=["a", "b"])
+    >>> speed_sentence(timings, "a", "b").data[-25:]
+    'ages, 1.50 times as long.'
+    """
     ours, theirs = timings.loc[system, "median_ms"], timings.loc[peer, "median_ms"]
     return Markdown(
         f"**{system}** takes {ours:.0f} ms for a query (median of "

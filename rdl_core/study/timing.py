@@ -49,6 +49,10 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> tuple[pd.D
 
     Returns:
         The table of `rdl_core.efficiency.measure` with ``weight_bytes``, and the run that holds it.
+
+    >>> table, run = timings(profile, n_queries=2, repetitions=1)
+    >>> table["n_timings"].unique().tolist()
+    [2]
     """
     config = TimingConfig(
         candidates=replace(profile.test, n_queries=n_queries), system=profile.student(),

@@ -28,6 +28,11 @@ def similarity(
         query_vectors: float32 ``[n_queries, dim]``.
         doc_ids: Ids in the order of `passage_vectors`.
         passage_vectors: float32 ``[n_passages, dim]``.
+
+    >>> candidates, ids = pd.DataFrame({"query_id": ["q"], "doc_id": ["b"]}), pd.Index(["a", "b"])
+    >>> vectors = np.eye(2, dtype=np.float32)
+    >>> similarity(candidates, pd.Index(["q"]), vectors[1:], ids, vectors).tolist()
+    [1.0]
     """
     queries = query_vectors[query_ids.get_indexer(candidates["query_id"])]
     passages = passage_vectors[doc_ids.get_indexer(candidates["doc_id"])]

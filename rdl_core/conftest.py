@@ -1,0 +1,80 @@
+"""What the examples in docstrings use: a tiny student, a few texts, a tiny profile, a folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.data.tokens import TokenStore
+from rdl_core.study import tables
+from rdl_core.study.profile import Profile, load_profile
+
+
+@pytest.fixture(scope="session")
+def _store(tmp_path_factory):
+    """A run store of its own, so that an example neither finds nor leaves anything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RDL_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _examples(_store, _shared, doctest_namespace, tmp_path):
+    doctest_namespace.update(_shared, folder=tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _shared(_store, tmp_path_factory):
+    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=8, num_labels=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    student = CrossEncoder(
+        BertForSequenceClassification(config), tokenizer, query_tokens=8, passage_tokens=8
+    )
+    encoder = tmp_path_factory.mktemp("encoder")
+    student.save_pretrained(encoder)
+    profile = _tiny(str(encoder))
+    return {
+        "tiny_student": student,
+        "queries": TokenStore.of_texts(["red fox", "blue whale"], tokenizer),
+        "passages": TokenStore.of_texts(["a fox is red", "whales sing", "noise"], tokenizer),
+        "frame": pd.DataFrame({"query_id": "q", "doc_id": ["a", "b", "c"], "rank": [1, 2, 3]}),
+        "profile": profile,
+        "results": tables.compare(
+            profile, {"BM25": "first_stage", "student": profile.student()}
+        ),
+        "Path": Path,
+        "pd": pd,
+        "torch": torch,
+    }
+
+
+def _tiny(encoder: str) -> Profile:
+    mini = load_profile("mini")
+    few = {"steps": 2, "queries_per_step": 2, "list_size": 3}
+    first, second = mini.stage1, mini.stage2
+    return replace(
+        mini,
+        encoder=encoder,
+        stage1=replace(
+            first,
+            lists=replace(first.lists, n_queries=6, teacher_encoder=encoder),
+            training=replace(first.training, **few),
+        ),
+        stage2=replace(
+            second,
+            lists=replace(second.lists, n_queries=6, teacher_encoder=encoder),
+            training=replace(second.training, **few),
+        ),
+        test=replace(mini.test, n_queries=6, depth=5, teacher_encoder=encoder),
+        ablation_queries=5,
+        ablation_steps=1,
+    )

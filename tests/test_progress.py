@@ -1,0 +1,103 @@
+"""Progress: a bar on a terminal, plain lines elsewhere, and every item passed on.
+
+MUTATIONS
+"""
+
+import io
+import logging
+import sys
+
+import pytest
+
+from rdl_core import progress as progress_module
+from rdl_core.progress import log_plainly, progress
+
+
+class Clock:
+    """A clock that stands still until it is told to move."""
+
+    now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def work(monkeypatch, caplog):
+    """Work through items that take some seconds each; gives what was done and the lines."""
+    clock = Clock()
+    monkeypatch.setattr(progress_module, "time", clock)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+
+    def work(n, seconds, done=0):
+        caplog.clear()
+        seen = []
+        with caplog.at_level(logging.INFO, logger="rdl_core"):
+            for item in progress(range(done, n), total=n, what="counting", done=done):
+                clock.now += seconds
+                seen.append(item)
+        return seen, [record.getMessage() for record in caplog.records]
+
+    return work
+
+
+def test_plain_lines_say_how_far_and_how_long(work):
+    seen, lines = work(10, 10)
+    assert seen == list(range(10))
+    assert lines[0] == "counting: 2 of 10, about 80 s left"
+    assert lines[-1] == "counting: 10 done in 100 s"
+    assert 3 <= len(lines) <= 7  # no line for each item
+
+
+def test_resumed_work_counts_what_was_done_before(work):
+    seen, lines = work(10, 20, done=6)
+    assert seen == [6, 7, 8, 9]
+    assert lines[0] == "counting: 7 of 10, about 60 s left"
+
+
+def test_work_of_a_moment_says_nothing(work):
+    assert work(5, 0.1) == (list(range(5)), [])
+    assert work(0, 9) == ([], [])
+
+
+@pytest.mark.parametrize(("n", "seconds"), [(5, 1), (1, 3), (40, 0.1)])
+def test_work_of_more_than_two_seconds_leaves_a_line(work, n, seconds):
+    assert work(n, seconds)[1][-1:] == [f"counting: {n} done in {n * seconds:.0f} s"]
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert list(progress(iter([1, 2, 3]), total=4, what="counting", done=1)) == [1, 2, 3]
+    assert "counting" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()
+
+
+def test_items_are_taken_one_by_one(work):
+    """A generator behind it must not be drained before the first item comes out."""
+    items = iter([1, 2, 3])
+    assert next(iter(progress(items, total=3, what="counting"))) == 1
+    assert list(items) == [2, 3]
+
+
+@pytest.fixture
+def loggers():
+    """Put logging back as it was."""
+    names = ("rdl_core", "papermill")
+    before = {n: (logging.getLogger(n).handlers, logging.getLogger(n).propagate) for n in names}
+    yield
+    for name, (handlers, propagate) in before.items():
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(logging.NOTSET)
+
+
+def test_lines_are_seen_once_even_when_asked_for_twice(loggers, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    log_plainly()
+    log_plainly()
+    logging.getLogger("rdl_core.progress").info("half-way")
+    logging.getLogger("elsewhere").info("not ours")
+    assert sys.stderr.getvalue().count("half-way") == 1
+    assert "not ours" not in sys.stderr.getvalue()
