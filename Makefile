@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Threads that wait for each other sleep instead of spinning: on a shared machine, a thread that has
 # lost its core to somebody else would otherwise hold up all the others at full load.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Where this is set, every one of a dozen processes would compile torch's sources anew: 10 s each.
+unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
 .PHONY: book test env lock clean

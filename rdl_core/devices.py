@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import torch
+from accelerate import PartialState
 
-__all__ = ["PRECISIONS", "default_device", "resolve_precision"]
+__all__ = ["PRECISIONS", "default_device", "processes", "resolve_precision"]
 
 #: Precisions in which layers compute; scores are float32 always.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def processes() -> PartialState:
+    """The processes of this run: one, unless ``accelerate launch`` or torchrun started several.
+
+    They talk by NCCL where there is CUDA, else by gloo.
+
+    >>> processes().num_processes
+    1
+    """
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def default_device() -> torch.device:
-    """The first CUDA device, or the CPU where there is none.
+    """This process's CUDA device, or the CPU where there is none.
 
     >>> default_device().type in ("cuda", "cpu")
     True
     """
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return processes().device
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

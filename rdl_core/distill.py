@@ -4,110 +4,43 @@ A stage reads top to bottom: draw queries, draw a list for each, score it, compa
 step. The recipe has two of them (Schlatt et al., ECIR 2025, section 3): contrastive on judgments
 with hard negatives, then listwise on the teacher's order.
 
-Every step seeds its generators from the stage's seed and its own number. A resumed run thus needs
-no generator's state, only weights and optimiser: it ends with the same weights, byte for byte on
-a CPU, as one that was never stopped.
+Every random draw is seeded from the stage's seed and its own place. A resumed run thus needs no
+generator's state, only weights and optimiser: it ends with the same weights, byte for byte on
+a CPU, as one that was never stopped. For the same reason the lists of a step do not depend on the
+number of processes that share them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
+from rdl_core import checkpoint
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
-from rdl_core.devices import PRECISIONS
-from rdl_core.losses import LOSSES, targets_from_ranks
+from rdl_core.devices import processes
 from rdl_core.progress import progress
-from rdl_core.samplers import SAMPLERS, SampledLists, needs
+from rdl_core.samplers import needs
+from rdl_core.stage import StageConfig
+from rdl_core.step import Step, draw, seed_of
 
-__all__ = ["StageConfig", "distill"]
+__all__ = ["distill"]
 
-_CHECKPOINT = "checkpoint.safetensors"
+_CHECKPOINT, _BEST, _BROKEN = (
+    f"{name}.safetensors" for name in ("checkpoint", "best", "nonfinite")
+)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """How one stage trains."""
-
-    sampler: str
-    """A key of `rdl_core.samplers.SAMPLERS`; all but ``in_corpus``, which draws no candidates."""
-    sampler_options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the sampler."""
-    loss: str
-    """A key of `rdl_core.losses.LOSSES`."""
-    loss_options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the loss."""
-    targets: str
-    """``"teacher"``: the teacher's ranks; ``"judgments"``: relevance, unjudged counting 0."""
-    positive_grade: int = 1
-    """Smallest relevance that counts as positive; samplers leave out grades between it and 0."""
-    list_size: int
-    """Passages per query in one list."""
-    queries_per_step: int
-    """Lists per optimiser step."""
-    steps: int
-    """Optimiser steps."""
-    learning_rate: float
-    """Peak learning rate of AdamW."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up; a linear decay to a tenth follows where `decay` is true."""
-    decay: bool = False
-    """Whether the learning rate decays."""
-    head_rate: float = 1.0
-    """The head's learning rate, as a multiple; a fresh head learns faster with 10."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
-    max_gradient_norm: float = 0.0
-    """Gradients are clipped to this norm; 0 leaves them."""
-    dropout: float = 0.1
-    """Hidden dropout while training."""
-    train_word_embeddings: bool = True
-    """Whether the word embeddings train; frozen ones save a third of the optimiser's memory."""
-    token_budget: int = 2048
-    """Most tokens that go through the encoder at once."""
-    precision: str = "float32"
-    """A key of `rdl_core.devices.PRECISIONS`."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        for name, valid in (
-            ("sampler", SAMPLERS.keys() - {"in_corpus"}),
-            ("loss", LOSSES),
-            ("targets", ("teacher", "judgments")),
-            ("precision", PRECISIONS),
-        ):
-            if getattr(self, name) not in valid:
-                raise ValueError(
-                    f"{name}: expected one of {', '.join(sorted(valid))}; "
-                    f"got {getattr(self, name)!r}"
-                )
-        for name, least in (
-            ("list_size", 2), ("queries_per_step", 1), ("steps", 1), ("token_budget", 1),
-            ("checkpoint_every", 1), ("warmup_steps", 0), ("max_gradient_norm", 0),
-            ("weight_decay", 0), ("positive_grade", 1), ("head_rate", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate: expected between 0 and 1, got {self.learning_rate}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected 0 or more and below 1, got {self.dropout}")
 
 
 def distill(
@@ -119,8 +52,12 @@ def distill(
     *,
     seed: int,
     folder: Path,
+    dev: Callable[[CrossEncoder], float] | None = None,
 ) -> CrossEncoder:
     """Train a student on ranked lists; resumes from the folder's checkpoint, if there is one.
+
+    Started by ``accelerate launch``, processes share the lists of each step and add up their
+    gradients; the first of them writes.
 
     Args:
         student: Changed in place.
@@ -129,65 +66,182 @@ def distill(
         passages: Token store of the passages.
         config: The stage.
         seed: Draws of queries, lists and dropout follow from it.
-        folder: Gets ``log.jsonl`` (one line a step: step, loss, learning_rate, gradient_norm), the
-            checkpoint, and in the end ``model/``.
+        folder: Gets ``log.jsonl`` (one line a step: step, loss, learning_rate, gradient_norm, and
+            dev where it was measured), the same in ``tensorboard/``, the checkpoint, and in the
+            end ``model/``.
+        dev: The measure that ``dev_every`` asks for, higher is better, of queries that are not in
+            `lists`.
 
     Returns:
-        The student, in evaluation mode.
+        The student in evaluation mode: its last state, or with `dev` the best that was measured.
 
     Raises:
-        ValueError: Lists without what the sampler or the targets need.
-        FloatingPointError: A loss that is not finite; names the step and its queries. The last
-            checkpoint stays.
+        ValueError: Lists without what the sampler or the targets need; more processes than lists in
+            a step; only one of `dev` and ``dev_every``.
+        FloatingPointError: A loss or gradient that is not finite; names the step and its queries.
+            State and lists go to ``nonfinite.safetensors``; the last checkpoint stays.
 
     >>> lists = RankedLists.from_frame(
     ...     frame.assign(teacher_rank=[2, 1, 3]), pd.Index(["q", "r"]), pd.Index(["a", "b", "c"]))
-    >>> config = StageConfig(sampler="top", loss="ranknet", targets="teacher", list_size=3,
-    ...                      queries_per_step=1, steps=2, learning_rate=1e-3)
-    >>> trained = distill(tiny_student, lists, queries, passages, config, seed=0, folder=folder)
+    >>> stage = profile.stage2.training
+    >>> trained = distill(tiny_student, lists, queries, passages, stage, seed=0, folder=folder)
     >>> pd.read_json(folder / "log.jsonl", lines=True)["step"].tolist()
     [0, 1]
     """
-    _check(lists, config)
+    _check(lists, config, dev)
     folder.mkdir(parents=True, exist_ok=True)
-    device = student.device
-    lists, queries, passages = (x.to(device) for x in (lists, queries, passages))
-    student.model.get_input_embeddings().requires_grad_(config.train_word_embeddings)
-    weights = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
-    optimiser = _optimiser(student, weights, config)
-    start = _resume(folder, weights, optimiser)
-    student.train()
-    _set_dropout(student, config.dropout)
-    with torch.random.fork_rng(), (folder / "log.jsonl").open("a") as log:
-        steps = progress(
-            range(start, config.steps), total=config.steps, done=start, what="training"
-        )
-        for step in steps:
-            batch, sampled = _draw(lists, config, seed=seed, step=step)
-            scores = _scores(student, batch, sampled, queries, passages, config)
-            loss = LOSSES[config.loss](
-                scores, _targets(batch, sampled, config), mask=sampled.mask, **config.loss_options
+    lists, queries, passages = (x.to(student.device) for x in (lists, queries, passages))
+    _set_up(student, config)
+    training = _Training(student, config, folder)
+    with torch.random.fork_rng(), _Log(folder, training.standing.step) as log:
+        for step in training.steps():
+            rate = _set_learning_rate(training.optimiser, config, step)
+            drawn = Step.share(
+                *draw(lists, config, seed=seed, step=step), _own_share(), config, student=student,
+                queries=queries, passages=passages, seed=seed_of(seed, "dropout", step),
             )
-            _check_finite(loss, step, batch, folder)
-            rate = _set_learning_rate(optimiser, config, step)
-            optimiser.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(
-                weights.values(), config.max_gradient_norm or float("inf")
-            )
-            optimiser.step()
-            line = {"step": step, "loss": loss.item(), "learning_rate": rate}
-            log.write(json.dumps(line | {"gradient_norm": norm.item()}) + "\n")
+            loss, norm = training.descend(drawn)
+            line = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            log.write({"step": step} | line | training.measure(dev))
             if (step + 1) % config.checkpoint_every == 0:
                 log.flush()
-                _save_checkpoint(folder, weights, optimiser, step + 1)
-    student.eval()
-    student.save_pretrained(folder / "model")
-    (folder / _CHECKPOINT).unlink(missing_ok=True)
-    return student
+                training.save(_CHECKPOINT)
+    return training.finish()
 
 
-def _check(lists: RankedLists, config: StageConfig) -> None:
+@dataclass(kw_only=True)
+class _Standing:
+    """Where a training stands, beside its weights and moments."""
+
+    step: int = 0
+    """Steps done."""
+    best: float = -math.inf
+    """Best dev measure so far."""
+    worse_since: int = 0
+    """Dev measures since the best one."""
+
+
+class _Training:
+    """A student on its way: weights, optimiser, and where it stands."""
+
+    def __init__(self, student: CrossEncoder, config: StageConfig, folder: Path) -> None:
+        self.student, self.config, self.folder = student, config, folder
+        self.weights = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
+        self.optimiser = _optimiser(student, self.weights, config)
+        self.standing = _Standing()
+        if (folder / _CHECKPOINT).exists():
+            self.standing = _Standing(
+                **checkpoint.load(folder / _CHECKPOINT, self.weights, self.optimiser)
+            )
+            _log.info("resuming training after step %d, from %s", self.standing.step, folder)
+
+    def steps(self) -> Iterator[int]:
+        """Steps that are left, until the dev measure has not grown for long enough."""
+        done, total = self.standing.step, self.config.steps
+        for step in progress(range(done, total), total=total, done=done, what="training"):
+            if self.config.patience and self.standing.worse_since >= self.config.patience:
+                _log.info("stopping early after %d steps, best dev %.4f", step, self.standing.best)
+                return
+            yield step
+
+    def descend(self, drawn: Step) -> tuple[float, float]:
+        """One optimiser step on the lists of all processes; their loss and gradient norm."""
+        self.optimiser.zero_grad()
+        loss = _sum_over_processes(drawn.backward(), self.weights)
+        limit = self.config.max_gradient_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), limit)
+        self._check_finite(loss, norm, drawn)
+        self.optimiser.step()
+        self.standing.step += 1
+        return loss.item(), norm.item()
+
+    def measure(self, dev: Callable[[CrossEncoder], float] | None) -> dict[str, float]:
+        """The dev measure where it is due, taken by the first process for all."""
+        if dev is None or self.standing.step % self.config.dev_every:
+            return {}
+        value = [dev(self.student.eval()) if processes().is_main_process else None]
+        broadcast_object_list(value)
+        self.student.train()
+        if value[0] > self.standing.best:
+            self.standing.best, self.standing.worse_since = value[0], 0
+            self.save(_BEST)
+        else:
+            self.standing.worse_since += 1
+        return {"dev": value[0]}
+
+    def save(self, name: str, **more: Tensor) -> None:
+        """Write weights, moments and standing into a file of the folder."""
+        if processes().is_main_process:
+            checkpoint.save(
+                self.folder / name, self.weights, self.optimiser, standing=asdict(self.standing),
+                **more,
+            )
+
+    def finish(self) -> CrossEncoder:
+        """Put the best state back, where there was a choice, and write the student."""
+        if (self.folder / _BEST).exists():
+            checkpoint.load(self.folder / _BEST, self.weights)
+        self.student.eval()
+        if processes().is_main_process:
+            self.student.save_pretrained(self.folder / "model")
+        processes().wait_for_everyone()
+        for name in (_CHECKPOINT, _BEST):
+            (self.folder / name).unlink(missing_ok=True)
+        return self.student
+
+    def _check_finite(self, loss: Tensor, norm: Tensor, drawn: Step) -> None:
+        for what, value in (("loss", loss), ("gradient", norm)):
+            if not torch.isfinite(value):
+                self.save(_BROKEN, **drawn.drawn())
+                raise FloatingPointError(
+                    f"expected a finite {what}, got {value.item()} at step {self.standing.step} "
+                    f"(query rows {drawn.batch.query_rows.tolist()}): lower learning_rate or set "
+                    f"max_gradient_norm; state and lists are in {self.folder / _BROKEN}, the last "
+                    "checkpoint and the log of every step beside it"
+                )
+
+
+class _Log:
+    """A line of JSON a step, and TensorBoard's events; from the first process alone."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self._writes = processes().is_main_process
+        self._path, self._start = folder / "log.jsonl", start
+
+    def __enter__(self) -> _Log:
+        if self._writes:
+            self._cut()
+            self._lines = self._path.open("a")
+            events = self._path.with_name("tensorboard")
+            self._events = SummaryWriter(events, purge_step=self._start)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writes:
+            self._lines.close()
+            self._events.close()
+
+    def write(self, line: dict[str, float]) -> None:
+        if self._writes:
+            self._lines.write(json.dumps(line) + "\n")
+            for name, value in line.items():
+                self._events.add_scalar(name, value, line["step"])
+
+    def flush(self) -> None:
+        if self._writes:
+            self._lines.flush()
+
+    def _cut(self) -> None:
+        """Take off lines after the step that the training goes on from, in one stroke."""
+        with self._path.open("ab+") as file:
+            file.seek(0)
+            kept = sum(len(line) for line, _ in zip(file, range(self._start), strict=False))
+        os.truncate(self._path, kept)
+
+
+def _check(
+    lists: RankedLists, config: StageConfig, dev: Callable[[CrossEncoder], float] | None
+) -> None:
     if config.targets == "teacher" and not (lists.teacher_rank > 0).any():
         raise ValueError(
             "targets: expected lists with a teacher_rank for targets 'teacher', got none: let a "
@@ -201,58 +255,26 @@ def _check(lists: RankedLists, config: StageConfig) -> None:
             f"{config.sampler!r} and targets {config.targets!r}, found none: give lists with "
             "judgments, or lower positive_grade"
         )
+    if (dev is None) != (config.dev_every == 0):
+        raise ValueError(
+            f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every} "
+            f"and {'no' if dev is None else 'a'} measure: give both or neither"
+        )
+    if (n_processes := processes().num_processes) > config.queries_per_step:
+        raise ValueError(
+            f"queries_per_step: expected at least one list for each of {n_processes} processes, got "
+            f"{config.queries_per_step}: raise it or start fewer processes"
+        )
 
 
-def _draw(
-    lists: RankedLists, config: StageConfig, *, seed: int, step: int
-) -> tuple[RankedLists, SampledLists]:
-    """Queries of a step and a list for each; every query once before any comes again."""
-    n, size = len(lists), config.queries_per_step
-    device = lists.mask.device
-    places = torch.arange(step * size, (step + 1) * size)
-    which = torch.stack([_shuffled(n, seed, int(place) // n)[place % n] for place in places])
-    batch = lists.take(which.to(device))
-    generator = torch.Generator(device).manual_seed(_step_seed(seed, step))
-    torch.manual_seed(_step_seed(seed, step))  # dropout
-    known = {
-        "relevant": batch.relevance >= config.positive_grade,
-        "judged": batch.relevance >= 0,
-        "teacher_rank": batch.teacher_rank,
-    }
-    wanted = {name: known[name] for name in needs(config.sampler, config.sampler_options)}
-    # Passages judged, but below the positive grade, are neither positives nor fair negatives.
-    between = (batch.relevance > 0) & ~known["relevant"]
-    eligible = batch.mask & ~between if "relevant" in wanted else batch.mask
-    sampled = SAMPLERS[config.sampler](
-        eligible, config.list_size, generator=generator, **wanted, **config.sampler_options
-    )
-    return batch, sampled
-
-
-def _scores(
-    student: CrossEncoder,
-    batch: RankedLists,
-    sampled: SampledLists,
-    queries: TokenStore,
-    passages: TokenStore,
-    config: StageConfig,
-) -> Tensor:
-    """Scores of the sampled passages, ``[batch, list_size]``; padding gets some score, masked."""
-    passage_rows = batch.passage_rows.gather(1, sampled.indices)
-    query_rows = batch.query_rows[:, None].expand_as(passage_rows)
-    scores = student.score(
-        queries, passages, query_rows.flatten(), passage_rows.flatten(),
-        token_budget=config.token_budget, precision=config.precision,
-    )
-    return scores.view_as(passage_rows)
-
-
-def _targets(batch: RankedLists, sampled: SampledLists, config: StageConfig) -> Tensor:
-    """What the sampled passages should score like; float32 ``[batch, list_size]``."""
-    if config.targets == "teacher":
-        return targets_from_ranks(batch.teacher_rank.gather(1, sampled.indices), sampled.mask)
-    grades = batch.relevance.gather(1, sampled.indices)
-    return torch.where(grades >= config.positive_grade, grades, 0).float()
+def _set_up(student: CrossEncoder, config: StageConfig) -> None:
+    """What of the student itself a stage decides."""
+    student.model.get_input_embeddings().requires_grad_(config.train_word_embeddings)
+    student.gradient_checkpointing(config.gradient_checkpointing)
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = config.dropout
+    student.train()
 
 
 def _optimiser(
@@ -269,68 +291,34 @@ def _optimiser(
 def _set_learning_rate(
     optimiser: torch.optim.Optimizer, config: StageConfig, step: int
 ) -> float:
-    """Linear warm-up, then constant or linear decay to a tenth; a function of the step alone."""
+    """Linear warm-up, then the schedule; a function of the step alone. Gives the encoder's rate."""
     rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-    if config.decay and step >= config.warmup_steps:
+    if config.schedule != "constant" and step >= config.warmup_steps:
         share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-        rate *= 1.0 - 0.9 * share
+        if config.schedule == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        rate *= 1 - (1 - config.final_rate) * share
     for group in optimiser.param_groups:
         group["lr"] = rate * group["multiple"]
     return rate
 
 
-def _set_dropout(student: CrossEncoder, share: float) -> None:
-    for module in student.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = share
+def _own_share() -> slice:
+    """Every so-many-th list of a step is this process's."""
+    state = processes()
+    return slice(state.process_index, None, state.num_processes)
 
 
-def _check_finite(loss: Tensor, step: int, batch: RankedLists, folder: Path) -> None:
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"expected a finite loss, got {loss.item()} at step {step} (query rows "
-            f"{batch.query_rows.tolist()}): lower learning_rate or set max_gradient_norm; the last "
-            f"checkpoint and the log of every step are in {folder}"
-        )
-
-
-def _save_checkpoint(
-    folder: Path, weights: dict[str, Tensor], optimiser: torch.optim.AdamW, step: int
-) -> None:
-    """Weights and optimiser moments in one file, replaced in one stroke."""
-    tensors = {f"weight.{name}": weight.detach() for name, weight in weights.items()}
-    for name, weight in weights.items():
-        tensors |= {f"{key}.{name}": v for key, v in optimiser.state[weight].items()}
-    partial = folder / f"{_CHECKPOINT}.partial"
-    save_file(tensors, partial, metadata={"step": str(step)})
-    os.replace(partial, folder / _CHECKPOINT)
-
-
-def _resume(folder: Path, weights: dict[str, Tensor], optimiser: torch.optim.AdamW) -> int:
-    """Put a checkpoint's state back and cut the log to it; the step to go on from, 0 without one."""
-    log = folder / "log.jsonl"
-    if not (folder / _CHECKPOINT).exists():
-        log.unlink(missing_ok=True)
-        return 0
-    with safe_open(folder / _CHECKPOINT, "pt") as saved:
-        step = int(saved.metadata()["step"])
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(saved.get_tensor(f"weight.{name}"))
-                optimiser.state[weight] = {
-                    key: saved.get_tensor(f"{key}.{name}").to(weight.device if key != "step" else "cpu")
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:step]))
-    _log.info("resuming training after step %d, from %s", step, folder)
-    return step
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return (seed << 32) + step
-
-
-@lru_cache(maxsize=2)
-def _shuffled(n: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(_step_seed(seed, -1 - epoch))
-    return torch.randperm(n, generator=generator)
+def _sum_over_processes(loss: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """Add up the loss and, in place, the gradients of all processes, in one exchange."""
+    if processes().num_processes == 1:
+        return loss
+    for weight in weights.values():
+        if weight.grad is None:  # a share without a single passage
+            weight.grad = torch.zeros_like(weight)
+    gradients = [weight.grad for weight in weights.values()]
+    total = reduce(torch.cat([loss[None], *(g.flatten() for g in gradients)]), "sum")
+    parts = total[1:].split([g.numel() for g in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+    return total[0]

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 __all__ = ["log_plainly", "progress"]
 
 _LINE_EVERY_S = 15.0
+_SILENT_S = 2.0  # work that took no longer is not worth a line
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> It
             left_s = (now - started) / count * (total - done - count)
             _log.info("%s: %d of %d, about %.0f s left", what, done + count, total, left_s)
             said = now
-    if said != started:
-        _log.info("%s: %d done in %.0f s", what, total, time.monotonic() - started)
+    if (took := time.monotonic() - started) > _SILENT_S:
+        _log.info("%s: %d done in %.0f s", what, total, took)
 
 
 def log_plainly() -> None:

@@ -6,6 +6,7 @@ memory does not grow with the number of queries.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -60,7 +61,7 @@ def rerank(
     passage_rows = lists.passage_rows[lists.mask]
     queries, passages = queries.to(student.device), passages.to(student.device)
     starts = range(0, len(query_rows), _PAIRS_AT_ONCE)
-    scores = []
+    scores = [torch.empty(0)]
     student.eval()
     with torch.inference_mode():
         for start in progress(starts, total=len(starts), what="re-ranking"):
@@ -72,15 +73,16 @@ def rerank(
                     token_budget=token_budget, precision=precision,
                 ).cpu()
             )
+    score = torch.cat(scores).numpy()
     run = pd.DataFrame(
         {
             "query_id": query_ids.to_numpy(object)[query_rows.numpy()],
             "doc_id": doc_ids.to_numpy(object)[passage_rows.numpy()],
-            "score": torch.cat(scores).numpy(),
+            "score": score,
         }
     )
-    if not torch.isfinite(torch.cat(scores)).all():
-        broken = run.loc[~torch.isfinite(torch.cat(scores)).numpy(), "query_id"].iloc[0]
+    if not np.isfinite(score).all():
+        broken = run.loc[~np.isfinite(score), "query_id"].iloc[0]
         raise ValueError(
             f"expected finite scores, but the student gave nan or infinity for query {broken!r}: "
             "its weights are broken; train it again with a lower learning rate"

@@ -8,31 +8,52 @@ MUTATIONS
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import WORDS, make_student, make_tokenizer
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rdl_core import checkpoint
 from rdl_core import distill as distill_module
-from rdl_core.devices import PRECISIONS
+from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.devices import PRECISIONS, processes
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
-from rdl_core.distill import StageConfig, distill
+from rdl_core.distill import distill
 from rdl_core.losses import LOSSES
 from rdl_core.samplers import SAMPLERS
+from rdl_core.stage import StageConfig
+from rdl_core.step import Step, draw, targets
 
 N_QUERIES, DEPTH = 6, 6
 CONFIG = StageConfig(
     sampler="random", loss="ranknet", targets="teacher", list_size=4, queries_per_step=2, steps=12,
-    learning_rate=0.003, warmup_steps=3, decay=True, token_budget=150, checkpoint_every=3,
+    learning_rate=0.003, warmup_steps=3, schedule="linear", token_budget=150, checkpoint_every=3,
 )
 JUDGED = replace(CONFIG, sampler="single_relevant", loss="info_nce", targets="judgments")
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts processes that have imported all they need."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["test_distill"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server looks nowhere else
+        processes.Process(target=os.getpid).start()
+    return processes
 
 
 def make_task():
@@ -152,7 +173,7 @@ def test_logged_step_is_the_formulas(tmp_path):
     """Loss, gradient norm and new weights of a first step, once more by hand."""
     config = replace(
         CONFIG, sampler="top", list_size=DEPTH, queries_per_step=N_QUERIES, steps=1, dropout=0.0,
-        warmup_steps=0, decay=False, max_gradient_norm=0.5, token_budget=9999,
+        warmup_steps=0, schedule="constant", max_gradient_norm=0.5, token_budget=9999,
     )
     lists, queries, passages = make_task()
     student, twin = train(tmp_path, config, student=make_student()), make_student()
@@ -182,8 +203,25 @@ def test_learning_rate_warms_up_and_decays(tmp_path):
     rates = [line["learning_rate"] / CONFIG.learning_rate for line in read_log(tmp_path)]
     expected = [1 / 4, 2 / 4, 3 / 4, 1, *(1 - 0.9 * i / 4 for i in range(4))]
     assert rates == pytest.approx(expected)
-    train(tmp_path, replace(CONFIG, steps=3, warmup_steps=0, decay=False))
+    train(tmp_path, replace(CONFIG, steps=3, warmup_steps=0, schedule="constant"))
     assert {line["learning_rate"] for line in read_log(tmp_path)} == {CONFIG.learning_rate}
+
+
+def test_learning_rate_on_a_cosine(tmp_path):
+    train(tmp_path, replace(CONFIG, steps=6, warmup_steps=2, schedule="cosine", final_rate=0.2))
+    rates = [line["learning_rate"] / CONFIG.learning_rate for line in read_log(tmp_path)]
+    cosine = [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]
+    assert rates == pytest.approx([1 / 2, 1, *(0.2 + 0.8 * share for share in cosine)])
+
+
+def test_tensorboard_shows_what_the_log_says(tmp_path):
+    train(tmp_path, replace(CONFIG, steps=3))
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    log = read_log(tmp_path)
+    for name in ("loss", "learning_rate", "gradient_norm"):
+        events = shown.Scalars(name)
+        assert [event.step for event in events] == [0, 1, 2]
+        assert [event.value for event in events] == pytest.approx([x[name] for x in log], rel=1e-6)
 
 
 @pytest.mark.parametrize("queries_per_step", [1, 4, 5])
@@ -191,7 +229,7 @@ def test_every_query_comes_once_before_any_comes_again(queries_per_step):
     lists = make_task()[0]
     config = replace(CONFIG, queries_per_step=queries_per_step, sampler="top")
     steps = range(3 * N_QUERIES)
-    drawn = [distill_module._draw(lists, config, seed=3, step=step)[0] for step in steps]
+    drawn = [draw(lists, config, seed=3, step=step)[0] for step in steps]
     rows = torch.cat([batch.query_rows for batch in drawn]).tolist()
     epochs = [rows[i : i + N_QUERIES] for i in range(0, 3 * N_QUERIES, N_QUERIES)]
     assert all(sorted(epoch) == list(range(N_QUERIES)) for epoch in epochs)
@@ -202,7 +240,7 @@ def test_steps_and_seeds_draw_other_lists():
     """PyTorch's CPU generator reads the low 32 bits of a seed; ours once stood above them."""
     lists = make_task()[0]
     drawn = {
-        tuple(distill_module._draw(lists, config, seed=seed, step=step)[1].indices.flatten().tolist())
+        tuple(draw(lists, config, seed=seed, step=step)[1].indices.flatten().tolist())
         for config in [replace(CONFIG, queries_per_step=N_QUERIES)]
         for seed in range(3)
         for step in range(3)
@@ -215,10 +253,266 @@ def test_candidates_without_a_teacher_rank_are_not_the_best():
     lists, *_ = make_task()
     config = replace(CONFIG, sampler="top", list_size=DEPTH, queries_per_step=N_QUERIES)
     partly = replace(lists, teacher_rank=lists.teacher_rank.where(lists.teacher_rank < 4, 0))
-    batch, sampled = distill_module._draw(partly, config, seed=0, step=0)
-    targets = distill_module._targets(batch, sampled, config)
+    batch, sampled = draw(partly, config, seed=0, step=0)
+    wanted = targets(batch, sampled, config)
     ranked = batch.teacher_rank > 0
-    assert targets[~ranked].max() < targets[ranked].min()
+    assert wanted[~ranked].max() < wanted[ranked].min()
+
+
+# --- bounded memory -----------------------------------------------------------------------------
+
+
+def gradients(config, *, student=None, seed=3, task=None, shares=1):
+    """Gradient of one step, summed over shares of its lists, and the sum of their losses."""
+    lists, queries, passages = task or make_task()
+    student = (student or make_student(dropout=0.3)).train()
+    drawn = draw(lists, config, seed=seed, step=0)
+    loss = sum(
+        Step.share(
+            *drawn, slice(i, None, shares), config, student=student, queries=queries,
+            passages=passages, seed=seed,
+        ).backward()
+        for i in range(shares)
+    )
+    return loss.item(), {name: weight.grad for name, weight in student.model.named_parameters()}
+
+
+def same(found, wanted, *, atol):
+    """Equal, and not because there is nothing; biases of keys have no gradient but rounding."""
+    assert sum(wanted[name].abs().max() > 10 * atol for name in wanted) > 20
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=atol, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("loss", ["ranknet", "adr_mse", "list_mle", "info_nce"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_scoring_lists_twice_gives_the_gradient_of_scoring_them_once(loss, precision):
+    """With dropout, which must be the same both times a batch is scored."""
+    config = replace(
+        CONFIG, loss=loss, queries_per_step=4, token_budget=60, held_tokens=10**6,
+        precision=precision,
+    )
+    once, twice = gradients(config), gradients(replace(config, held_tokens=0))
+    assert once[0] == pytest.approx(twice[0], rel=1e-6)
+    same(twice[1], once[1], atol=1e-6)
+
+
+def test_batches_of_a_step_do_not_change_its_gradient():
+    config = replace(CONFIG, queries_per_step=5, held_tokens=0)
+    (loss, wanted), *others = (
+        gradients(replace(config, token_budget=budget), student=make_student())
+        for budget in (10**6, 60, 1)
+    )
+    for other_loss, found in others:
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        same(found, wanted, atol=1e-5)
+
+
+def test_shares_add_up_to_the_step():
+    config = replace(CONFIG, queries_per_step=5)
+    whole = gradients(config, student=make_student())
+    parts = gradients(config, student=make_student(), shares=3)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-5)
+    same(parts[1], whole[1], atol=1e-5)
+
+
+def test_padding_is_not_scored(monkeypatch):
+    lists, *stores = make_task()
+    mask = torch.arange(DEPTH) < torch.tensor([[1], [3], [DEPTH], [2], [4], [5]])
+    config = replace(CONFIG, sampler="top", list_size=DEPTH, queries_per_step=N_QUERIES)
+    scored, real = [], CrossEncoder.score
+
+    def score(self, queries, passages, query_rows, passage_rows, **own):
+        scored.extend(zip(query_rows.tolist(), passage_rows.tolist(), strict=True))
+        return real(self, queries, passages, query_rows, passage_rows, **own)
+
+    monkeypatch.setattr(CrossEncoder, "score", score)
+    gradients(config, task=(replace(lists, mask=mask), *stores))
+    wanted = [(q, lists.passage_rows[q, j].item()) for q, j in mask.nonzero().tolist()]
+    assert sorted(scored) == sorted(wanted)
+
+
+def test_step_without_a_single_passage_changes_nothing(tmp_path):
+    lists, *stores = make_task()
+    lists = replace(lists, mask=lists.query_rows[:, None].expand_as(lists.mask) == 0)
+    before, config = weights(make_student()), replace(CONFIG, queries_per_step=1, steps=6)
+    first = replace(config, sampler="single_relevant")
+    after = train(tmp_path, first, student=make_student(), task=(lists, *stores))
+    losses = [line["loss"] for line in read_log(tmp_path)]
+    assert sum(loss == 0 for loss in losses) == 5
+    assert moved(before, weights(after))
+
+
+def _status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def _measure_peak(file, size, n_lists):
+    """Memory that one step adds, in kB: some 3,000 tokens at a time, whatever the lists."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    words = TokenStore.from_lists(torch.randint(4, 44, (1000, 24)).tolist())
+    ranks = torch.stack([torch.randperm(size) + 1 for _ in range(n_lists)])
+    lists = RankedLists(
+        query_rows=torch.arange(n_lists), passage_rows=ranks - 1, teacher_rank=ranks,
+        relevance=ranks * 0, mask=ranks > 0,
+    )
+    config = replace(
+        CONFIG, sampler="top", list_size=size, queries_per_step=n_lists, token_budget=3000,
+        held_tokens=3000,
+    )
+    student = make_student(passage_tokens=24, hidden_size=192, intermediate_size=768, layers=3)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
+    gradients(config, student=student, task=(lists, words, words))
+    file.write_text(str(_status("VmHWM") - before))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peaks are read from /proc")
+def test_memory_does_not_grow_with_the_list(server, tmp_path):
+    """Lists of 10, 100 and 1000 passages."""
+    peaks = []
+    for size, n_lists in ((10, 40), (100, 4), (1000, 1)):
+        process = server.Process(target=_measure_peak, args=(tmp_path / "peak", size, n_lists))
+        process.start()
+        process.join(120)
+        peaks.append(int((tmp_path / "peak").read_text()))
+    assert min(peaks) > 50_000  # activations, not noise
+    assert max(peaks) < 1.1 * min(peaks), peaks
+
+
+# --- the dev measure ----------------------------------------------------------------------------
+
+
+class Dev:
+    """A measure that takes given values, and keeps the weights that it was shown."""
+
+    def __init__(self, *values):
+        self.values, self.shown = iter(values), []
+
+    def __call__(self, student):
+        assert not student.training
+        self.shown.append(weights(student))
+        return next(self.values)
+
+
+def test_best_state_by_the_dev_measure_is_restored_whole(tmp_path):
+    """A peer's reload once restored only a part of it (sentence-transformers#3360)."""
+    dev = Dev(0.1, 0.7, 0.4, 0.6)
+    student = distill(
+        make_student(), *make_task(), replace(CONFIG, dev_every=3), seed=0, folder=tmp_path, dev=dev
+    )
+    assert not moved(dev.shown[1], weights(student))
+    assert len(moved(dev.shown[3], weights(student))) > 20
+    saved = CrossEncoder.from_pretrained(tmp_path / "model", query_tokens=5, passage_tokens=20)
+    assert not moved(dev.shown[1], weights(saved))
+    assert {line["step"]: line["dev"] for line in read_log(tmp_path) if "dev" in line} == {
+        2: 0.1, 5: 0.7, 8: 0.4, 11: 0.6
+    }  # fmt: skip
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_training_stops_when_the_dev_measure_grows_no_more(tmp_path):
+    dev = Dev(0.5, 0.4, 0.5, 0.9)
+    config = replace(CONFIG, dev_every=2, patience=2)
+    student = distill(make_student(), *make_task(), config, seed=0, folder=tmp_path, dev=dev)
+    assert [line["step"] for line in read_log(tmp_path)] == list(range(6))
+    assert not moved(dev.shown[0], weights(student))
+
+
+def test_resumed_training_remembers_the_best_state(tmp_path, monkeypatch):
+    config = replace(CONFIG, dev_every=2, patience=3)
+    values = (0.5, 0.9, 0.1, 0.2, 0.3, 1.0)
+    whole = distill(
+        make_student(), *make_task(), config, seed=0, folder=tmp_path / "whole", dev=Dev(*values)
+    )
+    real, calls = Step.backward, iter(range(99))
+
+    def dies(self):
+        if next(calls) == 7:
+            raise KeyboardInterrupt
+        return real(self)
+
+    monkeypatch.setattr(Step, "backward", dies)
+    with pytest.raises(KeyboardInterrupt):
+        distill(
+            make_student(), *make_task(), config, seed=0, folder=tmp_path / "cut", dev=Dev(*values)
+        )
+    monkeypatch.undo()
+    resumed = distill(  # after step 6, that is with three looks behind it
+        make_student(), *make_task(), config, seed=0, folder=tmp_path / "cut", dev=Dev(*values[3:])
+    )
+    assert not moved(weights(whole), weights(resumed))
+    assert read_log(tmp_path / "whole") == read_log(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(("dev_every", "dev"), [(2, None), (0, lambda student: 0.0)])
+def test_dev_measure_and_when_to_look_belong_together(tmp_path, dev_every, dev):
+    with pytest.raises(ValueError, match="^dev_every: expected a dev measure if and only if"):
+        distill(
+            make_student(), *make_task(), replace(CONFIG, dev_every=dev_every), seed=0,
+            folder=tmp_path / "run", dev=dev,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+def _train_on(folder, config):
+    torch.set_num_threads(1)
+    distill(
+        make_student(), *make_task(), config, seed=0, folder=folder,
+        dev=(lambda student: 0.5) if config.dev_every else None,
+    )
+
+
+def launch(folder, config, n):
+    """Run a training in processes that talk over loopback (gloo), as torchrun starts them."""
+    script = folder.with_suffix(".py")
+    script.write_text(
+        f"""
+import pathlib, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_distill import CONFIG, processes, _train_on, replace
+_train_on(pathlib.Path({str(folder)!r}), replace(CONFIG, **{config!r}))
+print(f"[{{processes().num_processes}}]", end="")
+"""
+    )
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n),
+        "--standalone", str(script),
+    ]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_two_processes_train_like_one(tmp_path):
+    """Loss curve to 1e-5 and weights alike; the log has one line a step, not one a process."""
+    config = {"dropout": 0.0, "queries_per_step": 3, "steps": 8, "dev_every": 4}
+    done = launch(tmp_path / "two", config, 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[2]") == 2
+    _train_on(tmp_path / "one", replace(CONFIG, **config))
+    one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
+    assert [line["step"] for line in two] == list(range(8))
+    for key in ("loss", "gradient_norm"):
+        assert [x[key] for x in two] == pytest.approx([x[key] for x in one], rel=1e-5)
+    a, b = (
+        weights(CrossEncoder.from_pretrained(f / "model", query_tokens=5, passage_tokens=20))
+        for f in (tmp_path / "one", tmp_path / "two")
+    )
+    for name in a:
+        if "key.bias" not in name and name != "classifier.bias":
+            torch.testing.assert_close(b[name], a[name], atol=1e-4, rtol=0, msg=name)
+
+
+def test_more_processes_than_lists_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill_module, "processes", lambda: SimpleNamespace(num_processes=3))
+    with pytest.raises(ValueError, match="queries_per_step: .* one list for each of 3 processes"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # --- killed and resumed -------------------------------------------------------------------------
@@ -247,27 +541,25 @@ def _train_and_die(folder, place, calls):
     """Train in this process, and die in some place of the loop at its n-th pass."""
     torch.set_num_threads(1)
     if place == "os":
-        distill_module.os.replace = _dies(os.replace, calls)
+        os.replace = _dies(os.replace, calls)
     elif place == "loss":
         LOSSES[CONFIG.loss] = _dies(LOSSES[CONFIG.loss], calls)
     elif place == "log":
         sys.addaudithook(_dies_where_a_file_is_emptied)
-    elif place:
-        setattr(distill_module, place, _dies(getattr(distill_module, place), calls))
+    elif place == "save_file":
+        checkpoint.save_file = _dies(checkpoint.save_file, calls)
+    elif place == "_check_finite":
+        training = distill_module._Training
+        training._check_finite = _dies(training._check_finite, calls)
     train(folder)
 
 
 @pytest.fixture(scope="module")
-def run():
+def run(server):
     """Run the training in a process of its own; gives the exit code."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["test_distill"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server looks nowhere else
-        processes.Process(target=os.getpid).start()
 
     def run(folder, place=None, calls=0):
-        process = processes.Process(target=_train_and_die, args=(folder, place, calls))
+        process = server.Process(target=_train_and_die, args=(folder, place, calls))
         process.start()
         process.join(60)
         return process.exitcode
@@ -352,7 +644,11 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, monkey
     monkeypatch.setitem(LOSSES, "ranknet", overflows)
     with pytest.raises(FloatingPointError, match="got nan at step 7 .*query rows") as error:
         train(tmp_path)
-    assert str(tmp_path) in str(error.value)
+    assert str(tmp_path / "nonfinite.safetensors") in str(error.value)
+    saved = load_file(tmp_path / "nonfinite.safetensors")
+    assert saved["passage_rows"].shape == (CONFIG.queries_per_step, CONFIG.list_size)
+    assert str(saved["query_rows"][:, 0].tolist()) in str(error.value)
+    assert saved["weight.classifier.weight"].isfinite().all()
     assert [line["step"] for line in read_log(tmp_path)] == list(range(7))
     monkeypatch.undo()
     train(tmp_path)  # goes on from step 6

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-__all__ = ["RankedLists"]
+__all__ = ["RankedLists", "rows_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +78,14 @@ class RankedLists:
                 tensor[where] = torch.from_numpy(values.to_numpy(dtype="int64", copy=True))
             return tensor
 
+        def known(column: str, empty: int) -> Tensor:
+            return table(frame[column].fillna(empty) if column in frame else None, empty)
+
         return cls(
-            query_rows=_rows(pd.Series(kept_ids), query_ids, "query"),
-            passage_rows=table(pd.Series(_rows(frame["doc_id"], doc_ids, "passage")), 0),
-            teacher_rank=table(frame.get("teacher_rank"), 0),
-            relevance=table(
-                frame["relevance"].fillna(-1) if "relevance" in frame else None, -1
-            ),
+            query_rows=torch.from_numpy(rows_of(pd.Series(kept_ids), query_ids, "query")),
+            passage_rows=table(pd.Series(rows_of(frame["doc_id"], doc_ids, "passage")), 0),
+            teacher_rank=known("teacher_rank", 0),
+            relevance=known("relevance", -1),
             mask=table(pd.Series(1, index=frame.index), 0).bool(),
         )
 
@@ -120,7 +122,20 @@ class RankedLists:
         )
 
 
-def _rows(ids: pd.Series, store_ids: pd.Index, what: str) -> Tensor:
+def rows_of(ids: pd.Series, store_ids: pd.Index, what: str) -> np.ndarray:
+    """Row of each id in a store; int64 ``[n]``.
+
+    Args:
+        ids: Any number of ids, repeats allowed.
+        store_ids: Ids in the order of the store's rows.
+        what: What has these ids, for the error: ``"query"`` or ``"passage"``.
+
+    Raises:
+        ValueError: An id that is not in the store.
+
+    >>> rows_of(pd.Series(["b", "a"]), pd.Index(["a", "b"]), "passage").tolist()
+    [1, 0]
+    """
     rows = store_ids.get_indexer(ids)
     if (rows < 0).any():
         unknown = ids[rows < 0].iloc[0]
@@ -128,4 +143,4 @@ def _rows(ids: pd.Series, store_ids: pd.Index, what: str) -> Tensor:
             f"expected every {what} id to be in the collection ({len(store_ids)} ids), but "
             f"{unknown!r} is not: were the candidates made for another collection?"
         )
-    return torch.from_numpy(rows.astype("int64"))
+    return rows.astype("int64")

@@ -41,6 +41,10 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
     >>> bm25(queries, passages, depth=2)["doc_id"].tolist()
     ['b']
     """
+    if queries.empty:  # which bm25s does not take
+        return _candidates(
+            queries["query_id"], passages["doc_id"], np.empty((0, 0), np.int64), np.empty((0, 0))
+        )
     index = bm25s.BM25(k1=1.5, b=0.75)
     index.index(_words(passages["text"]), show_progress=_bars())
     rows, scores = index.retrieve(

@@ -7,6 +7,7 @@ ablations that share a stage share its run.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +24,10 @@ from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path, sha256_of
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
 from rdl_core.devices import default_device, resolve_precision
-from rdl_core.distill import StageConfig, distill
-from rdl_core.evaluate import settle_ties
+from rdl_core.distill import distill
+from rdl_core.evaluate import per_query, settle_ties
 from rdl_core.rerank import rerank
+from rdl_core.stage import StageConfig
 from rdl_core.study.runs import Run, obtain
 from rdl_core.teachers import encoders
 
@@ -88,8 +90,17 @@ class Stage:
     """Training lists."""
     training: StageConfig
     """The loop's configuration."""
+    dev: ListsConfig | None = None
+    """Judged queries whose nDCG@10 the training looks at, where it looks at any."""
 
     __pydantic_config__ = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if (self.dev is None) != (self.training.dev_every == 0):
+            raise ValueError(
+                f"dev: expected queries to look at if and only if dev_every is not 0, got dev_every "
+                f"{self.training.dev_every}: give both or neither"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,14 +187,19 @@ def student(config: StudentConfig) -> Run:
         ).to(default_device())
         query_ids, queries = _tokens(collection.queries, config.encoder)
         doc_ids, passages = _tokens(collection.passages, config.encoder)
-        ranked = RankedLists.from_frame(lists(stage.lists), query_ids, doc_ids)
-        distill(model, ranked, queries, passages, stage.training, seed=config.seed, folder=folder)
+        frame = lists(stage.lists)
+        ranked = RankedLists.from_frame(frame, query_ids, doc_ids)
+        distill(
+            model, ranked, queries, passages, stage.training, seed=config.seed, folder=folder,
+            dev=_dev_measure(stage.dev, config, frame) if stage.dev else None,
+        )
         drawn = stage.training.steps * stage.training.queries_per_step * stage.training.list_size
         return {"n_lists": len(ranked), "passages_seen": drawn}
 
+    read = dict.fromkeys(s.collection for s in (stage.lists, stage.dev) if s)
     return obtain(
-        "train", config, data=_data(config.encoder, collection.fingerprint),
-        code=("rdl_core.distill", *_LISTS_CODE), compute=train,
+        "train", config, data=_data(config.encoder, *(load(name).fingerprint for name in read)),
+        code=("rdl_core.distill", "rdl_core.rerank", *_LISTS_CODE), compute=train,
     )
 
 
@@ -229,12 +245,40 @@ def _student_scores(
         query_tokens=system.query_tokens,
         passage_tokens=system.passage_tokens,
     ).to(default_device())
-    query_ids, queries = _tokens(collection.queries, system.encoder)
-    doc_ids, passages = _tokens(collection.passages, system.encoder)
+    return _scores(model, candidates, collection, system.encoder, config.precision)
+
+
+def _scores(
+    model: CrossEncoder, candidates: pd.DataFrame, collection: Collection, encoder: str,
+    precision: str,
+) -> pd.DataFrame:
+    query_ids, queries = _tokens(collection.queries, encoder)
+    doc_ids, passages = _tokens(collection.passages, encoder)
     return rerank(
         model, candidates, queries, passages, query_ids=query_ids, doc_ids=doc_ids,
-        precision=resolve_precision(config.precision, model.device),
+        precision=resolve_precision(precision, model.device),
     )
+
+
+def _dev_measure(
+    dev: ListsConfig, config: StudentConfig, trained_on: pd.DataFrame
+) -> Callable[[CrossEncoder], float]:
+    """Mean nDCG@10 of a student on judged queries, none of which it was trained on."""
+    candidates, collection = lists(dev), load(dev.collection)
+    asked = chosen_queries(dev)
+    if seen := set(asked) & set(trained_on["query_id"]):
+        raise ValueError(
+            f"dev: expected queries that are not trained on, but {len(seen)} are, such as "
+            f"{min(seen)!r}: choose another split or year"
+        )
+    judged = collection.qrels[collection.qrels["query_id"].isin(asked)]
+    precision = config.stages[-1].training.precision
+
+    def measure(model: CrossEncoder) -> float:
+        scored = _scores(model, candidates, collection, config.encoder, precision)
+        return float(per_query(judged, settle_ties(scored, candidates))["nDCG@10"].mean())
+
+    return measure
 
 
 @dataclass(frozen=True, kw_only=True)

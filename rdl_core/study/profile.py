@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.study.jobs import ListsConfig, Stage, StudentConfig
 from rdl_core.study.runs import project_folder
 
@@ -50,7 +51,7 @@ class Profile:
     ablation_steps: int
     """Steps of the second stage there."""
     precision: str = "auto"
-    """In which students score."""
+    """In which students train and score: ``"auto"`` or a key of `rdl_core.devices.PRECISIONS`."""
     seeds: tuple[int, ...] = (0,)
     """One student is trained for each; a system's measure is the mean over them."""
     measure: str = "nDCG@10"
@@ -66,6 +67,10 @@ class Profile:
         for name, least in (("ablation_queries", 2), ("ablation_steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.precision not in ("auto", *PRECISIONS):
+            raise ValueError(
+                f"precision: expected auto, {', '.join(PRECISIONS)}; got {self.precision!r}"
+            )
         if not self.seeds:
             raise ValueError("seeds: expected at least one")
 
@@ -97,11 +102,15 @@ class Profile:
             raise ValueError(f"stages: expected one of {', '.join(choices)}; got {stages!r}")
         *earlier, last = choices[stages]
         seed = changes.pop("seed", self.seeds[0])
+        precision = {"precision": resolve_precision(self.precision, default_device())}
         return StudentConfig(
             encoder=self.encoder,
             query_tokens=self.query_tokens,
             passage_tokens=self.passage_tokens,
-            stages=(*earlier, _changed(last, changes)),
+            stages=(
+                *(_changed(stage, precision) for stage in earlier),
+                _changed(last, precision | changes),
+            ),
             seed=seed,
         )
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from rdl_core.data.lists import rows_of
+
 __all__ = ["add_teacher_rank", "fuse", "similarity"]
 
 
@@ -29,13 +31,16 @@ def similarity(
         doc_ids: Ids in the order of `passage_vectors`.
         passage_vectors: float32 ``[n_passages, dim]``.
 
+    Raises:
+        ValueError: A candidate whose query or passage has no vector.
+
     >>> candidates, ids = pd.DataFrame({"query_id": ["q"], "doc_id": ["b"]}), pd.Index(["a", "b"])
     >>> vectors = np.eye(2, dtype=np.float32)
     >>> similarity(candidates, pd.Index(["q"]), vectors[1:], ids, vectors).tolist()
     [1.0]
     """
-    queries = query_vectors[query_ids.get_indexer(candidates["query_id"])]
-    passages = passage_vectors[doc_ids.get_indexer(candidates["doc_id"])]
+    queries = query_vectors[rows_of(candidates["query_id"], query_ids, "query")]
+    passages = passage_vectors[rows_of(candidates["doc_id"], doc_ids, "passage")]
     return np.einsum("nd,nd->n", queries, passages)
 
 
@@ -57,9 +62,11 @@ def add_teacher_rank(candidates: pd.DataFrame, scores: np.ndarray) -> pd.DataFra
     >>> add_teacher_rank(candidates, np.array([0.1, 0.9]))["teacher_rank"].tolist()
     [2, 1]
     """
-    ordered = candidates.assign(_score=-scores).sort_values(["query_id", "_score", "rank"])
-    ranks = ordered.groupby("query_id").cumcount() + 1
-    return candidates.assign(teacher_rank=ranks)
+    keys = pd.DataFrame(
+        {"query_id": candidates["query_id"].array, "score": -scores, "rank": candidates["rank"].array}
+    )  # by place: the index of the candidates may repeat
+    places = keys.sort_values(["query_id", "score", "rank"]).groupby("query_id").cumcount()
+    return candidates.assign(teacher_rank=places.sort_index().to_numpy() + 1)
 
 
 def _standardised(query_ids: pd.Series, scores: np.ndarray) -> np.ndarray:
