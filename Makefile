@@ -10,13 +10,20 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
-.PHONY: book test env lock clean
+.PHONY: book test peers env lock clean
 
 book: $(READY)
 	$(BIN)/rdl book --profile $(PROFILE)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Losses against Lightning IR's, which nothing else here needs: in an environment of its own.
+peers:
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
+		-r requirements.lock lightning-ir==0.0.6
+	PYTHONPATH=. $(VENV)-peers/bin/python -m pytest -q tests/test_losses_parity.py
 
 env: $(READY)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from rdl_core.data.downloads import fetch_group
 from rdl_core.progress import log_plainly
 from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
@@ -50,6 +51,21 @@ def book(
     typer.echo(
         f"study {studied - started:.0f} s, book {time.monotonic() - studied:.0f} s; open {page.as_uri()}"
     )
+
+
+@app.command()
+def fetch(
+    group: Annotated[str, typer.Argument(help="Files of one kind: trec-dl, vaswani, cranfield.")],
+) -> None:
+    """Fetch the public files of a group, as far as neither RDL_MIRROR nor the cache holds them."""
+    try:
+        paths = fetch_group(group)
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    size_mb = sum(path.stat().st_size for path in paths) / 1e6
+    folders = sorted({str(path).partition(f"/{group}/")[0] for path in paths})
+    typer.echo(f"{group}: {len(paths)} files, {size_mb:.1f} MB, in {' and '.join(folders)}")
 
 
 if __name__ == "__main__":

@@ -7,20 +7,26 @@ through them is ours:
 - sequences come packed, end to end in one vector, so that no linear layer computes padding;
 - attention is computed per sequence: by `varlen_attn` in half precision on CUDA, else by scaled
   dot-product attention over the sequences of the batch, unpacked for that one step;
-- the last layer computes only what the score needs, the first position of each sequence.
+- the last layer computes only what the score needs: the first position of each sequence, or all
+  of them where a ModernBERT takes their mean.
 
 Attention dropout is left out (the packed kernels have none); hidden dropout is as configured.
+
+In shapes, `n` is the number of sequences and `t` that of the tokens in all of them together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AttentionInterface,
     AutoModelForSequenceClassification,
@@ -28,6 +34,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from rdl_core.data.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 from rdl_core.devices import PRECISIONS
@@ -35,8 +42,6 @@ from rdl_core.devices import PRECISIONS
 __all__ = ["ARCHITECTURES", "CrossEncoder"]
 
 _ATTENTION = "rdl_packed"
-#: Model types whose layers have BERT's parts under BERT's names.
-ARCHITECTURES = ("bert", "electra", "roberta", "xlm-roberta")
 
 
 class CrossEncoder(nn.Module):
@@ -77,10 +82,14 @@ class CrossEncoder(nn.Module):
         self.query_tokens = query_tokens
         self.passage_tokens = passage_tokens
         self.template = PairTemplate.of(tokenizer)
+        self._checkpointing = False
+        # Many tokenizers name no limit, and some a larger one than the encoder's.
+        table = model.config.max_position_embeddings - _first_position(model)
+        longest = min(tokenizer.model_max_length, table)
         needed = query_tokens + passage_tokens + self.template.n_tokens
-        if needed > tokenizer.model_max_length:
+        if needed > longest:
             raise ValueError(
-                f"expected at most {tokenizer.model_max_length} tokens for this encoder, but "
+                f"expected at most {longest} tokens for this encoder, but "
                 f"query_tokens + passage_tokens + {self.template.n_tokens} special ones are "
                 f"{needed}: lower one of them"
             )
@@ -98,7 +107,8 @@ class CrossEncoder(nn.Module):
             passage_tokens: Longer passages are cut to this many tokens.
         """
         model = AutoModelForSequenceClassification.from_pretrained(
-            encoder, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            encoder, num_labels=1, dtype=torch.float32, use_safetensors=True,
+            trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
         return cls(model, tokenizer, query_tokens=query_tokens, passage_tokens=passage_tokens)
@@ -117,24 +127,11 @@ class CrossEncoder(nn.Module):
         Returns:
             float32 ``[n]`` logits, higher is better, whatever precision autocast computes in.
         """
-        base = self.model.base_model
-        layout = _Layout.of(packed)
-        # RoBERTa counts positions from the one after its padding id.
-        shift = base.embeddings.padding_idx + 1 if "roberta" in self.model.config.model_type else 0
-        hidden = base.embeddings(
-            input_ids=packed.input_ids[None],
-            token_type_ids=packed.segment_ids[None],
-            position_ids=packed.position_ids[None] + shift,
-        )
-        if hasattr(base, "embeddings_project"):  # ELECTRA's small models
-            hidden = base.embeddings_project(hidden)
-        *layers, last = base.encoder.layer
-        for layer in layers:
-            hidden = layer(hidden, layout=layout)
-        first = _first_positions(last, hidden, layout)
+        encode, head = _WAYS[self.model.config.model_type]
+        pooled = encode(self.model, _Layout(packed), self._run)
         # In bfloat16, scores of a list of 100 tie by the handful, and ties are settled elsewhere.
         with torch.autocast(self.device.type, enabled=False):
-            return self._head(first.float()).squeeze(-1)
+            return head(self.model, pooled.float()).squeeze(-1)
 
     def score(
         self,
@@ -159,9 +156,8 @@ class CrossEncoder(nn.Module):
         Returns:
             float32 ``[n]``, in the order of the rows.
         """
-        lengths = queries.lengths(query_rows, self.query_tokens)
-        lengths = lengths + passages.lengths(passage_rows, self.passage_tokens)
-        batches = plan_batches((lengths + self.template.n_tokens).cpu(), token_budget)
+        lengths = self.pair_lengths(queries, passages, query_rows, passage_rows)
+        batches = plan_batches(lengths.cpu(), token_budget)
         dtype = PRECISIONS[precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             scores = [
@@ -177,12 +173,29 @@ class CrossEncoder(nn.Module):
         order = torch.cat(batches).to(self.device)
         return torch.empty_like(torch.cat(scores)).index_copy(0, order, torch.cat(scores))
 
+    def pair_lengths(
+        self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor
+    ) -> Tensor:
+        """Tokens in the sequence of each pair, special ones included; int64 ``[n]``."""
+        lengths = queries.lengths(query_rows, self.query_tokens)
+        lengths = lengths + passages.lengths(passage_rows, self.passage_tokens)
+        return lengths + self.template.n_tokens
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Keep only each layer's input in training and compute the rest again for its gradient.
+
+        One vector a token and layer instead of some twenty, for up to a third more time; the
+        gradients are the same, also with dropout.
+        """
+        self._checkpointing = on
+
     def head_names(self) -> set[str]:
-        """Names of the weights that turn the first position into a score, in the wrapped model."""
+        """Names, in the wrapped model, of the weights after the encoder; BERT's pooler included."""
+        encoder = f"{self.model.base_model_prefix}."
         return {
             name
             for name, _ in self.model.named_parameters()
-            if name.startswith("classifier.") or ".pooler." in name
+            if not name.startswith(encoder) or name.startswith(f"{encoder}pooler.")
         }
 
     def save_pretrained(self, folder: Path) -> None:
@@ -193,11 +206,10 @@ class CrossEncoder(nn.Module):
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _head(self, first: Tensor) -> Tensor:
-        """Logits from the first position's last hidden state, ``[n, 1, hidden]`` to ``[n, 1]``."""
-        if pooler := getattr(self.model.base_model, "pooler", None):
-            return self.model.classifier(self.model.dropout(pooler(first)))
-        return self.model.classifier(first)
+    def _run(self, layer: nn.Module, hidden: Tensor, **inputs: object) -> Tensor:
+        if self._checkpointing and self.training:
+            return checkpoint(layer, hidden, use_reentrant=False, **inputs)
+        return layer(hidden, **inputs)
 
 
 @dataclass(frozen=True)
@@ -205,24 +217,35 @@ class _Layout:
     """Where each token of a packed batch stands in ``[n, max_length]``; made once per batch."""
 
     packed: Packed
-    slots: Tensor
-    """int64 ``[t]``: sequence * max_length + position."""
-    key_mask: Tensor
-    """bool ``[n, 1, 1, max_length]``: True where a sequence has a token."""
 
-    @classmethod
-    def of(cls, packed: Packed) -> _Layout:
-        lengths = packed.cu_seqlens.diff()
-        n_tokens = len(packed.input_ids)
-        places = torch.arange(packed.max_length, device=lengths.device)
-        starts = torch.arange(len(lengths), device=lengths.device) * packed.max_length
-        sequence_start = torch.repeat_interleave(starts, lengths, output_size=n_tokens)
-        key_mask = (places < lengths[:, None])[:, None, None, :]
-        return cls(packed, sequence_start + packed.position_ids, key_mask)
+    @cached_property
+    def lengths(self) -> Tensor:
+        """int32 ``[n]``."""
+        return self.packed.cu_seqlens.diff()
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """int64 ``[t]``: sequence * max_length + position."""
+        position = self.packed.position_ids
+        sequence = (position == 0).cumsum(0) - 1
+        return sequence * self.packed.max_length + position
+
+    def mask(self, window: int | None) -> Tensor:
+        """Which places see which: bool ``[n, 1, 1 or max_length, max_length]``, True where seen.
+
+        A window is how many places each one sees to either side; without one, all see the same.
+        """
+        places = torch.arange(self.packed.max_length, device=self.lengths.device)
+        taken = places < self.lengths[:, None]
+        if window is None:
+            return taken[:, None, None]
+        near = (places[:, None] - places).abs() <= window
+        # Empty places see everything: a row without a single key may become NaN in a kernel.
+        return (near & taken[:, None] | ~taken[:, :, None])[:, None]
 
     def unpack(self, flat: Tensor) -> Tensor:
-        """``[t, heads, size]`` to ``[n, heads, max_length, size]``, zeros where there is nothing."""
-        n, length = len(self.packed.cu_seqlens) - 1, self.packed.max_length
+        """``[t, heads, size]`` to ``[n, heads, max_length, size]``, zeros at empty places."""
+        n, length = len(self.lengths), self.packed.max_length
         padded = flat.new_zeros(n * length, *flat.shape[1:]).index_copy(0, self.slots, flat)
         return padded.view(n, length, *flat.shape[1:]).transpose(1, 2)
 
@@ -243,11 +266,15 @@ def _packed_attention(
     Takes ``[1, heads, t, size]`` and returns ``[1, t, heads, size]``.
     """
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    window = _window(module)
     if _has_varlen(query):
         cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
-        return varlen_attn(query, key, value, cu, cu, longest, longest, scale=scaling)[None], None
+        sides = (-1, -1) if window is None else (window, window)
+        return varlen_attn(
+            query, key, value, cu, cu, longest, longest, scale=scaling, window_size=sides
+        )[None], None
     padded = scaled_dot_product_attention(
-        *map(layout.unpack, (query, key, value)), attn_mask=layout.key_mask, scale=scaling
+        *map(layout.unpack, (query, key, value)), attn_mask=layout.mask(window), scale=scaling
     )
     return padded.transpose(1, 2).flatten(0, 1).index_select(0, layout.slots)[None], None
 
@@ -255,32 +282,117 @@ def _packed_attention(
 AttentionInterface.register(_ATTENTION, _packed_attention)
 
 
-def _first_positions(layer: nn.Module, hidden: Tensor, layout: _Layout) -> Tensor:
-    """A BERT layer computed for the first position of each sequence: ``[n, 1, hidden]``."""
-    attention = layer.attention.self
-    cu_seqlens = layout.packed.cu_seqlens
-    hidden = hidden[0]
-    first = hidden.index_select(0, cu_seqlens[:-1])
-    query, key, value = (
-        projection(x).unflatten(-1, (-1, attention.attention_head_size))
-        for projection, x in (
-            (attention.query, first), (attention.key, hidden), (attention.value, hidden),
-        )
+def _attend_first(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: _Layout
+) -> Tensor:
+    """Attention of each sequence's first position alone.
+
+    Takes queries ``[n, heads, size]`` of keys ``[t, heads, size]``; returns ``[n, heads * size]``.
+    """
+    scaling, window = query.shape[-1] ** -0.5, _window(module)
+    # The kernel puts a single query at the end of its keys, so its window would be the wrong one.
+    if _has_varlen(query) and window is None:
+        cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
+        one_each = torch.arange(len(cu), dtype=torch.int32, device=cu.device)
+        return varlen_attn(query, key, value, one_each, cu, 1, longest, scale=scaling).flatten(1)
+    attended = scaled_dot_product_attention(
+        query[:, :, None], layout.unpack(key), layout.unpack(value),
+        attn_mask=layout.mask(window)[:, :, :1], scale=scaling,
     )
-    if _has_varlen(query):
-        one_each = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
-        context = varlen_attn(
-            query, key, value, one_each, cu_seqlens, 1, layout.packed.max_length,
-            scale=attention.scaling,
-        )
-    else:
-        context = scaled_dot_product_attention(
-            query[:, :, None], layout.unpack(key), layout.unpack(value),
-            attn_mask=layout.key_mask, scale=attention.scaling,
-        )
-    attended = layer.attention.output(context.flatten(1), first)
-    return layer.feed_forward_chunk(attended)[:, None]
+    return attended.flatten(1)
 
 
 def _has_varlen(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def _window(module: nn.Module) -> int | None:
+    """Places that a token sees to either side, in ModernBERT's local layers; None for all."""
+    window = getattr(module, "sliding_window", None)
+    return None if window is None else window - 1  # transformers counts the token itself, too
+
+
+# --- the way through each architecture ----------------------------------------------------------
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """Where the position table begins: RoBERTa counts from the one after its padding id."""
+    return model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
+
+
+def _encode_bert(model: PreTrainedModel, layout: _Layout, run: Callable[..., Tensor]) -> Tensor:
+    """Last hidden state of the first positions, ``[n, 1, hidden]``, from layers like BERT's."""
+    base, packed = model.base_model, layout.packed
+    hidden = base.embeddings(
+        input_ids=packed.input_ids[None],
+        token_type_ids=packed.segment_ids[None],
+        position_ids=packed.position_ids[None] + _first_position(model),
+    )
+    if hasattr(base, "embeddings_project"):  # ELECTRA's small models
+        hidden = base.embeddings_project(hidden)
+    *layers, last = base.encoder.layer
+    for layer in layers:
+        hidden = run(layer, hidden, layout=layout)
+    attention = last.attention.self
+    first = hidden[0].index_select(0, packed.cu_seqlens[:-1])
+    query, key, value = (
+        projection(x).unflatten(-1, (-1, attention.attention_head_size))
+        for projection, x in (
+            (attention.query, first), (attention.key, hidden[0]), (attention.value, hidden[0]),
+        )
+    )
+    attended = last.attention.output(_attend_first(attention, query, key, value, layout), first)
+    return last.feed_forward_chunk(attended)[:, None]
+
+
+def _head_bert(model: PreTrainedModel, first: Tensor) -> Tensor:
+    if pooler := getattr(model.base_model, "pooler", None):  # BERT's own
+        first = model.dropout(pooler(first))
+    return model.classifier(first)
+
+
+def _encode_modernbert(
+    model: PreTrainedModel, layout: _Layout, run: Callable[..., Tensor]
+) -> Tensor:
+    """Normalised last hidden state, pooled as the configuration says: ``[n, hidden]``."""
+    base, packed = model.base_model, layout.packed
+    hidden = base.embeddings(input_ids=packed.input_ids[None])
+    rotations = {
+        kind: base.rotary_emb(hidden, packed.position_ids[None], kind)
+        for kind in set(model.config.layer_types)
+    }
+    *layers, last = base.layers
+    for layer in layers:
+        turn = rotations[layer.attention_type]
+        hidden = run(layer, hidden, layout=layout, position_embeddings=turn)
+    turn = rotations[last.attention_type]
+    if model.config.classifier_pooling == "cls":
+        return base.final_norm(_first_of_modernbert(last, hidden[0], turn, layout))
+    hidden = base.final_norm(run(last, hidden, layout=layout, position_embeddings=turn))
+    return layout.unpack(hidden.transpose(0, 1)).sum(2).squeeze(1) / layout.lengths[:, None]
+
+
+def _first_of_modernbert(
+    layer: nn.Module, hidden: Tensor, turn: tuple[Tensor, Tensor], layout: _Layout
+) -> Tensor:
+    """A layer computed for the first position of each sequence, but for its one projection."""
+    attention, starts = layer.attn, layout.packed.cu_seqlens[:-1]
+    projected = attention.Wqkv(layer.attn_norm(hidden)).unflatten(-1, (3, -1, attention.head_dim))
+    query, key, value = projected.unbind(1)
+    query, key = apply_rotary_pos_emb(query, key, *(x[0] for x in turn))
+    attended = _attend_first(attention, query.index_select(0, starts), key, value, layout)
+    first = hidden.index_select(0, starts) + attention.out_drop(attention.Wo(attended))
+    return first + layer.mlp(layer.mlp_norm(first))
+
+
+def _head_modernbert(model: PreTrainedModel, pooled: Tensor) -> Tensor:
+    return model.classifier(model.drop(model.head(pooled)))
+
+
+#: How a packed batch becomes one vector per sequence, and how that becomes a logit ``[n, 1]``.
+_WAYS = {
+    **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta"), (_encode_bert, _head_bert)),
+    "modernbert": (_encode_modernbert, _head_modernbert),
+}
+#: Model types that a student can have.
+ARCHITECTURES = tuple(_WAYS)

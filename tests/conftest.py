@@ -10,9 +10,13 @@ from transformers import (
     BertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
 from rdl_core.cross_encoder import CrossEncoder
@@ -21,21 +25,32 @@ from rdl_core.data.tokens import TokenStore
 torch.set_num_threads(1)
 
 WORDS = [f"w{i}" for i in range(40)]
-KINDS = ("bert", "electra", "roberta")
+KINDS = ("bert", "electra", "roberta", "modernbert")
+_ROBERTA = {"type_vocab_size": 1, "max_position_embeddings": 66}
 _MODELS = {
     "bert": (BertConfig, BertForSequenceClassification, {}),
     "electra": (ElectraConfig, ElectraForSequenceClassification, {"embedding_size": 12}),
-    "roberta": (
-        RobertaConfig,
-        RobertaForSequenceClassification,
-        {"type_vocab_size": 1, "max_position_embeddings": 66},
+    "roberta": (RobertaConfig, RobertaForSequenceClassification, _ROBERTA),
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _ROBERTA),
+    "modernbert": (
+        ModernBertConfig,
+        ModernBertForSequenceClassification,
+        # Layers are global, local, global, ...; a local one sees three places to either side.
+        {
+            "global_attn_every_n_layers": 2, "local_attention": 6, "bos_token_id": 0,
+            "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2,
+        },
     ),
 }
 
 
 def make_tokenizer(kind, words=WORDS):
-    """A fast tokenizer of whole words: ``[CLS] a [SEP] b [SEP]``, or ``<s> a </s></s> b </s>``."""
-    special = ["<s>", "<pad>", "</s>", "<unk>"] if kind == "roberta" else [
+    """A fast tokenizer of whole words: ``[CLS] a [SEP] b [SEP]``, or ``<s> a </s></s> b </s>``.
+
+    Only those of BERT and ELECTRA give segment ids.
+    """
+    of_roberta = "roberta" in kind
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if of_roberta else [
         "[CLS]", "[PAD]", "[SEP]", "[UNK]"
     ]
     cls, pad, sep, unknown = special
@@ -43,14 +58,15 @@ def make_tokenizer(kind, words=WORDS):
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     ends = ((sep, vocabulary[sep]), (cls, vocabulary[cls]))
-    if kind == "roberta":
+    if of_roberta:
         tokenizer.post_processor = processors.RobertaProcessing(*ends)
     else:
         tokenizer.post_processor = processors.BertProcessing(*ends)
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    segments = kind in ("bert", "electra")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=64, pad_token=pad, unk_token=unknown,
-        cls_token=cls, sep_token=sep, model_input_names=inputs[:: 2 if kind == "roberta" else 1],
+        cls_token=cls, sep_token=sep, model_input_names=inputs[:: 1 if segments else 2],
     )
 
 
@@ -63,12 +79,11 @@ def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
         "num_attention_heads": 3, "intermediate_size": 32, "max_position_embeddings": 64,
         "pad_token_id": 1,
     }
-    return model(
-        config(
-            **(sizes | settings), num_labels=own.pop("num_labels", 1), initializer_range=0.2,
-            hidden_dropout_prob=dropout, attention_probs_dropout_prob=0.0, **own,
-        )
-    )
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": 0.0}
+    if kind == "modernbert":
+        dropouts = {f"{part}_dropout": dropout for part in ("embedding", "mlp", "classifier")}
+    settings = sizes | settings | dropouts | {"num_labels": 1, "initializer_range": 0.2} | own
+    return model(config(**settings))
 
 
 def make_student(kind="bert", *, query_tokens=5, passage_tokens=20, **own):

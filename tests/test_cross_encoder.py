@@ -1,6 +1,26 @@
 """The student: packed scores and gradients are the padded ones, here and wherever it is loaded.
 
-MUTATIONS
+Mutations tried, one at a time; each made at least one test here fail:
+
+- positions: RoBERTa's shift off by one, or none; the shift left out of the limit; only the
+  tokenizer's limit, or only the table's; the limit itself refused.
+- attention: mask ignored, in all layers or the last; one empty place seen; scale dropped; keys and
+  values swapped. Window: ignored, wide or narrow by one, one-sided, padding seen through it, not
+  in the last layer.
+- kernel: scale or window dropped, one-sided; a single query with a window; int64 bounds; all
+  queries for the first ones.
+- BERT: last layer without residual, or for the last position; segments 0; no pooler, no dropout
+  before the classifier; ELECTRA's projection skipped.
+- ModernBERT: final norm, head or its dropout skipped; last layer without either residual, norm or
+  rotation, or with the global one; one rotation for all layers; positions of the whole batch; mean
+  over padding, before the norm, or ignored.
+- scores: left in the batches' order, or put back inversely; bfloat16 in the head, or of the result;
+  autocast never on; the pooled vector detached; queries not cut.
+- checkpointing: never, always, at evaluation too, dropout drawn anew, not to be put off.
+- head: without pooler; the classifier alone; norms of the encoder.
+- folders and checks: sigmoid named, or nothing; code run; pickles read; outputs not counted.
+
+Not seen: empty places that see nothing. They matter only to kernels that make NaN of such rows.
 """
 
 import json
@@ -17,6 +37,7 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
+from rdl_core import cross_encoder
 from rdl_core.cross_encoder import ARCHITECTURES, CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.tokens import TokenStore
@@ -46,8 +67,8 @@ def padded_scores(model, tokenizer, pairs):
 # --- packed equals padded -----------------------------------------------------------------------
 
 
-def test_packed_scores_equal_padded_ones(kind, stores, texts):
-    student, twin = make_student(kind), make_model(kind).eval()
+def assert_packed_is_padded(stores, texts, kind, **own):
+    student, twin = make_student(kind, **own), make_model(kind, **own).eval()
     with torch.no_grad():
         ours = score(student, stores)
         theirs = padded_scores(twin, student.tokenizer, cut_pairs(texts, student))
@@ -56,28 +77,59 @@ def test_packed_scores_equal_padded_ones(kind, stores, texts):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+def test_packed_scores_equal_padded_ones(kind, stores, texts):
+    assert_packed_is_padded(stores, texts, kind)
+
+
 def test_electra_of_the_test_has_a_projection():
     assert make_student("electra").model.base_model.embeddings_project.in_features == 12
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_any_number_of_layers(stores, texts, layers):
-    student, twin = make_student(layers=layers), make_model("bert", layers=layers).eval()
+@pytest.mark.parametrize("layers", [2, 3], ids=["the last local", "the last global"])
+def test_modernbert_of_the_test_has_both_kinds_of_layer(stores, layers):
+    """Its sequences are so much longer than its window that a wrong window is seen."""
+    student = make_student("modernbert", layers=layers)
+    types = [layer.attention_type for layer in student.model.model.layers]
+    assert types == ["full_attention", "sliding_attention", "full_attention"][:layers]
     with torch.no_grad():
-        ours = score(student, stores)
-        theirs = padded_scores(twin, student.tokenizer, cut_pairs(texts, student))
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        scores = score(student, stores)
+        for places in (4, 8, 128):
+            other = make_student("modernbert", layers=layers, local_attention=places)
+            assert (score(other, stores) - scores).abs().median() > 1e-3, places
 
 
-def test_packed_gradients_equal_padded_ones(kind, stores, texts):
-    student, twin = make_student(kind).train(), make_model(kind).train()
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize("layers", [1, 3, 4])
+def test_any_number_of_layers(kind, stores, texts, layers):
+    assert_packed_is_padded(stores, texts, kind, layers=layers)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_modernbert_that_takes_the_mean(stores, texts, layers):
+    """As the published encoders' own configurations do."""
+    assert_packed_is_padded(stores, texts, "modernbert", layers=layers, classifier_pooling="mean")
+
+
+def test_modernbert_with_biases(stores, texts):
+    biases = {f"{part}_bias": True for part in ("attention", "mlp", "norm", "classifier")}
+    assert_packed_is_padded(stores, texts, "modernbert", layers=3, **biases)
+
+
+def test_xlm_roberta_goes_roberta_s_way(stores, texts):
+    assert_packed_is_padded(stores, texts, "xlm-roberta")
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("own", [{}, {"layers": 3}], ids=["2 layers", "3 layers"])
+def test_packed_gradients_equal_padded_ones(kind, stores, texts, own):
+    student, twin = make_student(kind, **own).train(), make_model(kind, **own).train()
     pull = torch.linspace(-1, 2, len(PAIRS))
     (score(student, stores, token_budget=100) * pull).sum().backward()
     (padded_scores(twin, student.tokenizer, cut_pairs(texts, student)) * pull).sum().backward()
-    ours, theirs = (
-        {n: p.grad for n, p in m.named_parameters() if p.grad is not None}
-        for m in (student.model, twin)
-    )
+    ours, theirs = gradients(student.model), gradients(twin)
     assert ours.keys() == theirs.keys() == dict(twin.named_parameters()).keys()
     assert all(gradient.abs().max() > 1e-4 for n, gradient in ours.items() if "key.bias" not in n)
     for name, gradient in ours.items():
@@ -114,6 +166,70 @@ def test_neither_order_nor_company_of_a_pair_matters(kind, stores, token_budget)
     torch.testing.assert_close(together, alone[order], atol=1e-5, rtol=0)
 
 
+# --- variable-length kernels --------------------------------------------------------------------
+
+
+def plain_varlen(
+    query, key, value, cu_query, cu_key, most, longest, *, scale, window_size=(-1, -1)
+):
+    """What `varlen_attn` computes, one sequence at a time.
+
+    As in the kernel, the last query stands at the last key, and a window counts from there.
+    """
+    assert cu_query.dtype == cu_key.dtype == torch.int32
+    assert (cu_query.diff().max(), cu_key.diff().max()) == (most, longest)
+    attended = []
+    for i in range(len(cu_key) - 1):
+        q = query[cu_query[i] : cu_query[i + 1]]
+        k, v = (x[cu_key[i] : cu_key[i + 1]] for x in (key, value))
+        places = torch.arange(len(k))
+        ahead = places - places[-len(q) :, None]
+        seen = torch.ones_like(ahead, dtype=torch.bool)
+        for side, width in ((-ahead, window_size[0]), (ahead, window_size[1])):
+            seen &= (side <= width) | (width < 0)
+        weights = (torch.einsum("qhd,khd->hqk", q, k) * scale).masked_fill(~seen, -torch.inf)
+        attended.append(torch.einsum("hqk,khd->qhd", weights.softmax(-1), v))
+    return torch.cat(attended)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_variable_length_kernel_gets_what_it_takes(kind, layers, stores, monkeypatch):
+    student, calls = make_student(kind, layers=layers), []
+    with torch.no_grad():
+        without = score(student, stores)
+
+    def kernel(*args, **own):
+        calls.append(own)
+        return plain_varlen(*args, **own)
+
+    monkeypatch.setattr(cross_encoder, "_has_varlen", lambda x: True)
+    monkeypatch.setattr(cross_encoder, "varlen_attn", kernel)
+    with torch.no_grad():
+        torch.testing.assert_close(score(student, stores), without, atol=1e-5, rtol=0)
+    assert calls
+    windows = {own.get("window_size", (-1, -1)) for own in calls}
+    assert windows == ({(-1, -1), (3, 3)} if (kind, layers) == ("modernbert", 3) else {(-1, -1)})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("layers", [2, 3])
+def test_kernels_of_the_gpu_agree_with_those_of_the_cpu(kind, layers, stores):
+    student, twin = (make_student(kind, layers=layers).train() for _ in range(2))
+    student.cuda()
+    exact = score(twin, stores)
+    exact.square().sum().backward()
+    on_gpu = [store.to("cuda") for store in stores]
+    for precision, atol in (("float32", 1e-3), ("bfloat16", 0.1)):
+        student.zero_grad()
+        scores = score(student, on_gpu, PAIRS.cuda(), precision=precision)
+        scores.square().sum().backward()
+        torch.testing.assert_close(scores.cpu(), exact, atol=atol, rtol=0)
+        for name, gradient in gradients(twin).items():
+            ours = gradients(student)[name].cpu()
+            assert (ours - gradient).norm() <= atol * gradient.norm() + 1e-3, name
+
+
 # --- precision and mode -------------------------------------------------------------------------
 
 
@@ -137,10 +253,97 @@ def test_dropout_is_off_at_evaluation_and_on_in_training(kind, stores):
     assert not torch.equal(score(student, stores), score(student, stores))
 
 
+def backward(student, stores, *, dropout_seed=0):
+    """Gradients of a training step, and the bytes that were kept for them."""
+    kept, weights = {}, {p.untyped_storage().data_ptr() for p in student.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # the storage itself: its address is not used again
+        return tensor
+
+    student.zero_grad()
+    torch.manual_seed(dropout_seed)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = score(student, stores, token_budget=10_000).square().sum()
+    loss.backward()
+    return gradients(student), sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing_gives_the_same_gradients_for_less_memory(kind, stores, dropout):
+    student = make_student(kind, dropout=dropout, layers=6).train()
+    plain, plain_bytes = backward(student, stores)
+    student.gradient_checkpointing(True)
+    saving, saving_bytes = backward(student, stores)
+    assert plain.keys() == saving.keys() == dict(student.named_parameters()).keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(saving[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+    assert saving_bytes < 0.4 * plain_bytes
+    other, _ = backward(student, stores, dropout_seed=1)
+    assert all(torch.equal(other[name], saving[name]) for name in other) == (dropout == 0)
+    student.gradient_checkpointing(False)
+    assert backward(student, stores)[1] == plain_bytes
+
+
+def test_checkpointing_keeps_bfloat16(kind, stores):
+    student = make_student(kind, layers=3).train()
+    found = []
+    for on in (False, True):
+        student.gradient_checkpointing(on)
+        student.zero_grad()
+        score(student, stores, precision="bfloat16").square().sum().backward()
+        found.append(gradients(student))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_scores_without_training_are_not_checkpointed(stores, monkeypatch):
+    def checkpoint(*_, **__):
+        raise AssertionError("a layer was checkpointed")
+
+    monkeypatch.setattr(cross_encoder, "checkpoint", checkpoint)
+    student = make_student()
+    student.gradient_checkpointing(True)
+    score(student, stores)
+    student.train()
+    with pytest.raises(AssertionError, match="was checkpointed"):
+        score(student, stores)
+
+
+def test_the_head_has_dropout_of_its_own(kind, stores):
+    """The encoders' dropout hides the head's where both are on."""
+    student = make_student(kind, dropout=0.5).train()
+    student.model.base_model.eval()
+    assert not torch.equal(score(student, stores), score(student, stores))
+
+
 def test_resolve_precision():
     cpu = torch.device("cpu")
     assert {p: resolve_precision(p, cpu) for p in PRECISIONS} == {p: p for p in PRECISIONS}
     assert resolve_precision("auto", cpu) in PRECISIONS
+
+
+# --- the head -----------------------------------------------------------------------------------
+
+HEADS = {
+    "bert": {"bert.pooler.dense", "classifier"},
+    "electra": {"classifier.dense", "classifier.out_proj"},
+    "roberta": {"classifier.dense", "classifier.out_proj"},
+    "modernbert": {"head.dense", "head.norm", "classifier"},
+}
+
+
+def test_head_names_are_the_weights_after_the_encoder(kind):
+    student = make_student(kind)
+    names = student.head_names()
+    assert {name.rpartition(".")[0] for name in names} == HEADS[kind]
+    weights = dict(student.model.named_parameters())
+    assert names < weights.keys()
+    bare = type(student.model.base_model)(student.model.config)
+    drawn = {f"{student.model.base_model_prefix}.{name}" for name, _ in bare.named_parameters()}
+    assert names >= weights.keys() - drawn
 
 
 # --- folders ------------------------------------------------------------------------------------
@@ -207,7 +410,8 @@ def build(model=None, tokenizer=None, query_tokens=5, passage_tokens=20):
 
 
 def test_other_architectures_are_refused():
-    config = DistilBertConfig(vocab_size=9, dim=8, n_layers=1, n_heads=1, hidden_dim=8, num_labels=1)
+    sizes = {"vocab_size": 9, "dim": 8, "n_layers": 1, "n_heads": 1, "hidden_dim": 8}
+    config = DistilBertConfig(**sizes, num_labels=1)
     with pytest.raises(ValueError, match="got 'distilbert'") as error:
         build(model=DistilBertForSequenceClassification(config))
     assert all(name in str(error.value) for name in ARCHITECTURES)
@@ -218,13 +422,20 @@ def test_several_outputs_are_refused():
         build(model=make_model("bert", num_labels=2))
 
 
+def test_tokenizer_s_own_limit_holds_where_it_is_the_smaller_one():
+    tokenizer = make_tokenizer("bert")
+    tokenizer.model_max_length = 30
+    build(tokenizer=tokenizer, query_tokens=7)
+    with pytest.raises(ValueError, match="at most 30 tokens .* are 31: lower"):
+        build(tokenizer=tokenizer, query_tokens=8)
+
+
 def test_lengths_past_the_encoder_are_refused():
     build(query_tokens=41, passage_tokens=20)  # with [CLS] and twice [SEP] just 64
     with pytest.raises(ValueError, match="at most 64 tokens .* are 65: lower"):
         build(query_tokens=42, passage_tokens=20)
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_lengths_past_the_position_table_are_refused_whatever_the_tokenizer_says(kind):
     """Many tokenizers name no limit; a long pair then failed only in the middle of a training."""
     tokenizer = make_tokenizer(kind)

@@ -2,18 +2,33 @@
 
 Ids are ir_datasets' own (``msmarco-passage/trec-dl-2019/judged``, ``vaswani``, ``beir/...``) and
 ours, which importing this module registers with ir_datasets as real datasets, so that any tool that
-speaks ir_datasets can read them too.
+speaks ir_datasets can read them too:
+
+- ``rdl/pydocs/{train,dev,test}``: the embedded collection, which needs no network;
+- ``rdl/trec-dl-{2019,2020,2022}``: the passages that RankLLM's candidate lists carry (see
+  `rdl_core.data.trec_dl`); 2022 has no judgments;
+- ``rdl/vaswani`` and ``rdl/cranfield``: ir_datasets' ``vaswani`` and ``cranfield`` from files that
+  `rdl_core.data.downloads` fetches. Cranfield's judgments are coarser: 1 where ir_datasets has
+  grades 1 to 4, 0 where it has -1.
+
+Files are fetched when a collection is first read, not when it is opened.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+from xml.etree import ElementTree
 
 import ir_datasets
 import pandas as pd
+from ir_datasets.datasets.cranfield import CranfieldDoc
 from ir_datasets.formats import (
     BaseDocs,
     BaseQrels,
@@ -21,17 +36,19 @@ from ir_datasets.formats import (
     GenericDoc,
     GenericQuery,
     TrecQrel,
+    TrecQrels,
 )
 from ir_datasets.indices import Docstore
 
-from rdl_core.data import pydocs
+from rdl_core.data import pydocs, trec_dl
+from rdl_core.data.downloads import fetch
 
 __all__ = ["Collection", "fingerprint", "load"]
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Queries, passages and judgments of one ir_datasets id, as frames; each is read when asked for.
+    """Queries, passages and judgments of one ir_datasets id, as frames, each read when asked for.
 
     Args:
         id: An ir_datasets id.
@@ -67,8 +84,10 @@ class Collection:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of queries, passages and judgments together."""
-        return "-".join(fingerprint(part) for part in (self.queries, self.passages, self.qrels))
+        """Fingerprints of queries, passages and judgments, as far as it has them, in one string."""
+        frames = {"queries": "queries", "docs": "passages", "qrels": "qrels"}
+        parts = (getattr(self, frame) for part, frame in frames.items() if self.has(part))
+        return "-".join(map(fingerprint, parts))
 
     def has(self, part: str) -> bool:
         """Whether the collection has ``docs``, ``queries`` or ``qrels``."""
@@ -77,10 +96,12 @@ class Collection:
     def _require(self, part: str) -> None:
         if not self.has(part):
             has = [p for p in ("docs", "queries", "qrels") if self.has(p)]
-            near = [i for i in ir_datasets.registry if i.startswith(f"{self.id}/")][:8]
+            subsets = (i for i in ir_datasets.registry if i.startswith(f"{self.id}/"))
+            near = list(islice((i for i in subsets if Collection(i).has(part)), 8))
             raise ValueError(
                 f"expected collection {self.id!r} to have {part}, but it has only "
-                f"{', '.join(has) or 'nothing'}" + (f": try one of {', '.join(near)}" if near else "")
+                + (", ".join(has) or "nothing")
+                + (f": try one of {', '.join(near)}" if near else "")
             )
 
 
@@ -118,43 +139,80 @@ def fingerprint(frame: pd.DataFrame) -> str:
     return hashlib.sha256(rows.to_numpy()).hexdigest()[:16]
 
 
-class _PydocsDocs(BaseDocs):
-    def docs_iter(self) -> Iterator[GenericDoc]:
-        return (GenericDoc(*row) for row in pydocs.load().passages.itertuples(index=False))
+# --- ours, as ir_datasets wants them ------------------------------------------------------------
+
+
+class _Docs(BaseDocs):
+    """Passages that fit into memory; `read` gives them all, in the collection's order."""
+
+    def __init__(
+        self, name: str, read: Callable[[], Iterable[NamedTuple]], cls: type = GenericDoc
+    ) -> None:
+        self._name, self._read, self._cls = name, read, cls
+
+    def docs_iter(self) -> Iterator[NamedTuple]:
+        return iter(self._read())
 
     def docs_count(self) -> int:
-        return len(pydocs.load().passages)
+        return sum(1 for _ in self._read())
 
     def docs_store(self, options: object = None) -> Docstore:
-        return _PydocsDocstore(GenericDoc)
+        return _Docstore(self._cls, self._read)
+
+    def docs_cls(self) -> type:
+        return self._cls
 
     def docs_namespace(self) -> str:
-        return "rdl/pydocs"
+        return self._name
 
     def docs_lang(self) -> str:
         return "en"
 
 
-class _PydocsDocstore(Docstore):
-    def get_many_iter(self, doc_ids: Iterable[str]) -> Iterator[GenericDoc]:
-        text = pydocs.load().passages.set_index("doc_id")["text"]
-        return (GenericDoc(doc_id, text[doc_id]) for doc_id in doc_ids if doc_id in text.index)
+class _Docstore(Docstore):
+    def __init__(self, cls: type, read: Callable[[], Iterable[NamedTuple]]) -> None:
+        super().__init__(cls)
+        self._read = read
+
+    @cached_property
+    def _by_id(self) -> dict[str, NamedTuple]:
+        return {doc.doc_id: doc for doc in self._read()}
+
+    def get_many_iter(self, doc_ids: Iterable[str]) -> Iterator[NamedTuple]:
+        return (self._by_id[doc_id] for doc_id in doc_ids if doc_id in self._by_id)
+
+    def clear_cache(self) -> None:
+        self.__dict__.pop("_by_id", None)
 
 
-class _PydocsQueries(BaseQueries):
-    def __init__(self, split: str) -> None:
-        self._split = split
+class _Queries(BaseQueries):
+    def __init__(self, name: str, read: Callable[[], Iterable[GenericQuery]]) -> None:
+        self._name, self._read = name, read
 
     def queries_iter(self) -> Iterator[GenericQuery]:
-        queries = pydocs.load().queries
-        own = queries.loc[queries["split"] == self._split, ["query_id", "query"]]
-        return (GenericQuery(*row) for row in own.itertuples(index=False))
+        return iter(self._read())
 
     def queries_namespace(self) -> str:
-        return "rdl/pydocs"
+        return self._name
 
     def queries_lang(self) -> str:
         return "en"
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A file of the registry, in the form in which ir_datasets' own readers take theirs."""
+
+    name: str
+
+    def path(self, force: bool = True) -> Path:
+        return fetch(self.name)
+
+    def stream(self) -> BinaryIO:
+        return fetch(self.name).open("rb")
+
+
+# --- the embedded collection --------------------------------------------------------------------
 
 
 class _PydocsQrels(BaseQrels):
@@ -162,10 +220,8 @@ class _PydocsQrels(BaseQrels):
         self._split = split
 
     def qrels_iter(self) -> Iterator[TrecQrel]:
-        frames = pydocs.load()
-        queries = frames.queries
-        own = set(queries.loc[queries["split"] == self._split, "query_id"])
-        for query_id, doc_id, relevance in frames.qrels.itertuples(index=False):
+        own = {query.query_id for query in _pydocs_queries(self._split)}
+        for query_id, doc_id, relevance in pydocs.load().qrels.itertuples(index=False):
             if query_id in own:
                 yield TrecQrel(query_id, doc_id, relevance, "0")
 
@@ -176,13 +232,97 @@ class _PydocsQrels(BaseQrels):
         return {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
 
 
+def _pydocs_docs() -> Iterator[GenericDoc]:
+    return (GenericDoc(*row) for row in pydocs.load().passages.itertuples(index=False))
+
+
+def _pydocs_queries(split: str) -> Iterator[GenericQuery]:
+    queries = pydocs.load().queries
+    own = queries.loc[queries["split"] == split, ["query_id", "query"]]
+    return (GenericQuery(*row) for row in own.itertuples(index=False))
+
+
+# --- TREC Deep Learning -------------------------------------------------------------------------
+
+
+def _trec_dl_docs(year: int) -> Iterator[GenericDoc]:
+    return (GenericDoc(*item) for item in trec_dl.load_texts(year).passages.items())
+
+
+def _trec_dl_queries(year: int) -> Iterator[GenericQuery]:
+    return (GenericQuery(*item) for item in trec_dl.load_texts(year).queries.items())
+
+
+# --- Vaswani and Cranfield ----------------------------------------------------------------------
+
+
+def _vaswani_docs() -> Iterator[GenericDoc]:
+    for number in _elements("vaswani/doc-text.trec", "DOCNO"):
+        yield GenericDoc(number.text, number.tail.removeprefix("\n"))
+
+
+def _vaswani_queries() -> Iterator[GenericQuery]:
+    for topic in _elements("vaswani/query-text.trec", "top"):
+        yield GenericQuery(topic.findtext("num"), topic.findtext("title").removeprefix("\n"))
+
+
+def _cranfield_docs() -> Iterator[CranfieldDoc]:
+    for doc in _elements("cranfield/cran.all.1400.xml", "doc"):
+        fields = ("docno", "title", "text", "author", "bib")
+        yield CranfieldDoc(*(doc.findtext(field).strip() for field in fields))
+
+
+def _cranfield_queries() -> Iterator[GenericQuery]:
+    """Numbered 1 to 225 as the judgments number them; the file's own numbers go up to 365."""
+    for number, topic in enumerate(_elements("cranfield/cran.qry.xml", "top"), start=1):
+        yield GenericQuery(str(number), topic.findtext("title").strip())
+
+
+def _elements(name: str, tag: str) -> Iterator[ElementTree.Element]:
+    """Elements of a file that may lack the one element around all."""
+    text = re.sub(r"^<\?xml[^>]*\?>", "", fetch(name).read_text(encoding="utf-8"))
+    return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
+
+
 def _register_pydocs() -> None:
-    docs = _PydocsDocs()
+    docs = _Docs("rdl/pydocs", _pydocs_docs)
     ir_datasets.registry.register("rdl/pydocs", ir_datasets.Dataset(docs))
     for split in pydocs.SPLITS:
-        dataset = ir_datasets.Dataset(docs, _PydocsQueries(split), _PydocsQrels(split))
+        queries = _Queries("rdl/pydocs", partial(_pydocs_queries, split))
+        dataset = ir_datasets.Dataset(docs, queries, _PydocsQrels(split))
         ir_datasets.registry.register(f"rdl/pydocs/{split}", dataset)
+
+
+def _register_trec_dl() -> None:
+    grades = {3: "perfectly relevant", 2: "highly relevant", 1: "related", 0: "irrelevant"}
+    for year, judged in trec_dl.YEARS.items():
+        name = f"rdl/trec-dl-{year}"
+        parts = [_Docs(name, partial(_trec_dl_docs, year))]
+        parts.append(_Queries(name, partial(_trec_dl_queries, year)))
+        if judged:
+            parts.append(TrecQrels(_Fetched(trec_dl.qrels_name(year)), grades))
+        ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
+
+
+def _register_classics() -> None:
+    vaswani = ir_datasets.Dataset(
+        _Docs("rdl/vaswani", _vaswani_docs),
+        _Queries("rdl/vaswani", _vaswani_queries),
+        TrecQrels(_Fetched("vaswani/qrels"), {1: "relevant"}),
+    )
+    cranfield = ir_datasets.Dataset(
+        _Docs("rdl/cranfield", _cranfield_docs, CranfieldDoc),
+        _Queries("rdl/cranfield", _cranfield_queries),
+        TrecQrels(
+            _Fetched("cranfield/cranqrel.trec.txt"),
+            {3: "relevant (one slip of the file)", 1: "relevant", 0: "of no interest"},
+        ),
+    )
+    ir_datasets.registry.register("rdl/vaswani", vaswani)
+    ir_datasets.registry.register("rdl/cranfield", cranfield)
 
 
 if "rdl/pydocs" not in ir_datasets.registry:
     _register_pydocs()
+    _register_trec_dl()
+    _register_classics()

@@ -10,7 +10,7 @@ Sources are read as text with `ast`; nothing is imported, so that a package's im
 fail nor run. Which packages are read is fixed (`PACKAGES`); the collection changes with their
 versions, and its fingerprint says so.
 
->>> entry = parse_docstring("pkg.mean", "Return the mean of the values.\\n\\nEmpty input gives nan.")
+>>> entry = parse_docstring("pkg.mean", "Return the mean of the values. Empty input gives nan.")
 >>> entry.query, entry.passage
 ('Return the mean of the values', 'Empty input gives nan.')
 """
@@ -57,7 +57,14 @@ _SKIPPED_FOLDERS = {
 _SECTION = re.compile(r"^[ \t]*([A-Z][A-Za-z ]+)\n[ \t]*-{3,}[ \t]*$", re.MULTILINE)
 _ROLE = re.compile(r":[a-z:]+:`~?([^`<]+?)(?: <[^`]*>)?`")
 _DIRECTIVE = re.compile(r"^[ \t]*(\.\. [a-z-]+::.*|:no-?index:)$", re.MULTILINE)
-_SEE_ALSO_NAME = re.compile(r"^([\w.`~:, ]+?)(?:\s+:|\s*$)", re.MULTILINE)
+#: Names at the start of an unindented line, up to a colon; a description is indented or follows it.
+_SEE_ALSO_NAMES = re.compile(r"^([\w.]+(?:[ ]*,[ ]*[\w.]+)*)[ ]*,?[ ]*(?::|$)", re.MULTILINE)
+_ABBREVIATIONS = ("e.g", "i.e", "cf", "vs", "al", "resp", "approx")
+#: A full stop after an abbreviation ends no sentence, after "etc" only before a capital letter.
+_SENTENCE_END = re.compile(
+    "".join(rf"(?<!\b{re.escape(short)})" for short in _ABBREVIATIONS)
+    + r"(?<!\betc(?=\. [^A-Z]))\. "
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +99,7 @@ def parse_docstring(name: str, docstring: str) -> Entry | None:
     if "%(" in text or "{" in text.split("\n", 1)[0]:
         return None
     head, _, rest = text.partition("\n\n")
-    sentence, _, tail = re.sub(r"\s+", " ", head).partition(". ")
+    sentence, tail, *_ = *_SENTENCE_END.split(re.sub(r"\s+", " ", head), maxsplit=1), ""
     see_also, rest = _cut_see_also(rest)
     query = _plain(sentence).rstrip(". ")
     passage = " ".join(_plain(f"{tail}\n{rest}").split()[: _PASSAGE_WORDS.stop - 1])
@@ -179,8 +186,9 @@ def build() -> Frames:
 
 def _source_key() -> str:
     """Changes with Python, with each package's version and with this module."""
-    versions = [sys.version, *(f"{p}=={metadata.version(_DISTRIBUTION.get(p, p))}" for p in PACKAGES)]
-    return hashlib.sha256("\n".join([*versions, Path(__file__).read_text()]).encode()).hexdigest()[:16]
+    installed = (f"{p}=={metadata.version(_DISTRIBUTION.get(p, p))}" for p in PACKAGES)
+    key = "\n".join([sys.version, *installed, Path(__file__).read_text(encoding="utf-8")])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _plain(text: str) -> str:
@@ -196,19 +204,25 @@ def _cut_see_also(text: str) -> tuple[tuple[str, ...], str]:
         if section[1] == "See Also":
             following = _SECTION.search(text, section.end())
             end = following.start() if following else len(text)
-            named = _SEE_ALSO_NAME.findall(inspect.cleandoc(text[section.end() : end]))
-            names = (re.sub(r":[a-z:]+:|[`~]", "", n).strip() for line in named for n in line.split(","))
+            lines = re.sub(r":[a-z:]+:(?=`)|[`~]", "", inspect.cleandoc(text[section.end() : end]))
+            named = _SEE_ALSO_NAMES.findall(lines)
+            names = (name.strip(" .") for line in named for name in line.split(","))
             return tuple(dict.fromkeys(filter(None, names))), text[: section.start()] + text[end:]
     return (), text
 
 
-def _resolve(name: str, other: str, names: set[str], by_last_part: dict[str, list[str]]) -> str | None:
+def _resolve(
+    name: str, other: str, names: set[str], by_last_part: dict[str, list[str]]
+) -> str | None:
     """Full name that `other`, written in the docstring of `name`, stands for; None if unclear."""
     scope = name
     while scope := scope.rpartition(".")[0]:
         if f"{scope}.{other}" in names:
             return f"{scope}.{other}"
-    package = name.partition(".")[0]
+    if other in names:
+        return other
+    top, _, within = other.partition(".")
+    package = top if within and top in PACKAGES else name.partition(".")[0]
     fits = [
         candidate
         for candidate in by_last_part[other.rpartition(".")[2]]
@@ -218,7 +232,7 @@ def _resolve(name: str, other: str, names: set[str], by_last_part: dict[str, lis
 
 
 def _distinct(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """By name, in the order of the names; of equal passages the first name's, short ones dropped."""
+    """By name, in the names' order; of equal passages the first name's, short ones dropped."""
     kept, seen = {}, set()
     for entry in sorted(entries, key=lambda e: e.name):
         if len(entry.passage.split()) in _PASSAGE_WORDS and entry.passage not in seen:
