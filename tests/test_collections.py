@@ -170,8 +170,8 @@ def list_of(*candidates):
         {
             "query": f"query {query_id}",
             "hits": [
-                {"content": text, "qid": query_id, "docid": doc_id, "rank": 1, "score": 1.0}
-                for q, doc_id, text in candidates
+                {"content": text, "qid": query_id, "docid": doc_id, "rank": rank, "score": -rank}
+                for rank, (q, doc_id, text) in enumerate(candidates, start=1)
                 if q == query_id
             ],
         }
