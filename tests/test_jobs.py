@@ -1,0 +1,132 @@
+"""What the study computes: stages share runs, dev queries stay apart, cuts are what they say.
+
+Mutations seen to fail: dev queries that are trained on accepted; a depth that is not cut; passages
+that the first stage missed left out, or put in without being judged relevant.
+"""
+
+import json
+import logging
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.data.collections import load
+from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.study import jobs
+from rdl_core.study.profile import load_profile
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RDL_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A folder with a tiny encoder that reads what the embedded one reads."""
+    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=8, num_labels=1,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    folder = tmp_path_factory.mktemp("encoder")
+    CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def config(encoder):
+    """Two short stages; the second learns the order of the first stage, which costs nothing."""
+    mini = load_profile("mini")
+    few = {"steps": 4, "queries_per_step": 2, "list_size": 3}
+    stages = [
+        replace(
+            stage,
+            lists=replace(stage.lists, n_queries=6, **lists),
+            training=replace(stage.training, **few),
+        )
+        for stage, lists in ((mini.stage1, {}), (mini.stage2, {"teacher": "first_stage"}))
+    ]
+    return jobs.StudentConfig(
+        encoder=encoder, query_tokens=8, passage_tokens=8, stages=tuple(stages), seed=0
+    )
+
+
+def with_dev(config, collection, n_queries):
+    *earlier, last = config.stages
+    dev = replace(last.lists, collection=collection, teacher="judgments", n_queries=n_queries)
+    last = replace(last, dev=dev, training=replace(last.training, dev_every=2, patience=9))
+    return replace(config, stages=(*earlier, last))
+
+
+def trained(messages):
+    return sum(message.startswith("train-") and "computing" in message for message in messages)
+
+
+def test_students_share_the_stages_that_they_share(config, caplog):
+    logging.getLogger("rdl_core").propagate = True
+    with caplog.at_level(logging.INFO, "rdl_core"):
+        jobs.student(config)
+        assert trained(caplog.messages) == 2
+        caplog.clear()
+        last = config.stages[-1]
+        other = replace(last, training=replace(last.training, loss="adr_mse"))
+        jobs.student(replace(config, stages=(config.stages[0], other)))
+        assert trained(caplog.messages) == 1
+        caplog.clear()
+        jobs.student(replace(config, seed=1))
+        assert trained(caplog.messages) == 2
+
+
+def test_dev_queries_are_measured_while_training(config):
+    run = jobs.student(with_dev(config, "rdl/pydocs/dev", 5))
+    log = pd.read_json(run.folder / "log.jsonl", lines=True)
+    measured = log["dev"].dropna()
+    assert measured.index.tolist() == [1, 3]
+    assert measured.between(0, 1).all()
+    assert (measured > 0).any()
+
+
+def test_dev_queries_that_are_trained_on_are_refused(config):
+    with pytest.raises(ValueError, match="dev: expected queries that are not trained on, but 5 are"):
+        jobs.student(with_dev(config, "rdl/pydocs/train", 5))
+
+
+def test_dev_queries_and_when_to_look_belong_together(config):
+    last = config.stages[-1]
+    with pytest.raises(ValueError, match="dev: expected queries to look at if and only if"):
+        replace(last, training=replace(last.training, dev_every=2))
+
+
+def test_more_queries_hold_the_fewer(config):
+    lists = config.stages[0].lists
+    few, more = (jobs.chosen_queries(replace(lists, n_queries=n)) for n in (3, 9))
+    assert more[:3] == few
+    assert len(set(more)) == 9
+
+
+@pytest.mark.parametrize("depth", [3, 10])
+def test_lists_are_cut_and_missing_positives_come_behind(config, depth):
+    lists = replace(config.stages[0].lists, depth=depth, n_queries=40)
+    frame = jobs.lists(lists)
+    qrels = load(lists.collection).qrels
+    asked = frame["query_id"].unique()
+    relevant = qrels[qrels["query_id"].isin(asked) & (qrels["relevance"] > 0)]
+    assert len(frame.merge(relevant, on=["query_id", "doc_id"])) == len(relevant)
+    behind = frame[frame["rank"] > depth]
+    assert len(behind) > 0
+    assert (behind["relevance"] > 0).all()
+    bare = jobs.lists(replace(lists, add_relevant=False))
+    assert bare.groupby("query_id").size().max() == depth == bare["rank"].max()
+
+
+def test_manifest_says_what_was_trained_on(config):
+    manifest = json.loads((jobs.student(config).folder / "manifest.json").read_text())
+    assert manifest["n_lists"] == 6
+    assert manifest["passages_seen"] == 4 * 2 * 3
