@@ -5,8 +5,7 @@ weights and the layers are transformers' own, so that a saved folder loads anywh
 through them is ours:
 
 - sequences come packed, end to end in one vector, so that no linear layer computes padding;
-- attention is computed per sequence: by `varlen_attn` in half precision on CUDA, else by scaled
-  dot-product attention over the sequences of the batch, unpacked for that one step;
+- attention stays within each sequence (`rdl_core.attention`);
 - the last layer computes only what the score needs: the first position of each sequence, or all
   of them where a ModernBERT takes their mean.
 
@@ -18,17 +17,12 @@ In shapes, `n` is the number of sequences and `t` that of the tokens in all of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import (
-    AttentionInterface,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -36,12 +30,11 @@ from transformers import (
 )
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
+from rdl_core.attention import ATTENTION, Layout, attend_first
 from rdl_core.data.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 from rdl_core.devices import PRECISIONS
 
 __all__ = ["ARCHITECTURES", "CrossEncoder"]
-
-_ATTENTION = "rdl_packed"
 
 
 class CrossEncoder(nn.Module):
@@ -76,7 +69,7 @@ class CrossEncoder(nn.Module):
                 f"expected a model with one output, the score, got {model.config.num_labels} "
                 "outputs: load it with num_labels=1"
             )
-        model.set_attn_implementation(_ATTENTION)
+        model.set_attn_implementation(ATTENTION)
         self.model = model
         self.tokenizer = tokenizer
         self.query_tokens = query_tokens
@@ -128,7 +121,7 @@ class CrossEncoder(nn.Module):
             float32 ``[n]`` logits, higher is better, whatever precision autocast computes in.
         """
         encode, head = _WAYS[self.model.config.model_type]
-        pooled = encode(self.model, _Layout(packed), self._run)
+        pooled = encode(self.model, Layout(packed), self._run)
         # In bfloat16, scores of a list of 100 tie by the handful, and ties are settled elsewhere.
         with torch.autocast(self.device.type, enabled=False):
             return head(self.model, pooled.float()).squeeze(-1)
@@ -212,106 +205,6 @@ class CrossEncoder(nn.Module):
         return layer(hidden, **inputs)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where each token of a packed batch stands in ``[n, max_length]``; made once per batch."""
-
-    packed: Packed
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """int32 ``[n]``."""
-        return self.packed.cu_seqlens.diff()
-
-    @cached_property
-    def slots(self) -> Tensor:
-        """int64 ``[t]``: sequence * max_length + position."""
-        position = self.packed.position_ids
-        sequence = (position == 0).cumsum(0) - 1
-        return sequence * self.packed.max_length + position
-
-    def mask(self, window: int | None) -> Tensor:
-        """Which places see which: bool ``[n, 1, 1 or max_length, max_length]``, True where seen.
-
-        A window is how many places each one sees to either side; without one, all see the same.
-        """
-        places = torch.arange(self.packed.max_length, device=self.lengths.device)
-        taken = places < self.lengths[:, None]
-        if window is None:
-            return taken[:, None, None]
-        near = (places[:, None] - places).abs() <= window
-        # Empty places see everything: a row without a single key may become NaN in a kernel.
-        return (near & taken[:, None] | ~taken[:, :, None])[:, None]
-
-    def unpack(self, flat: Tensor) -> Tensor:
-        """``[t, heads, size]`` to ``[n, heads, max_length, size]``, zeros at empty places."""
-        n, length = len(self.lengths), self.packed.max_length
-        padded = flat.new_zeros(n * length, *flat.shape[1:]).index_copy(0, self.slots, flat)
-        return padded.view(n, length, *flat.shape[1:]).transpose(1, 2)
-
-
-def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: _Layout,
-    scaling: float,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Attention within each sequence, in the form transformers' AttentionInterface asks for.
-
-    Takes ``[1, heads, t, size]`` and returns ``[1, t, heads, size]``.
-    """
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    window = _window(module)
-    if _has_varlen(query):
-        cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
-        sides = (-1, -1) if window is None else (window, window)
-        return varlen_attn(
-            query, key, value, cu, cu, longest, longest, scale=scaling, window_size=sides
-        )[None], None
-    padded = scaled_dot_product_attention(
-        *map(layout.unpack, (query, key, value)), attn_mask=layout.mask(window), scale=scaling
-    )
-    return padded.transpose(1, 2).flatten(0, 1).index_select(0, layout.slots)[None], None
-
-
-AttentionInterface.register(_ATTENTION, _packed_attention)
-
-
-def _attend_first(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: _Layout
-) -> Tensor:
-    """Attention of each sequence's first position alone.
-
-    Takes queries ``[n, heads, size]`` of keys ``[t, heads, size]``; returns ``[n, heads * size]``.
-    """
-    scaling, window = query.shape[-1] ** -0.5, _window(module)
-    # The kernel puts a single query at the end of its keys, so its window would be the wrong one.
-    if _has_varlen(query) and window is None:
-        cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
-        one_each = torch.arange(len(cu), dtype=torch.int32, device=cu.device)
-        return varlen_attn(query, key, value, one_each, cu, 1, longest, scale=scaling).flatten(1)
-    attended = scaled_dot_product_attention(
-        query[:, :, None], layout.unpack(key), layout.unpack(value),
-        attn_mask=layout.mask(window)[:, :, :1], scale=scaling,
-    )
-    return attended.flatten(1)
-
-
-def _has_varlen(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
-
-
-def _window(module: nn.Module) -> int | None:
-    """Places that a token sees to either side, in ModernBERT's local layers; None for all."""
-    window = getattr(module, "sliding_window", None)
-    return None if window is None else window - 1  # transformers counts the token itself, too
-
-
 # --- the way through each architecture ----------------------------------------------------------
 
 
@@ -320,7 +213,7 @@ def _first_position(model: PreTrainedModel) -> int:
     return model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
 
 
-def _encode_bert(model: PreTrainedModel, layout: _Layout, run: Callable[..., Tensor]) -> Tensor:
+def _encode_bert(model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]) -> Tensor:
     """Last hidden state of the first positions, ``[n, 1, hidden]``, from layers like BERT's."""
     base, packed = model.base_model, layout.packed
     hidden = base.embeddings(
@@ -341,7 +234,7 @@ def _encode_bert(model: PreTrainedModel, layout: _Layout, run: Callable[..., Ten
             (attention.query, first), (attention.key, hidden[0]), (attention.value, hidden[0]),
         )
     )
-    attended = last.attention.output(_attend_first(attention, query, key, value, layout), first)
+    attended = last.attention.output(attend_first(attention, query, key, value, layout), first)
     return last.feed_forward_chunk(attended)[:, None]
 
 
@@ -352,7 +245,7 @@ def _head_bert(model: PreTrainedModel, first: Tensor) -> Tensor:
 
 
 def _encode_modernbert(
-    model: PreTrainedModel, layout: _Layout, run: Callable[..., Tensor]
+    model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]
 ) -> Tensor:
     """Normalised last hidden state, pooled as the configuration says: ``[n, hidden]``."""
     base, packed = model.base_model, layout.packed
@@ -373,14 +266,14 @@ def _encode_modernbert(
 
 
 def _first_of_modernbert(
-    layer: nn.Module, hidden: Tensor, turn: tuple[Tensor, Tensor], layout: _Layout
+    layer: nn.Module, hidden: Tensor, turn: tuple[Tensor, Tensor], layout: Layout
 ) -> Tensor:
     """A layer computed for the first position of each sequence, but for its one projection."""
     attention, starts = layer.attn, layout.packed.cu_seqlens[:-1]
     projected = attention.Wqkv(layer.attn_norm(hidden)).unflatten(-1, (3, -1, attention.head_dim))
     query, key, value = projected.unbind(1)
     query, key = apply_rotary_pos_emb(query, key, *(x[0] for x in turn))
-    attended = _attend_first(attention, query.index_select(0, starts), key, value, layout)
+    attended = attend_first(attention, query.index_select(0, starts), key, value, layout)
     first = hidden.index_select(0, starts) + attention.out_drop(attention.Wo(attended))
     return first + layer.mlp(layer.mlp_norm(first))
 

@@ -37,7 +37,7 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from rdl_core import cross_encoder
+from rdl_core import attention, cross_encoder
 from rdl_core.cross_encoder import ARCHITECTURES, CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.tokens import TokenStore
@@ -202,8 +202,8 @@ def test_variable_length_kernel_gets_what_it_takes(kind, layers, stores, monkeyp
         calls.append(own)
         return plain_varlen(*args, **own)
 
-    monkeypatch.setattr(cross_encoder, "_has_varlen", lambda x: True)
-    monkeypatch.setattr(cross_encoder, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_has_varlen", lambda x: True)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
     with torch.no_grad():
         torch.testing.assert_close(score(student, stores), without, atol=1e-5, rtol=0)
     assert calls

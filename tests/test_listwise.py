@@ -10,9 +10,25 @@ Windows of 20 with stride 10, from the end; a start is followed by the place beh
 Tournament, the best 10 of each group of 20 at most: 100 = 5 groups of 20, 50 left = 3 groups (17,
 17, 16), 30 left = 2 groups of 15, 20 left = 1: 11 calls in 4 steps.
 
-Mutations tried, each seen to fail here:
+These 72 mutations were tried, one at a time, and each fails a test here:
 
-MUTATIONS
+- parsing: digits anywhere; letters not read; capitals only; cut-off bracket read; NFKC left out;
+  lenticular left out; thoughts kept; thoughts opened by the prompt kept; tags case-sensitive;
+  unended thoughts kept; first complete chain; no chains; longest number unlimited; missing
+  reversed; missing in front; last naming counts; zero is known; n+1 known as n; repeated counted as
+  unknown; unknown counts repeats; unusable only when empty; half missing is unusable; repaired
+  forgets unknown; repaired forgets repeated; digest of ids only; digest joins texts; digest
+  unordered; key without pass; key without attempt; order read as 1-based; brackets in passages
+  kept; passages not cut.
+- listwise: stops when start goes negative; from the front; last window short; one passage is asked;
+  twice at the top; groups of neighbours; one fewer wins through; no final; passes ignored; pass
+  number constant; count_calls without passes; inverse permutation; shown not frozen; start of all
+  is 0; ranks by place; rows not sorted by rank; queries sorted by id; query by query; retry though
+  it cannot help; never retry; retry one too many; all asked again; repaired asked again; attempt
+  not told; first answer read; tokens of last answer only; retries counted with the first; calls
+  counted one each; uncounted tokens are 0; log not asked; answers not stored; empty log taken
+  for none; callback before store; number of all windows; asks for nothing; skipped windows pass;
+  stride unchecked; top_k unchecked; options unchecked without lists; no warning.
 """
 
 import logging

@@ -26,7 +26,7 @@ from typing import Any
 
 from rdl_core.teachers.parsing import Answer, Window
 
-__all__ = ["AnswerLog", "Recorded", "Replay", "read_history"]
+__all__ = ["QUERY_PATTERN", "AnswerLog", "Recorded", "Replay", "read_history"]
 
 #: Where a prompt names its query, in the wording of RankGPT, RankLLM and their descendants.
 QUERY_PATTERN = r"search query: *(.+?)\.? *(?:\n|$)"
