@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,8 +40,9 @@ def book(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     studied = time.monotonic()
-    command = [sys.executable, "-m", "jupyter_book", "build", ".", "--all", "-W", "-n", "--keep-going"]
-    built = subprocess.run([*command, "-q"], cwd=root, check=False)
+    builder = str(Path(sys.executable).with_name("jupyter-book"))
+    command = [builder, "build", ".", "--all", "-W", "-n", "--keep-going", "-q"]
+    built = subprocess.run(command, cwd=root, check=False)
     if built.returncode:
         raise typer.Exit(built.returncode)
     site = root / "_build" / "html"

@@ -1,6 +1,8 @@
 """Encoders as teachers: similarity, fusion and ranks, against arithmetic.
 
-MUTATIONS
+Mutations seen to fail: ranks in sorted order instead of the rows'; the worst first; ties in any
+order; a spread of 0 divided by; centred over all queries; the sample's spread instead of the
+list's.
 """
 
 import numpy as np

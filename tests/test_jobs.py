@@ -1,7 +1,7 @@
 """What the study computes: stages share runs, dev queries stay apart, cuts are what they say.
 
 Mutations seen to fail: dev queries that are trained on accepted; a depth that is not cut; passages
-that the first stage missed left out, or put in without being judged relevant.
+that the first stage missed left out.
 """
 
 import json

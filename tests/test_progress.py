@@ -1,6 +1,7 @@
 """Progress: a bar on a terminal, plain lines elsewhere, and every item passed on.
 
-MUTATIONS
+Mutations seen to fail: no line after 3 seconds; work done before not counted in what is done, or in
+what is left; all items taken before the first comes out; a second handler for the second call.
 """
 
 import io

@@ -1,6 +1,7 @@
 """Re-ranking: the scores of one pair at a time, whatever the chunks, budgets and row order.
 
-MUTATIONS
+Mutations seen to fail: queries repeated in the wrong order; the last pair of a chunk dropped; the
+student left in training mode; broken scores passed on; nothing to rank an error; bfloat16 ignored.
 """
 
 import pandas as pd
@@ -66,7 +67,7 @@ def test_training_mode_and_gradients_do_not_reach_the_scores(stores, one_by_one)
 def test_bfloat16_scores_are_near_and_not_rounded(stores, one_by_one):
     scores = by_pair(run_of(stores, precision="bfloat16"))
     assert scores == pytest.approx(one_by_one, abs=0.1)
-    assert scores != one_by_one
+    assert max(abs(scores[pair] - one_by_one[pair]) for pair in scores) > 1e-4  # no float32
     assert len(set(scores.values())) > 20
 
 

@@ -1,6 +1,8 @@
 """TREC Deep Learning: the public lists and LLM rankings, and the figures that they are known by.
 
-MUTATIONS
+Mutations seen to fail: repetitions in the registry's order taken for that of time; rankings of 20
+passages among those of 100; two first stages swapped; another model's files for GPT's; one year's
+rankings for both.
 """
 
 import os

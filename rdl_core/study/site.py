@@ -22,7 +22,8 @@ def broken_links(folder: Path) -> list[str]:
     >>> broken_links(folder)
     ['index.html: gone.html']
     """
-    pages = {path.resolve(): _read(path) for path in folder.rglob("*.html")}
+    files = (path for path in folder.rglob("*.html") if "_static" not in path.parts)
+    pages = {path.resolve(): _read(path) for path in files}  # a theme's templates are no pages
     broken = []
     for path, page in pages.items():
         for reference in page.references:
