@@ -1,7 +1,4 @@
-"""Efficiency: systems take turns, warm-up is not timed, and the figures are the timings'.
-
-MUTATIONS
-"""
+"""Efficiency: systems take turns, warm-up is not timed, and the figures are the timings'."""
 
 import pytest
 import torch

@@ -18,6 +18,13 @@ def test_whole_links_are_no_finding(tmp_path):
     assert site(tmp_path, one=body, two='<p id="here"><a href="#here">up</a></p>') == []
 
 
+def test_templates_of_a_theme_are_no_pages(tmp_path):
+    """A build copies them to ``_static``; their placeholders once failed the first whole build."""
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static" / "macros.html").write_text('<script src="{{ pathto(1) }}"></script>')
+    assert site(tmp_path, one="") == []
+
+
 def test_what_leads_nowhere_is_named(tmp_path):
     body = '<a href="gone.html">x</a><a href="two.html#gone">y</a><img src="gone.png">'
     assert site(tmp_path, one=body, two="") == [

@@ -94,7 +94,7 @@ def gains(values: pd.DataFrame, system: str, baseline: str, *, measure: str) -> 
     change = (values[system] - values[baseline]).sort_values(ignore_index=True)
     figure, (axes,) = _canvas(1, height=3.2)
     colours = [_OURS if x > 0 else _PAPER for x in change]
-    axes.bar(change.index, change, color=colours, width=1.0)
+    axes.bar(change.index, change, color=colours, width=1.0, linewidth=0)  # no white edges
     axes.axhline(0, color=_INK, linewidth=0.8)
     better, worse = int((change > 0).sum()), int((change < 0).sum())
     axes.text(0.02, 0.92, f"{worse} lose", transform=axes.transAxes, color=_PAPER, va="top")
