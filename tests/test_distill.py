@@ -3,7 +3,12 @@
 Runs that are to be killed are processes of their own, forked from a server that has imported all
 they need, so that each starts in milliseconds.
 
-MUTATIONS
+Mutations seen to fail: a batch scored twice under other dropout; gradients of the wrong scores; a
+share's loss as a mean over the share; activations of a whole step held; padding scored; unranked
+candidates as the best; equal lists in every step; one order for all passes; a step without passages
+an error; the worst dev state kept; the best one not restored; patience off by one; student left in
+evaluation mode after a look; the log not cut; an infinite gradient accepted; state not saved where
+a loss is not finite; gradients of processes not added; another cosine.
 """
 
 import json
