@@ -116,3 +116,12 @@ def test_a_notebook_finds_what_papermill_injected_and_may_be_run_again():
     assert parameters("depth", namespace).depths == (7,)
     with pytest.raises(ValueError, match="dephts: unknown key"):
         parameters("depth", {"profile": "mini", "depths": [5], "dephts": [7]})
+
+
+def test_a_list_arrives_from_papermills_command_line_as_text():
+    """``-p depths "[5,10,20]"`` gives the text; it was once refused as no list."""
+    assert check_parameters("depth", {"profile": "mini", "depths": "[5,10,20]"}).depths == (5, 10, 20)
+    losses = '["ranknet", "adr_mse"]'
+    assert check_parameters("loss", {"profile": "mini", "losses": losses}).losses[1] == "adr_mse"
+    with pytest.raises(ValueError, match="depths: "):
+        check_parameters("depth", {"profile": "mini", "depths": "[5,"})

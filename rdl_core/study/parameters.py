@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any
 
+import yaml
+
 from rdl_core.losses import LOSSES
 from rdl_core.progress import log_plainly
 from rdl_core.study.jobs import FIRST_STAGES, TEACHERS
@@ -147,10 +149,21 @@ def check_parameters(notebook: str, values: Mapping[str, object]) -> Any:
         raise ValueError(f"expected a notebook of {', '.join(NOTEBOOKS)}; got {notebook!r}")
     kind = NOTEBOOKS[notebook]
     try:
-        return checked(kind, dict(values), what=f"notebook {notebook!r}")
+        read = {name: _read(value) for name, value in values.items()}
+        return checked(kind, read, what=f"notebook {notebook!r}")
     except ValueError as error:
         names = ", ".join(f.name for f in fields(kind))
         raise ValueError(f"{error}\nIts parameters are: {names}") from None
+
+
+def _read(value: object) -> object:
+    """A list that papermill's ``-p`` handed over as the text that spells it."""
+    if not (isinstance(value, str) and value.startswith("[")):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _check_names(key: str, given: tuple, valid: Any) -> None:
