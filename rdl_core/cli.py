@@ -12,6 +12,7 @@ import typer
 
 from rdl_core.data.downloads import fetch_group
 from rdl_core.progress import log_plainly
+from rdl_core.study.batch import run_pages
 from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
 from rdl_core.study.site import broken_links
@@ -53,6 +54,24 @@ def book(
     typer.echo(
         f"study {studied - started:.0f} s, book {time.monotonic() - studied:.0f} s; open {page.as_uri()}"
     )
+
+
+@app.command()
+def study(
+    profile: Annotated[str, typer.Option(help="Profile to run, such as trec-dl.")],
+    page: Annotated[list[str], typer.Option(help="Page to run; again for more; none: all.")] = [],  # noqa: B006
+    parameter: Annotated[
+        list[str], typer.Option("-p", help="name=value of the page's notebook, such as losses=[ranknet].")
+    ] = [],  # noqa: B006
+    seeds: Annotated[int, typer.Option(help="Only so many of the profile's seeds; 0: all.")] = 0,
+    record: Annotated[bool, typer.Option(help="Keep figures and manifests under results/.")] = False,
+) -> None:
+    """Train and rank what pages compare, without notebooks, as far as the store does not hold it."""
+    try:
+        run_pages(profile, page, dict(each.split("=", 1) for each in parameter), seeds, record)
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()

@@ -12,6 +12,7 @@ from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.tokens import TokenStore
 from rdl_core.study import tables
+from rdl_core.study.grid import Part
 from rdl_core.study.profile import Profile, load_profile
 
 
@@ -49,8 +50,12 @@ def _shared(_store, tmp_path_factory):
         "frame": pd.DataFrame({"query_id": "q", "doc_id": ["a", "b", "c"], "rank": [1, 2, 3]}),
         "profile": profile,
         "results": tables.compare(
-            profile, {"BM25": "first_stage", "student": profile.student()}
+            Part(
+                profile=profile, baseline="BM25",
+                systems={"BM25": "first_stage", "student": profile.student()},
+            )
         ),
+        "Part": Part,
         "Path": Path,
         "pd": pd,
         "torch": torch,

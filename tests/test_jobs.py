@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.study import jobs
+from rdl_core.study import candidates, jobs
 from rdl_core.study.profile import load_profile
 
 
@@ -94,8 +94,33 @@ def test_dev_queries_are_measured_while_training(config):
 
 
 def test_dev_queries_that_are_trained_on_are_refused(config):
-    with pytest.raises(ValueError, match="dev: expected queries that are not trained on, but 5 are"):
+    with pytest.raises(ValueError, match="dev: expected queries of .* not trained on"):
         jobs.student(with_dev(config, "rdl/pydocs/train", 5))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_test_queries_that_any_stage_was_trained_on_are_refused(config, stage):
+    """A test query that stage 1 alone has seen is a leak as much as one of stage 2."""
+    stages = list(config.stages)
+    for number, each in enumerate(stages):
+        first = 0 if number == stage else 10
+        stages[number] = replace(each, lists=replace(each.lists, skip_queries=first))
+    asked = replace(config.stages[0].lists, n_queries=3, add_relevant=False)
+    student = replace(config, stages=tuple(stages))
+    with pytest.raises(ValueError, match="candidates: expected queries of .* not trained on"):
+        jobs.ranking(jobs.RankingConfig(candidates=asked, system=student, precision="float32"))
+
+
+def test_the_same_words_under_another_id_are_no_new_query(config, monkeypatch):
+    """TREC DL's years number their queries anew; the id alone would let one through."""
+    lists = config.stages[0].lists
+    queries = load(lists.collection).queries
+    renamed = queries.assign(query_id=queries["query_id"] + "-2", query=queries["query"].str.upper())
+    other = load("rdl/pydocs/dev")
+    monkeypatch.setitem(vars(other), "queries", renamed)
+    asked = replace(lists, collection="rdl/pydocs/dev", n_queries=None, add_relevant=False)
+    with pytest.raises(ValueError, match="not trained on"):
+        jobs.ranking(jobs.RankingConfig(candidates=asked, system=config, precision="float32"))
 
 
 def test_dev_queries_and_when_to_look_belong_together(config):
@@ -106,7 +131,7 @@ def test_dev_queries_and_when_to_look_belong_together(config):
 
 def test_more_queries_hold_the_fewer(config):
     lists = config.stages[0].lists
-    few, more = (jobs.chosen_queries(replace(lists, n_queries=n)) for n in (3, 9))
+    few, more = (candidates.chosen_queries(replace(lists, n_queries=n)) for n in (3, 9))
     assert more[:3] == few
     assert len(set(more)) == 9
 
@@ -114,7 +139,7 @@ def test_more_queries_hold_the_fewer(config):
 @pytest.mark.parametrize("depth", [3, 10])
 def test_lists_are_cut_and_missing_positives_come_behind(config, depth):
     lists = replace(config.stages[0].lists, depth=depth, n_queries=40)
-    frame = jobs.lists(lists)
+    frame = candidates.lists(lists)
     qrels = load(lists.collection).qrels
     asked = frame["query_id"].unique()
     relevant = qrels[qrels["query_id"].isin(asked) & (qrels["relevance"] > 0)]
@@ -122,7 +147,7 @@ def test_lists_are_cut_and_missing_positives_come_behind(config, depth):
     behind = frame[frame["rank"] > depth]
     assert len(behind) > 0
     assert (behind["relevance"] > 0).all()
-    bare = jobs.lists(replace(lists, add_relevant=False))
+    bare = candidates.lists(replace(lists, add_relevant=False))
     assert bare.groupby("query_id").size().max() == depth == bare["rank"].max()
 
 

@@ -98,7 +98,7 @@ def test_a_wrong_change_is_named(arguments, says):
         ("depth", {"depths": [5], "dephts": [7]}, r"dephts: unknown key\n.*profile, depths"),
         ("depth", {}, "depths: missing"),
         ("loss", {"losses": ["nope"]}, "losses: .*ranknet.*got"),
-        ("effectiveness", {"profile": "nope"}, "unknown profile 'nope'"),
+        ("effectiveness", {"profile": "nope", "first_stages": ["bm25"]}, "unknown profile 'nope'"),
         ("efficiency", {"n_queries": 0, "repetitions": 1}, "n_queries: expected at least 1"),
         ("other", {}, "expected a notebook of effectiveness"),
     ],

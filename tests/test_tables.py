@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from rdl_core.study import tables
-from rdl_core.study.claims import verdict
+from rdl_core.study.claims import Claim, verdict
 from rdl_core.study.profile import load_profile
 from rdl_core.study.runs import Run
 
@@ -25,11 +25,11 @@ def results(tmp_path):
     noise = pd.Series([0.01, -0.02, 0.02, 0.0, 0.01, -0.01, 0.0, 0.01], queries)
     values = pd.DataFrame({"BM25": base, "good": base * 0.9 + 0.1 + noise, "same": base + noise})
     rankings = {name: (Run(tmp_path, MANIFEST),) for name in values}
-    return tables.Results(load_profile("mini"), values, rankings)
+    return tables.Results(load_profile("mini"), "BM25", values, rankings)
 
 
 def test_the_sentence_names_the_best_and_what_differs(results):
-    text = tables.sentence(tables.differences(results, "BM25"), results).data
+    text = tables.sentence(tables.differences(results), results).data
     assert "On 8 queries" in text
     assert "**good** has the highest nDCG@10: 0.440" in text
     assert "Significantly different from BM25 (p < .05 after Holm): good (+0.065)." in text
@@ -37,8 +37,8 @@ def test_the_sentence_names_the_best_and_what_differs(results):
 
 
 def test_no_significance_is_not_sold_as_equality(results):
-    results = tables.Results(results.profile, results.values[["BM25", "same"]], results.rankings)
-    text = tables.sentence(tables.differences(results, "BM25"), results).data
+    results = tables.Results(results.profile, results.baseline, results.values[["BM25", "same"]], results.rankings)
+    text = tables.sentence(tables.differences(results), results).data
     assert "does not show that they are equal" in text
 
 
@@ -48,7 +48,7 @@ def test_matching_is_a_test_of_equivalence(results):
 
 
 def test_the_baseline_has_no_difference_and_no_p(results):
-    table = tables.display_table(tables.differences(results, "BM25"), "nDCG@10")
+    table = tables.display_table(tables.differences(results), "nDCG@10")
     row = table.set_index("system").loc["BM25"]
     assert row["difference"] == "baseline"
     assert row["p (Holm)"] == row["95 % interval of it"] == ""
@@ -72,8 +72,18 @@ def test_published_figures_are_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "says"),
-    [(0.01, 0.2, "same direction"), (-0.2, -0.01, "opposite direction"), (-0.1, 0.2, "not sep")],
+    ("gains", "equal", "says"),
+    [
+        ([0.10, 0.12, 0.11, 0.09], False, "reproduced"),
+        ([0.10, -0.09, 0.12, -0.08], False, "partly"),
+        ([-0.10, -0.12, 0.01, -0.09], False, "not reproduced"),
+        ([0.001, -0.001, 0.002, 0.0], True, "reproduced"),
+        ([0.20, -0.19, 0.18, -0.17], True, "partly"),
+        ([0.10, 0.12, 0.11, 0.09], True, "not reproduced"),
+    ],
 )
-def test_a_verdict_is_read_off_the_interval(low, high, says):
-    assert verdict(pd.Series({"delta_low": low, "delta_high": high})).startswith(says)
+def test_a_verdict_is_read_off_the_interval(gains, equal, says):
+    worse = pd.Series([0.3, 0.4, 0.5, 0.6], index=list("abcd"))
+    values = pd.DataFrame({"worse": worse, "better": worse + gains})
+    claim = Claim(text="", published="", page="", equal=equal)
+    assert verdict(values, claim)[0] == says

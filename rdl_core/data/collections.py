@@ -7,6 +7,8 @@ speaks ir_datasets can read them too:
 - ``rdl/pydocs/{train,dev,test}``: the embedded collection, which needs no network;
 - ``rdl/trec-dl-{2019,2020,2022}``: the passages that RankLLM's candidate lists carry (see
   `rdl_core.data.trec_dl`); 2022 has no judgments;
+- ``rdl/trec-dl-{2019,2020,2022}/crops``: the same passages with a pseudo-query from each, to which
+  only that passage is relevant (see `rdl_core.data.crops`);
 - ``rdl/vaswani`` and ``rdl/cranfield``: ir_datasets' ``vaswani`` and ``cranfield`` from files that
   `rdl_core.data.downloads` fetches. Cranfield's judgments are coarser: 1 where ir_datasets has
   grades 1 to 4, 0 where it has -1.
@@ -41,6 +43,7 @@ from ir_datasets.formats import (
 from ir_datasets.indices import Docstore
 
 from rdl_core.data import pydocs, trec_dl
+from rdl_core.data.crops import crops
 from rdl_core.data.downloads import fetch
 
 __all__ = ["Collection", "fingerprint", "load"]
@@ -253,6 +256,28 @@ def _trec_dl_queries(year: int) -> Iterator[GenericQuery]:
     return (GenericQuery(*item) for item in trec_dl.load_texts(year).queries.items())
 
 
+class _CropsQrels(BaseQrels):
+    """A pseudo-query's own passage is relevant to it; of the others nobody knows."""
+
+    def __init__(self, year: int) -> None:
+        self._year = year
+
+    def qrels_iter(self) -> Iterator[TrecQrel]:
+        ids = (query.query_id for query in _crops_of_trec_dl(self._year))
+        return (TrecQrel(query_id, query_id.removesuffix(".crop"), 1, "0") for query_id in ids)
+
+    def qrels_cls(self) -> type:
+        return TrecQrel
+
+    def qrels_defs(self) -> dict[int, str]:
+        return {1: "the passage that the query was cut from"}
+
+
+def _crops_of_trec_dl(year: int) -> Iterator[GenericQuery]:
+    passages = pd.DataFrame(_trec_dl_docs(year), columns=["doc_id", "text"], dtype="str")
+    return (GenericQuery(*row) for row in crops(passages).itertuples(index=False))
+
+
 # --- Vaswani and Cranfield ----------------------------------------------------------------------
 
 
@@ -302,6 +327,9 @@ def _register_trec_dl() -> None:
         if judged:
             parts.append(TrecQrels(_Fetched(trec_dl.qrels_name(year)), grades))
         ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
+        pseudo = _Queries(f"{name}/crops", partial(_crops_of_trec_dl, year))
+        dataset = ir_datasets.Dataset(parts[0], pseudo, _CropsQrels(year))
+        ir_datasets.registry.register(f"{name}/crops", dataset)
 
 
 def _register_classics() -> None:

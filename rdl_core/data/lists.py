@@ -8,12 +8,14 @@ Reference: the shape of Rank-DistiLLM's data, Schlatt et al., ECIR 2025, section
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["RankedLists", "rows_of"]
 
@@ -87,6 +89,32 @@ class RankedLists:
             teacher_rank=known("teacher_rank", 0),
             relevance=known("relevance", -1),
             mask=table(pd.Series(1, index=frame.index), 0).bool(),
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[RankedLists]) -> RankedLists:
+        """All lists of several sets, padded to the deepest; a query may have a list in each.
+
+        >>> frame = pd.DataFrame({"query_id": ["a", "a"], "doc_id": ["x", "y"], "rank": [1, 2]})
+        >>> parts = [RankedLists.from_frame(f, pd.Index(["a"]), pd.Index(["x", "y"]))
+        ...          for f in (frame, frame[:1])]
+        >>> RankedLists.concat(parts).mask
+        tensor([[ True,  True],
+                [ True, False]])
+        """
+        depth = max(part.mask.shape[1] for part in parts)
+        empty = {"teacher_rank": 0, "relevance": -1, "passage_rows": 0, "mask": False}
+        return cls(
+            query_rows=torch.cat([part.query_rows for part in parts]),
+            **{
+                name: torch.cat(
+                    [
+                        pad(table, (0, depth - table.shape[1]), value=value)
+                        for table in (getattr(part, name) for part in parts)
+                    ]
+                )
+                for name, value in empty.items()
+            },
         )
 
     def __len__(self) -> int:

@@ -30,7 +30,7 @@ from rdl_core.data.formats import read_candidates
 
 __all__ = [
     "FIRST_STAGES", "TEACHERS", "YEARS", "Texts", "candidates", "list_names", "load_texts",
-    "qrels_name", "teacher_runs",
+    "qrels_name", "teacher_runs", "teachers_of", "year_of",
 ]  # fmt: skip
 
 #: Whether a year's judgments are among the public files.
@@ -80,6 +80,15 @@ def qrels_name(year: int) -> str:
     'trec-dl/qrels/qrels.dl19-passage.txt'
     """
     return f"trec-dl/qrels/qrels.dl{year % 100}-passage.txt"
+
+
+def year_of(collection_id: str) -> int | None:
+    """The year whose lists a collection's queries have; None for any other collection.
+
+    >>> year_of("rdl/trec-dl-2019"), year_of("rdl/trec-dl-2019/crops")
+    (2019, None)
+    """
+    return next((year for year in YEARS if collection_id == f"rdl/trec-dl-{year}"), None)
 
 
 @lru_cache(maxsize=len(YEARS))
@@ -134,6 +143,15 @@ def candidates(year: int, first_stage: str) -> pd.DataFrame:
     return frame[["query_id", "doc_id", "rank", "score"]]
 
 
+def teachers_of(year: int, first_stage: str) -> list[str]:
+    """LLMs that ranked a first stage's lists of a year; none is known for 2022.
+
+    >>> teachers_of(2020, "ada2")
+    ['rank_vicuna']
+    """
+    return [teacher for teacher, names in _teacher_files(year, first_stage).items() if names]
+
+
 def teacher_runs(year: int, first_stage: str, teacher: str) -> list[pd.DataFrame]:
     """What an LLM made of a first stage's lists, once for each time that it was asked.
 
@@ -152,17 +170,21 @@ def teacher_runs(year: int, first_stage: str, teacher: str) -> list[pd.DataFrame
     >>> len(teacher_runs(2019, "bm25", "gpt_3.5"))  # doctest: +SKIP
     5
     """
-    _expect(first_stage in FIRST_STAGES, "a first stage", list(FIRST_STAGES), first_stage)
-    of_lists = f"trec-dl/rerank_results/{FIRST_STAGES[first_stage]}/"
-    names = sorted(name for name in group_names("trec-dl") if name.startswith(of_lists))
-    runs = {
-        key: [n for n in names if n.startswith(f"{of_lists}{start}_4096_100_") and _of(year) in n]
-        for key, start in TEACHERS.items()
-    }
-    known = [key for key in TEACHERS if runs[key]]
+    runs = _teacher_files(year, first_stage)
+    known = teachers_of(year, first_stage)
     _expect(teacher in known, f"a teacher of {first_stage}'s lists of {year}", known, teacher)
     frames = (read_candidates(path) for path in fetch_all(runs[teacher]))
     return [f[["query_id", "doc_id", "rank"]].rename(columns={"rank": "teacher_rank"}) for f in frames]
+
+
+def _teacher_files(year: int, first_stage: str) -> dict[str, list[str]]:
+    _expect(first_stage in FIRST_STAGES, "a first stage", list(FIRST_STAGES), first_stage)
+    of_lists = f"trec-dl/rerank_results/{FIRST_STAGES[first_stage]}/"
+    names = sorted(name for name in group_names("trec-dl") if name.startswith(of_lists))
+    return {
+        key: [n for n in names if n.startswith(f"{of_lists}{start}_4096_100_") and _of(year) in n]
+        for key, start in TEACHERS.items()
+    }
 
 
 def _of(year: int) -> str:

@@ -17,70 +17,69 @@ _MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
 def means(
-    differences: pd.DataFrame, *, baseline: str, measure: str, paper: pd.Series | None = None
+    differences: pd.DataFrame | None, *, measure: str, recorded: pd.DataFrame | None = None,
+    paper: pd.Series | None = None,
 ) -> Figure:
-    """A dot and a 95 % interval per system; the baseline's mean as a line; the paper's beside it.
+    """A dot and a 95 % interval per system, the baseline's mean as a line: a panel for each source.
 
     Args:
-        differences: From `rdl_core.study.tables.differences`.
-        baseline: The system whose mean is drawn through.
+        differences: This run's, from `rdl_core.study.tables.differences`; None where there is none.
         measure: Label of the axis.
-        paper: Published figures, drawn in a panel of their own: other data, other scale.
+        recorded: The same of a recorded run: other data, other scale.
+        paper: Published figures.
 
-    >>> differences = pd.DataFrame({"mean": [0.4, 0.5], "ci_low": [0.3, 0.4], "ci_high": [0.5, 0.6]},
-    ...                            index=["BM25", "student"])
-    >>> len(means(differences, baseline="BM25", measure="nDCG@10").axes)
+    >>> differences = pd.DataFrame({"mean": [0.4, 0.5], "ci_low": [0.3, 0.4], "ci_high": [0.5, 0.6],
+    ...                             "p_value": [None, 0.1]}, index=["BM25", "student"])
+    >>> len(means(differences, measure="nDCG@10").axes)
     1
     """
-    panels = 1 if paper is None else 2
-    rows = max(len(differences), 0 if paper is None else len(paper))
-    figure, axes = _canvas(panels, height=1.4 + 0.42 * rows)
-    ours = axes[0]
-    places = range(len(differences))
-    ours.errorbar(
-        differences["mean"], places, fmt="o", color=_OURS, markersize=7, capsize=4,
-        xerr=[
-            differences["mean"] - differences["ci_low"],
-            differences["ci_high"] - differences["mean"],
-        ],
-    )
-    ours.axvline(differences.loc[baseline, "mean"], color=_INK, linewidth=1, linestyle=":")
-    _name_rows(ours, list(differences.index), f"{measure}, this run")
+    tables = {f"{measure}, this run": differences, "nDCG@10, recorded": recorded}
+    panels = {title: table for title, table in tables.items() if table is not None}
     if paper is not None:
-        axes[1].plot(paper.to_numpy(), range(len(paper)), "D", color=_PAPER, markersize=7)
-        _name_rows(axes[1], list(paper.index), "nDCG@10, published (TREC DL)")
+        panels["nDCG@10, published"] = paper
+    rows = max(map(len, panels.values()))
+    figure, axes = _canvas(len(panels), height=1.4 + 0.42 * rows)
+    for each, (title, table) in zip(axes, panels.items(), strict=True):
+        if table is paper:
+            each.plot(paper.to_numpy(), range(len(paper)), "D", color=_PAPER, markersize=7)
+        else:
+            _dots(each, table)
+        _name_rows(each, list(table.index), title)
     return figure
 
 
 def depth_curves(
-    differences: pd.DataFrame, depths: list[int], *, measure: str, paper: pd.DataFrame
+    differences: pd.DataFrame, *, measure: str, recorded: pd.DataFrame | None = None,
+    paper: pd.DataFrame,
 ) -> Figure:
-    """Effectiveness against the depth of the training lists, this run and published.
+    """Effectiveness against the depth of the training lists: a panel for each source.
 
     Args:
-        differences: From `rdl_core.study.tables.differences`, a row per depth, in the order of
-            `depths`.
-        depths: Passages per training list.
+        differences: From `rdl_core.study.tables.differences`, a row ``"depth <n>"`` per depth.
         measure: Label of the axis.
+        recorded: The same of a recorded run.
         paper: A column per first stage, a row per depth.
 
-    >>> differences = pd.DataFrame({"mean": [0.4, 0.5], "ci_low": [0.3, 0.4], "ci_high": [0.5, 0.6]})
+    >>> differences = pd.DataFrame({"mean": [0.4, 0.5], "ci_low": [0.3, 0.4], "ci_high": [0.5, 0.6]},
+    ...                            index=["depth 5", "depth 10"])
     >>> paper = pd.DataFrame({"bm25": [0.6, 0.7]}, index=[10, 100])
-    >>> len(depth_curves(differences, [5, 10], measure="nDCG@10", paper=paper).axes)
+    >>> len(depth_curves(differences, measure="nDCG@10", paper=paper).axes)
     2
     """
-    figure, (ours, theirs) = _canvas(2, height=3.6)
-    low, high = differences["ci_low"], differences["ci_high"]
-    ours.fill_between(depths, low, high, color=_OURS, alpha=0.15, linewidth=0)
-    ours.plot(depths, differences["mean"], "o-", color=_OURS)
+    tables = {f"{measure}, this run": differences, "nDCG@10, recorded": recorded}
+    panels = {title: table for title, table in tables.items() if table is not None}
+    figure, axes = _canvas(len(panels) + 1, height=3.6)
+    for each, (title, table) in zip(axes, panels.items(), strict=False):
+        depths = [int(label.split()[-1]) for label in table.index]
+        each.fill_between(
+            depths, table["ci_low"], table["ci_high"], color=_OURS, alpha=0.15, linewidth=0
+        )
+        each.plot(depths, table["mean"], "o-", color=_OURS)
+        _log_depths(each, depths, title)
     for (name, values), mark in zip(paper.items(), _MARKS, strict=False):
-        theirs.plot(paper.index, values, f"{mark}--", label=name)
-    theirs.legend(title="first stage", frameon=False)
-    for axes, title in ((ours, f"{measure}, this run"), (theirs, "nDCG@10, published (TREC DL)")):
-        axes.set(xlabel="passages per training list", title=title, xscale="log")
-        axes.set_xticks(depths if axes is ours else list(paper.index))
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.minorticks_off()
+        axes[-1].plot(paper.index, values, f"{mark}--", label=name)
+    axes[-1].legend(title="first stage", frameon=False)
+    _log_depths(axes[-1], list(paper.index), "nDCG@10, published")
     return figure
 
 
@@ -151,7 +150,7 @@ def latency(timings: pd.DataFrame, effectiveness: pd.Series, *, measure: str) ->
 
 def _canvas(panels: int, *, height: float) -> tuple[Figure, list[Axes]]:
     sns.set_theme(style="whitegrid", palette="colorblind", rc={"axes.edgecolor": _INK})
-    width = 7.2 if panels == 1 else 9.0
+    width = {1: 7.2, 2: 9.0}.get(panels, 12.0)
     figure, axes = plt.subplots(
         1, panels, figsize=(width, height), layout="constrained", squeeze=False, facecolor="white"
     )
@@ -159,6 +158,26 @@ def _canvas(panels: int, *, height: float) -> tuple[Figure, list[Axes]]:
         each.set_title(each.get_title(), fontsize="medium")
         sns.despine(ax=each)
     return figure, list(axes[0])
+
+
+def _dots(axes: Axes, differences: pd.DataFrame) -> None:
+    spread = [
+        differences["mean"] - differences["ci_low"], differences["ci_high"] - differences["mean"]
+    ]
+    axes.errorbar(
+        differences["mean"], range(len(differences)), fmt="o", color=_OURS, markersize=7, capsize=4,
+        xerr=spread,
+    )
+    baseline = differences.index[differences["p_value"].isna()][0]
+    axes.axvline(differences.loc[baseline, "mean"], color=_INK, linewidth=1, linestyle=":")
+
+
+def _log_depths(axes: Axes, depths: list[int], title: str) -> None:
+    axes.set(xlabel="passages per training list", xscale="log")
+    axes.set_title(title, fontsize="medium")
+    axes.set_xticks(depths)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
 
 
 def _name_rows(axes: Axes, names: list[str], title: str) -> None:

@@ -15,7 +15,9 @@ import yaml
 
 from rdl_core.losses import LOSSES
 from rdl_core.progress import log_plainly
-from rdl_core.study.jobs import FIRST_STAGES, TEACHERS
+from rdl_core.study import grid
+from rdl_core.study.candidates import FIRST_STAGES, TEACHERS
+from rdl_core.study.grid import Part
 from rdl_core.study.profile import Profile, checked, load_profile
 
 __all__ = ["NOTEBOOKS", "check_parameters", "parameters"]
@@ -38,10 +40,15 @@ class _OnlyProfile:
         """The profile that was named."""
         return load_profile(self.profile)
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What the page compares; see `rdl_core.study.grid`."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
-class Negatives(_OnlyProfile):
-    """First stages that the training lists come from."""
+class Effectiveness(_OnlyProfile):
+    """First stages whose candidates are re-ranked."""
 
     first_stages: tuple[str, ...]
     """Members of `FIRST_STAGES`."""
@@ -50,17 +57,44 @@ class Negatives(_OnlyProfile):
         super().__post_init__()
         _check_names("first_stages", self.first_stages, FIRST_STAGES)
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        return grid.effectiveness(self.settings, self.first_stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives(_OnlyProfile):
+    """First stages that the training lists come from."""
+
+    first_stages: tuple[str, ...]
+    """Members of `FIRST_STAGES`, or several with ``+`` between them: a list from each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for names in self.first_stages:
+            _check_names("first_stages", tuple(names.split("+")), FIRST_STAGES)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return grid.negatives(self.settings, self.first_stages)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(_OnlyProfile):
-    """Depths of the training lists."""
+    """Depths of the training lists, and how many there are."""
 
     depths: tuple[int, ...]
     """Candidates per training list, 2 to 100, each once."""
+    n_queries: tuple[int | None, ...] = ()
+    """Training queries; None stands for all of them. Empty: not compared."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_names("depths", self.depths, range(2, 101))
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return grid.depth(self.settings, self.depths, self.n_queries)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +108,10 @@ class Loss(_OnlyProfile):
         super().__post_init__()
         _check_names("losses", self.losses, LOSSES)
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        return grid.loss(self.settings, self.losses)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(_OnlyProfile):
@@ -85,6 +123,24 @@ class Teacher(_OnlyProfile):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_names("teachers", self.teachers, TEACHERS)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return grid.teacher(self.settings, self.teachers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfDomain(_OnlyProfile):
+    """Collections that nothing was trained on."""
+
+    collections: tuple[str, ...]
+    """ir_datasets ids; may be none, and the page then shows recorded figures alone."""
+    depth: int
+    """Candidates per query, from BM25."""
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return grid.out_of_domain(self.settings, self.collections, self.depth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +158,30 @@ class Efficiency(_OnlyProfile):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        return grid.latency(self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(_OnlyProfile):
+    """The first page takes its figures from the effectiveness page's first part."""
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return grid.effectiveness(self.settings, [self.settings.test.first_stage])
+
 
 #: Every notebook and its parameters, in the order in which a book is made.
 NOTEBOOKS: dict[str, type[_OnlyProfile]] = {
-    "effectiveness": _OnlyProfile,
+    "effectiveness": Effectiveness,
     "negatives": Negatives,
     "depth": Depth,
     "loss": Loss,
     "teacher": Teacher,
+    "out_of_domain": OutOfDomain,
     "efficiency": Efficiency,
-    "start": _OnlyProfile,
+    "start": Start,
 }
 
 

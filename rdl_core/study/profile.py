@@ -16,7 +16,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
-from rdl_core.study.jobs import ListsConfig, Stage, StudentConfig
+from rdl_core.study.candidates import ListsConfig
+from rdl_core.study.jobs import Stage, StudentConfig
 from rdl_core.study.runs import project_folder
 
 __all__ = ["Profile", "checked", "load_profile"]
@@ -46,16 +47,21 @@ class Profile:
     """Listwise stage, on the teacher's order."""
     test: ListsConfig
     """Test queries and their candidates."""
-    ablation_queries: int
-    """Test queries of the pages that compare many students."""
-    ablation_steps: int
-    """Steps of the second stage there."""
+    ablation_queries: int | None = None
+    """Test queries of the pages that compare many students; None takes the test's."""
+    ablation_steps: int | None = None
+    """Steps of the second stage there; None takes the stage's."""
+    both_ways: bool = False
+    """Whether the second stage's collection and the test's also change places: every figure is
+    then over the queries of both, each ranked by a student that learnt from the other."""
     precision: str = "auto"
     """In which students train and score: ``"auto"`` or a key of `rdl_core.devices.PRECISIONS`."""
     seeds: tuple[int, ...] = (0,)
     """One student is trained for each; a system's measure is the mean over them."""
     measure: str = "nDCG@10"
     """Main measure, an ir_measures string."""
+    more_measures: tuple[str, ...] = ()
+    """Further measures that a recorded run keeps."""
     notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Parameters for each notebook, beside ``profile``."""
 
@@ -65,8 +71,8 @@ class Profile:
         if self.scale not in ("smoke", "subset", "full"):
             raise ValueError(f"scale: expected smoke, subset or full, got {self.scale!r}")
         for name, least in (("ablation_queries", 2), ("ablation_steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(
                 f"precision: expected auto, {', '.join(PRECISIONS)}; got {self.precision!r}"
@@ -77,12 +83,33 @@ class Profile:
     @property
     def ablation(self) -> Profile:
         """This profile as the pages see it that compare many students: smaller, all alike."""
-        training = replace(self.stage2.training, steps=self.ablation_steps)
+        steps = self.ablation_steps or self.stage2.training.steps
         return replace(
             self,
-            stage2=replace(self.stage2, training=training),
-            test=replace(self.test, n_queries=self.ablation_queries),
+            stage2=replace(self.stage2, training=replace(self.stage2.training, steps=steps)),
+            test=replace(self.test, n_queries=self.ablation_queries or self.test.n_queries),
         )
+
+    @property
+    def tests(self) -> list[ListsConfig]:
+        """The test queries: one collection, or two where training and test change places."""
+        other = [self.swapped(self.test)] if self.both_ways else []
+        return [self.test, *other]
+
+    def swapped(self, config: _T) -> _T:
+        """A configuration in which training and test collection have changed places.
+
+        Args:
+            config: A `ListsConfig`, a `Stage` or a `StudentConfig`.
+        """
+        if isinstance(config, ListsConfig):
+            one, other = self.stage2.lists.collection, self.test.collection
+            places = {one: other, other: one}
+            return replace(config, collection=places.get(config.collection, config.collection))
+        if isinstance(config, Stage):
+            dev = config.dev and self.swapped(config.dev)
+            return replace(config, lists=self.swapped(config.lists), dev=dev)
+        return replace(config, stages=tuple(map(self.swapped, config.stages)))
 
     def student(self, stages: str = "both", **changes: Any) -> StudentConfig:
         """The profile's student, or one that differs from it in the named things.

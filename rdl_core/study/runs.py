@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-__all__ = ["Run", "code_hash", "obtain", "project_folder", "runs_folder"]
+__all__ = ["Run", "code_hash", "obtain", "project_folder", "runs_folder", "stored"]
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "sentence-transformers", "bm25s")
 _log = logging.getLogger(__name__)
@@ -117,6 +117,16 @@ def obtain(
         os.replace(partial, manifest_file)
         _log.info("%s: finished in %.0f s", run_id, manifest["wall_s"])
         return Run(folder, manifest)
+
+
+def stored(run_id: str) -> Run:
+    """A finished run by its id.
+
+    >>> stored(results.rankings["BM25"][0].manifest["id"]).manifest["kind"]
+    'rank'
+    """
+    folder = runs_folder() / run_id
+    return Run(folder, json.loads((folder / "manifest.json").read_text()))
 
 
 @lru_cache

@@ -18,13 +18,15 @@ from IPython.display import HTML, Markdown
 from rdl_core.data.collections import load
 from rdl_core.evaluate import compare as compare_values
 from rdl_core.evaluate import equivalence, per_query
-from rdl_core.study.jobs import RankingConfig, StudentConfig, chosen_queries, ranking, student
+from rdl_core.study.candidates import ListsConfig, chosen_queries
+from rdl_core.study.grid import Part, rankings
+from rdl_core.study.jobs import StudentConfig, ranking, student
 from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run
 
 __all__ = [
-    "Results", "as_html", "compare", "differences", "display_table", "matching", "provenance", "published",
-    "sentence", "speed_sentence", "timing_table", "training_log",
+    "Results", "as_html", "compare", "differences", "display_table", "matching", "measured", "provenance",
+    "published", "sentence", "speed_sentence", "timing_table", "training_log",
 ]  # fmt: skip
 
 
@@ -34,54 +36,55 @@ class Results:
 
     profile: Profile
     """The profile that they ran at."""
+    baseline: str
+    """The system that the others are compared with."""
     values: pd.DataFrame
     """The profile's measure, ``[query_id, system]``, mean over seeds."""
     rankings: dict[str, tuple[Run, ...]]
     """For each system, its rankings, one per seed."""
 
 
-def compare(profile: Profile, systems: dict[str, str | StudentConfig]) -> Results:
-    """Run, or fetch from the store, some systems on the profile's test queries.
+def compare(part: Part) -> Results:
+    """Run, or fetch from the store, the systems of a part of a page.
 
-    Args:
-        profile: The profile.
-        systems: By label: ``"first_stage"``, ``"bi_encoder"``, ``"fused"``, or a student, which is
-            trained once for each of the profile's seeds.
-
-    >>> compare(profile, {"BM25": "first_stage"}).values.shape
+    >>> part = Part(profile=profile, systems={"BM25": "first_stage"}, baseline="BM25")
+    >>> compare(part).values.shape
     (6, 1)
     """
-    qrels = load(profile.test.collection).qrels
-    columns, rankings = {}, {}
-    for label, system in systems.items():
-        seeded = (
-            [replace(system, seed=seed) for seed in profile.seeds]
-            if isinstance(system, StudentConfig)
-            else [system]
-        )
-        rankings[label] = tuple(
-            ranking(
-                RankingConfig(candidates=profile.test, system=one, precision=profile.precision)
-            )
-            for one in seeded
-        )
-        columns[label] = _measured(rankings[label], qrels, profile)
-    return Results(profile, pd.DataFrame(columns), rankings)
+    found = {
+        label: tuple(map(ranking, rankings(part.profile, system)))
+        for label, system in part.systems.items()
+    }
+    columns = {label: _mean_over_seeds(runs, part.profile) for label, runs in found.items()}
+    return Results(part.profile, part.baseline, pd.DataFrame(columns), found)
 
 
-def differences(results: Results, baseline: str) -> pd.DataFrame:
-    """Means, intervals and tests against a baseline; see `rdl_core.evaluate.compare`.
+def measured(run: Run, measures: tuple[str, ...]) -> pd.DataFrame:
+    """A ranking's measures for each of its test queries; one without candidates counts 0.
 
-    >>> differences(results, "BM25").loc["BM25", "delta"] == 0
+    >>> run = results.rankings["BM25"][0]
+    >>> measured(run, ("nDCG@10", "RR")).columns.tolist()
+    ['query_id', 'nDCG@10', 'RR']
+    """
+    asked = ListsConfig(**run.manifest["config"]["candidates"])
+    qrels = load(asked.collection).qrels
+    judged = qrels[qrels["query_id"].isin(chosen_queries(asked))]
+    return per_query(judged, pd.read_parquet(run.folder / "run.parquet"), measures)
+
+
+def differences(results: Results) -> pd.DataFrame:
+    """Means, intervals and tests against the baseline; see `rdl_core.evaluate.compare`.
+
+    >>> differences(results).loc["BM25", "delta"] == 0
     True
     """
-    return compare_values(results.values, baseline)
+    return compare_values(results.values, results.baseline)
 
 
 def display_table(differences: pd.DataFrame, measure: str) -> pd.DataFrame:
     """A table for people: means and differences with their intervals, p after Holm.
 
-    >>> display_table(differences(results, "BM25"), "nDCG@10")["system"].tolist()
+    >>> display_table(differences(results), "nDCG@10")["system"].tolist()
     ['BM25', 'student']
     """
     baseline = differences["p_value"].isna()
@@ -113,7 +116,7 @@ def as_html(table: pd.DataFrame) -> HTML:
 def sentence(differences: pd.DataFrame, results: Results) -> Markdown:
     """The answer in words: the best system, and which differ from the baseline.
 
-    >>> sentence(differences(results, "BM25"), results).data.startswith("On 6 queries")
+    >>> sentence(differences(results), results).data.startswith("On 6 queries")
     True
     """
     measure, n = results.profile.measure, len(results.values)
@@ -122,7 +125,7 @@ def sentence(differences: pd.DataFrame, results: Results) -> Markdown:
     row = differences.loc[best]
     seeds = len(results.profile.seeds)
     head = (
-        f"On {n} queries of `{results.profile.test.collection}`, with {seeds} "
+        f"On {n} queries of {_tested_on(results.profile)}, with {seeds} "
         f"seed{'s' if seeds > 1 else ''}, **{best}** has the highest {measure}: "
         f"{row['mean']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f})."
     )
@@ -156,7 +159,7 @@ def provenance(results: Results) -> HTML:
     seconds = sum(run.manifest["wall_s"] for runs in results.rankings.values() for run in runs)
     entries = {
         "Data and teacher": profile.label,
-        "Test": f"{profile.test.collection}, {len(results.values)} queries, "
+        "Test": f"{_tested_on(profile)}, {len(results.values)} queries, "
         f"{profile.test.first_stage} top {profile.test.depth}",
         "Seeds": ", ".join(map(str, profile.seeds)),
         "Machine": f"{first['device']}, {first['threads']} threads",
@@ -206,17 +209,14 @@ def training_log(config: StudentConfig) -> pd.DataFrame:
     return pd.concat(stages, ignore_index=True)
 
 
-def _measured(
-    rankings: tuple[Run, ...], qrels: pd.DataFrame, profile: Profile
-) -> pd.Series:
-    """The profile's measure per query, mean over rankings; a query without candidates counts 0."""
-    judged = qrels[qrels["query_id"].isin(chosen_queries(profile.test))]
-    values = [
-        per_query(judged, pd.read_parquet(run.folder / "run.parquet"), (profile.measure,))
-        .set_index("query_id")[profile.measure]
-        for run in rankings
-    ]
-    return pd.concat(values, axis=1).mean(axis=1)
+def _tested_on(profile: Profile) -> str:
+    return " and ".join(f"`{test.collection}`" for test in profile.tests)
+
+
+def _mean_over_seeds(runs: tuple[Run, ...], profile: Profile) -> pd.Series:
+    """The profile's measure for every query of every collection tested on."""
+    values = pd.concat([measured(run, (profile.measure,)) for run in runs])
+    return values.groupby("query_id")[profile.measure].mean()
 
 
 def _intervals(frame: pd.DataFrame, low: str, high: str, number: str) -> pd.Series:

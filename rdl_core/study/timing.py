@@ -18,7 +18,8 @@ from rdl_core.data.downloads import encoder_path
 from rdl_core.data.tokens import TokenStore
 from rdl_core.devices import default_device, resolve_precision
 from rdl_core.efficiency import measure, weight_bytes
-from rdl_core.study.jobs import ListsConfig, StudentConfig, lists, student
+from rdl_core.study.candidates import ListsConfig, lists
+from rdl_core.study.jobs import StudentConfig, student
 from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run, obtain
 

@@ -1,0 +1,306 @@
+"""Candidates of a study, and who ordered them: from a collection's name to a frame.
+
+Where a collection comes with published lists (TREC DL) its first stages are those lists, and its
+teachers the LLMs that ranked them; anywhere else candidates are retrieved here, and encoders teach.
+Everything costly is a run of the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import AutoTokenizer
+
+from rdl_core.data import retrieval, trec_dl
+from rdl_core.data.collections import Collection, fingerprint, load
+from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path, sha256_of
+from rdl_core.data.tokens import TokenStore
+from rdl_core.study.runs import obtain
+from rdl_core.teachers import encoders
+
+__all__ = [
+    "CODE", "FIRST_STAGES", "TEACHERS", "ListsConfig", "chosen_queries", "data_of", "lists",
+    "order_scores", "tokens",
+]  # fmt: skip
+
+_COMPUTED = ("bm25", "bi_encoder")
+#: First stages: the two that are computed here, and those of which TREC DL has published lists.
+FIRST_STAGES = (*_COMPUTED, *(name for name in trec_dl.FIRST_STAGES if name not in _COMPUTED))
+_AVERAGED = "_mean"
+#: Orders of candidates that a stage can learn from and a ranking can be made with. With ``_mean``
+#: behind its name, an LLM's ranks are averaged over all the times that it was asked.
+TEACHERS = (
+    "bi_encoder", "fused", "first_stage", "judgments", "splade",
+    *trec_dl.TEACHERS, *(name + _AVERAGED for name in trec_dl.TEACHERS),
+)  # fmt: skip
+#: Modules that decide what `lists` gives, for the ids of runs that use it.
+CODE = (
+    "rdl_core.data.lists", "rdl_core.data.retrieval", "rdl_core.data.trec_dl",
+    "rdl_core.teachers.encoders",
+)  # fmt: skip
+_CANDIDATES = 100  # computed once, cut to any depth up to it
+_STORED_TOKENS, _VECTOR_TOKENS = 512, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListsConfig:
+    """Candidates of some queries, and who ordered them."""
+
+    collection: str
+    """ir_datasets id."""
+    first_stage: str
+    """A member of `FIRST_STAGES`, or several with ``+`` between them: a list from each."""
+    depth: int
+    """Candidates per list, cut from the first stage's top 100."""
+    skip_queries: int = 0
+    """This many queries are left out: those that ``n_queries`` of them would take first."""
+    n_queries: int | None = None
+    """This many queries, chosen by the hash of their ids; None takes all."""
+    teacher: str = "judgments"
+    """A member of `TEACHERS`."""
+    teacher_encoder: str = EMBEDDED_ENCODER
+    """The bi-encoder behind the dense first stage and the encoder teachers."""
+    add_relevant: bool = False
+    """Whether relevant passages that the first stage missed are appended; judgments only."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        named = [("first_stage", name, FIRST_STAGES) for name in self.first_stages]
+        for field, value, valid in (*named, ("teacher", self.teacher, TEACHERS)):
+            if value not in valid:
+                raise ValueError(f"{field}: expected one of {', '.join(valid)}; got {value!r}")
+        if not 1 <= self.depth <= _CANDIDATES:
+            raise ValueError(f"depth: expected 1 to {_CANDIDATES}, got {self.depth}")
+        if self.add_relevant and self.teacher != "judgments":
+            raise ValueError(
+                f"add_relevant: expected teacher 'judgments', got {self.teacher!r}, which has not "
+                "ranked what the first stage missed"
+            )
+        if self.n_queries is not None and self.n_queries < 1:
+            raise ValueError(f"n_queries: expected at least 1, or nothing, got {self.n_queries}")
+        if self.skip_queries < 0:
+            raise ValueError(f"skip_queries: expected at least 0, got {self.skip_queries}")
+
+    @property
+    def first_stages(self) -> list[str]:
+        """Each first stage by itself."""
+        return self.first_stage.split("+")
+
+    def each(self) -> list[ListsConfig]:
+        """The same with one first stage each."""
+        return [replace(self, first_stage=name) for name in self.first_stages]
+
+
+def lists(config: ListsConfig) -> pd.DataFrame:
+    """Candidates with what is known of them.
+
+    Args:
+        config: Of one first stage.
+
+    Returns:
+        ``query_id``, ``doc_id``, ``rank``, ``score`` and either ``teacher_rank`` (0 where the
+        teacher left a passage out) or, where the judgments teach, ``relevance`` (missing where
+        nobody judged).
+
+    Raises:
+        ValueError: The collection lacks queries, passages or, where needed, judgments; or nobody
+            made such lists of it.
+
+    >>> lists(profile.stage2.lists).columns.tolist()
+    ['query_id', 'doc_id', 'rank', 'score', 'teacher_rank']
+    """
+    frame = _candidates(config)
+    frame = frame[frame["rank"] <= config.depth].reset_index(drop=True)
+    if config.teacher != "judgments":
+        scores = order_scores(frame, config, config.teacher)
+        ranked = encoders.add_teacher_rank(frame, scores)
+        return ranked.assign(teacher_rank=ranked["teacher_rank"].where(np.isfinite(scores), 0))
+    qrels = load(config.collection).qrels
+    frame = frame.merge(qrels, on=["query_id", "doc_id"], how="left")
+    return _append_missing(frame, qrels) if config.add_relevant else frame
+
+
+def chosen_queries(config: ListsConfig) -> list[str]:
+    """Query ids in the order of their hashes: more queries contain the fewer.
+
+    >>> from dataclasses import replace
+    >>> chosen_queries(profile.test)[:3] == chosen_queries(replace(profile.test, n_queries=3))
+    True
+    """
+    ids = load(config.collection).queries["query_id"]
+    by_hash = sorted(ids, key=lambda query_id: hashlib.sha256(query_id.encode()).digest())
+    return by_hash[config.skip_queries :][: config.n_queries]
+
+
+def order_scores(candidates: pd.DataFrame, config: ListsConfig, order: str) -> np.ndarray:
+    """Scores that put candidates in somebody's order.
+
+    Args:
+        candidates: ``query_id``, ``doc_id``, ``rank`` and ``score``.
+        config: Where they come from.
+        order: A member of `TEACHERS` other than ``"judgments"``.
+
+    Returns:
+        float64 ``[rows]``, higher is better; minus infinity for what the teacher left out.
+
+    >>> order_scores(pd.DataFrame({"rank": [1, 2]}), profile.test, "first_stage").tolist()
+    [-1.0, -2.0]
+    """
+    if order == "first_stage":
+        return -candidates["rank"].to_numpy(dtype="float64")
+    if order in ("bi_encoder", "fused"):
+        similarity = _similarity(candidates, config)
+        scores = candidates["score"].to_numpy()
+        return similarity if order == "bi_encoder" else encoders.fuse(candidates, similarity, scores)
+    if (year := trec_dl.year_of(config.collection)) is None:
+        raise ValueError(
+            f"teacher: expected an order that can be computed for collection {config.collection!r}, "
+            f"of which no LLM's lists are published; got {order!r}"
+        )
+    if order == "splade":
+        ranks = [trec_dl.candidates(year, order)]
+    else:
+        ranks = trec_dl.teacher_runs(year, config.first_stage, order.removesuffix(_AVERAGED))
+        ranks = ranks if order.endswith(_AVERAGED) else ranks[:1]
+    keys = pd.MultiIndex.from_frame(candidates[["query_id", "doc_id"]])
+    each = [
+        frame.set_index(["query_id", "doc_id"])[frame.columns[2]].reindex(keys) for frame in ranks
+    ]
+    return -pd.concat(each, axis=1).mean(axis=1).fillna(np.inf).to_numpy()
+
+
+def tokens(texts: pd.DataFrame, encoder: str) -> tuple[pd.Index, TokenStore]:
+    """Ids and tokens of a frame of ids and texts, from the store.
+
+    >>> ids, store = tokens(pd.DataFrame({"query_id": ["q"], "query": ["fox"]}), profile.encoder)
+    >>> ids.tolist(), len(store)
+    (['q'], 1)
+    """
+
+    def tokenise(folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(encoder_path(encoder), trust_remote_code=False)
+        TokenStore.build(
+            texts.iloc[:, 1], tokenizer, folder, max_tokens=_STORED_TOKENS, total=len(texts)
+        )
+
+    run = obtain(
+        "tokens", _TextConfig(encoder=encoder, max_tokens=_STORED_TOKENS),
+        data=data_of(encoder, fingerprint(texts)), code=("rdl_core.data.tokens",), compute=tokenise,
+    )
+    return _ids(texts), TokenStore.open(run.folder)
+
+
+def data_of(encoder: str | None, *fingerprints: str) -> str:
+    """One fingerprint of texts, judgments and, where they lie on disk, an encoder's weights.
+
+    >>> data_of(None, "texts", "judgments")
+    'texts-judgments'
+    """
+    weights = Path(encoder_path(encoder)) / "model.safetensors" if encoder else None
+    of_weights = _sha256(weights)[:16] if weights and weights.exists() else ""
+    return "-".join(filter(None, (*fingerprints, of_weights)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CandidatesConfig:
+    collection: str
+    first_stage: str
+    depth: int
+    skip_queries: int
+    n_queries: int | None
+    encoder: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextConfig:
+    """Texts as tokens or vectors; splits that share passages share the run."""
+
+    encoder: str
+    max_tokens: int
+
+
+def _candidates(config: ListsConfig) -> pd.DataFrame:
+    """The chosen queries' top 100: published where the collection has such lists, else retrieved."""
+    year = trec_dl.year_of(config.collection)
+    if year is not None and config.first_stage in trec_dl.FIRST_STAGES:
+        frame = trec_dl.candidates(year, config.first_stage)
+        return frame[frame["query_id"].isin(chosen_queries(config))]
+    if config.first_stage not in _COMPUTED:
+        raise ValueError(
+            f"first_stage: expected one of {', '.join(_COMPUTED)} for collection "
+            f"{config.collection!r}, of which no lists are published; got {config.first_stage!r}"
+        )
+    collection = load(config.collection)
+
+    def retrieve(folder: Path) -> None:
+        queries, passages = collection.queries, collection.passages
+        chosen = queries["query_id"].isin(chosen_queries(config))
+        if config.first_stage == "bm25":
+            frame = retrieval.bm25(queries[chosen], passages, depth=_CANDIDATES)
+        else:
+            _, query_vectors = _vectors(queries[chosen], config.teacher_encoder)
+            _, passage_vectors = _vectors(passages, config.teacher_encoder)
+            frame = retrieval.dense(
+                queries[chosen], passages, query_vectors, passage_vectors, depth=_CANDIDATES
+            )
+        frame.to_parquet(folder / "candidates.parquet", index=False)
+
+    encoder = None if config.first_stage == "bm25" else config.teacher_encoder
+    wanted = _CandidatesConfig(
+        collection=collection.id, first_stage=config.first_stage, depth=_CANDIDATES,
+        skip_queries=config.skip_queries, n_queries=config.n_queries, encoder=encoder,
+    )
+    run = obtain(
+        "candidates", wanted,
+        data=data_of(encoder, fingerprint(collection.queries), fingerprint(collection.passages)),
+        code=("rdl_core.data.retrieval",), compute=retrieve,
+    )
+    return pd.read_parquet(run.folder / "candidates.parquet")
+
+
+def _append_missing(frame: pd.DataFrame, qrels: pd.DataFrame) -> pd.DataFrame:
+    """Relevant passages that the first stage missed, behind the candidates of their queries."""
+    relevant = qrels[(qrels["relevance"] > 0) & qrels["query_id"].isin(frame["query_id"])]
+    found = pd.MultiIndex.from_frame(frame[["query_id", "doc_id"]])
+    missing = relevant[~pd.MultiIndex.from_frame(relevant[["query_id", "doc_id"]]).isin(found)]
+    last = missing["query_id"].map(frame.groupby("query_id")["rank"].max())
+    place = missing.groupby("query_id").cumcount() + 1
+    return pd.concat([frame, missing.assign(rank=last + place)], ignore_index=True)
+
+
+def _similarity(candidates: pd.DataFrame, config: ListsConfig) -> np.ndarray:
+    collection = load(config.collection)
+    asked = collection.queries["query_id"].isin(candidates["query_id"])
+    query_ids, query_vectors = _vectors(collection.queries[asked], config.teacher_encoder)
+    doc_ids, passage_vectors = _vectors(collection.passages, config.teacher_encoder)
+    return encoders.similarity(candidates, query_ids, query_vectors, doc_ids, passage_vectors)
+
+
+def _vectors(texts: pd.DataFrame, encoder: str) -> tuple[pd.Index, np.ndarray]:
+    """Ids and vectors of a frame of ids and texts."""
+
+    def encode(folder: Path) -> None:
+        vectors = retrieval.encode(
+            texts.iloc[:, 1].tolist(), encoder, max_tokens=_VECTOR_TOKENS, what=texts.columns[1]
+        )
+        np.save(folder / "vectors.npy", vectors)
+
+    run = obtain(
+        "vectors", _TextConfig(encoder=encoder, max_tokens=_VECTOR_TOKENS),
+        data=data_of(encoder, fingerprint(texts)), code=("rdl_core.data.retrieval",), compute=encode,
+    )
+    return _ids(texts), np.load(run.folder / "vectors.npy", allow_pickle=False)
+
+
+def _ids(texts: pd.DataFrame) -> pd.Index:
+    return pd.Index(texts.iloc[:, 0].to_numpy(object))
+
+
+
+_sha256 = lru_cache(sha256_of)

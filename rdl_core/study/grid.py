@@ -1,0 +1,225 @@
+"""The grid: which systems each page of the book compares.
+
+A page has one or more parts, each a table: systems by label, ranked on the same queries, and the one
+that the others are compared with. Notebooks show parts, `rdl study` computes them, and a recorded
+run keeps them under the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from rdl_core.data import trec_dl
+from rdl_core.study.candidates import ListsConfig
+from rdl_core.study.jobs import RankingConfig, StudentConfig
+from rdl_core.study.profile import Profile
+
+__all__ = [
+    "Part", "depth", "effectiveness", "latency", "loss", "negatives", "out_of_domain", "rankings", "teacher",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Systems compared on the same queries."""
+
+    profile: Profile
+    """Whose test queries, and whose seeds."""
+    systems: dict[str, str | StudentConfig]
+    """By label: an order of `rdl_core.study.candidates.TEACHERS`, or a student."""
+    baseline: str
+    """Label of the system that the others are compared with."""
+
+
+def rankings(profile: Profile, system: str | StudentConfig) -> list[RankingConfig]:
+    """The rankings behind a system's figure: one for each collection tested on, and each seed.
+
+    >>> [ranking.system.seed for ranking in rankings(profile, profile.student())]
+    [0]
+    """
+    configs = []
+    for number, test in enumerate(profile.tests):
+        there = profile.swapped(system) if number and isinstance(system, StudentConfig) else system
+        seeded = (
+            [replace(there, seed=seed) for seed in profile.seeds]
+            if isinstance(there, StudentConfig)
+            else [there]
+        )
+        configs += [
+            RankingConfig(candidates=test, system=one, precision=profile.precision)
+            for one in seeded
+        ]
+    return configs
+
+
+def effectiveness(profile: Profile, first_stages: Iterable[str]) -> dict[str, Part]:
+    """First stage, encoders, LLMs and students; a part for each first stage that is re-ranked.
+
+    >>> list(effectiveness(profile, ["bm25"])["bm25"].systems)
+    ['first stage', 'bi-encoder', 'teacher (fused)', 'student after stage 1', 'student']
+    """
+    taught_by = profile.stage2.lists.teacher
+    parts = {}
+    for name in first_stages:
+        there = replace(profile, test=replace(profile.test, first_stage=name))
+        others = (llm for llm in _llms(there.tests) if llm != taught_by)
+        parts[name] = Part(
+            profile=there, baseline="first stage",
+            systems={
+                "first stage": "first_stage",
+                "bi-encoder": "bi_encoder",
+                **{llm: llm for llm in others},
+                f"teacher ({taught_by})": taught_by,
+                "student after stage 1": profile.student("first"),
+                "student": profile.student(),
+            },
+        )
+    return parts
+
+
+def negatives(profile: Profile, first_stages: Iterable[str]) -> dict[str, Part]:
+    """Where training lists come from, with and without the contrastive stage.
+
+    >>> list(negatives(profile, ["bm25"])["first stages"].systems)
+    ['single, lists from bm25', 'dual, lists from bm25']
+    """
+    profile = profile.ablation
+    systems = {
+        f"{label}, lists from {name}": profile.student(stages, first_stage=name)
+        for stages, label in (("second", "single"), ("both", "dual"))
+        for name in first_stages
+    }
+    baseline = f"dual, lists from {profile.stage2.lists.first_stage}"
+    return {"first stages": _part(profile, systems, baseline)}
+
+
+def depth(
+    profile: Profile, depths: Iterable[int], n_queries: Iterable[int | None]
+) -> dict[str, Part]:
+    """How deep training lists are, and how many queries have one.
+
+    >>> list(depth(profile, [2, 3], [1, None])["queries"].systems)
+    ['1 query', 'all queries']
+    """
+    profile = profile.ablation
+    by_depth = {f"depth {n}": _student_at(profile, n) for n in depths}
+    by_number = {_queries(n): profile.student(n_queries=n) for n in n_queries}
+    parts = {"depths": _part(profile, by_depth, list(by_depth)[-1])}
+    if by_number:
+        parts["queries"] = _part(profile, by_number, list(by_number)[-1])
+    return parts
+
+
+def loss(profile: Profile, losses: Iterable[str]) -> dict[str, Part]:
+    """Losses of the second stage, at equal budgets.
+
+    >>> list(loss(profile, ["ranknet", "adr_mse"])["losses"].systems)
+    ['ranknet', 'adr_mse']
+    """
+    profile = profile.ablation
+    systems = {name: profile.student(loss=name, loss_options={}) for name in losses}
+    return {"losses": _part(profile, systems, next(iter(systems)))}
+
+
+def teacher(profile: Profile, teachers: Iterable[str]) -> dict[str, Part]:
+    """Who orders the training lists; and what these orders are worth themselves.
+
+    >>> list(teacher(profile, ["fused", "judgments"]))
+    ['students', 'teachers']
+    """
+    profile = profile.ablation
+    parts = _taught(profile, [name for name in teachers if not _one_way(profile, name)])
+    if elsewhere := [name for name in teachers if _one_way(profile, name)]:
+        # Lists of the first test collection alone: it teaches, the other one tests.
+        there = replace(profile, stage2=profile.swapped(profile.stage2), both_ways=False)
+        there = replace(there, test=profile.swapped(profile.test))
+        names = [profile.stage2.lists.teacher, *elsewhere]
+        parts["students, one way"] = _taught(there, names)["students"]
+        here = replace(profile, both_ways=False)
+        parts["teachers, one way"] = _taught(here, names)["teachers"]
+    return parts
+
+
+def out_of_domain(profile: Profile, collections: Iterable[str], depth: int) -> dict[str, Part]:
+    """Collections that nothing was trained on; a part for each.
+
+    >>> list(out_of_domain(profile, ["rdl/vaswani"], 100))
+    ['vaswani']
+    """
+    systems = {
+        "first stage": "first_stage",
+        "bi-encoder": "bi_encoder",
+        "student after stage 1": profile.student("first"),
+        "student": profile.student(),
+    }
+    there = {
+        name: ListsConfig(collection=name, first_stage="bm25", depth=depth) for name in collections
+    }
+    return {
+        name.rpartition("/")[2]: Part(
+            profile=replace(profile, test=test, both_ways=False), systems=systems,
+            baseline="first stage",
+        )
+        for name, test in there.items()
+    }
+
+
+def _taught(profile: Profile, teachers: list[str]) -> dict[str, Part]:
+    students = {
+        f"student of {name}": profile.student(
+            teacher=name, targets="judgments" if name == "judgments" else "teacher"
+        )
+        for name in teachers
+    }
+    orders = {name: name for name in ("first_stage", *teachers) if name != "judgments"}
+    return {
+        "students": _part(profile, students, next(iter(students))),
+        "teachers": _part(profile, orders, "first_stage"),
+    }
+
+
+def _one_way(profile: Profile, teacher: str) -> bool:
+    """Whether an LLM ranked lists of the test collection, but none of the training collection."""
+    llm = teacher in trec_dl.TEACHERS
+    return profile.both_ways and llm and teacher not in _llms([profile.stage2.lists])
+
+
+def _part(profile: Profile, systems: dict[str, StudentConfig | str], baseline: str) -> Part:
+    return Part(profile=profile, systems=systems, baseline=baseline)
+
+
+def latency(profile: Profile) -> dict[str, Part]:
+    """What is timed on the efficiency page, for the effectiveness beside it.
+
+    >>> list(latency(profile)["latency"].systems)
+    ['BM25', 'bi-encoder', 'student']
+    """
+    systems = {"BM25": "first_stage", "bi-encoder": "bi_encoder", "student": profile.student()}
+    return {"latency": _part(profile, systems, "BM25")}
+
+
+def _llms(candidates: Iterable[ListsConfig]) -> list[str]:
+    """LLMs that ranked all of these candidates."""
+    of_each = []
+    for config in candidates:
+        year = trec_dl.year_of(config.collection)
+        published = year is not None and config.first_stage in trec_dl.FIRST_STAGES
+        of_each.append(trec_dl.teachers_of(year, config.first_stage) if published else [])
+    return [name for name in of_each[0] if all(name in others for others in of_each)]
+
+
+def _student_at(profile: Profile, depth: int) -> StudentConfig:
+    """Trained on lists of another depth, at the same number of passages a step."""
+    training = profile.stage2.training
+    passages = training.list_size * training.queries_per_step
+    return profile.student(
+        depth=depth, list_size=min(depth, training.list_size),
+        queries_per_step=max(1, passages // min(depth, training.list_size)),
+    )
+
+
+def _queries(n: int | None) -> str:
+    if n is None:
+        return "all queries"
+    return f"{n} quer{'y' if n == 1 else 'ies'}"

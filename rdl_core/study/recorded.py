@@ -1,0 +1,222 @@
+"""Recorded runs: what was measured once, on real data, kept in the repository with its manifests.
+
+``results/<profile>/<page>.csv`` has one row for each system, part, seed and query, with the
+profile's measures; ``<page>.json`` beside it has the manifest of every run behind them: its
+configuration, seed, commit, versions, device, fingerprints of data and wall time. Pages show these
+figures beside the published ones and those of the reader's own run.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import HTML
+
+from rdl_core.evaluate import compare as compare_values
+from rdl_core.study.grid import Part
+from rdl_core.study.profile import Profile
+from rdl_core.study.runs import Run, project_folder, stored
+from rdl_core.study.tables import Results, compare, measured
+
+__all__ = ["Recorded", "differences", "page_tables", "read", "side_by_side", "write"]
+
+_KEYS = ["part", "system", "collection", "seed", "query_id"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One part of a page as it was recorded."""
+
+    values: pd.DataFrame
+    """The main measure, ``[query_id, system]``, mean over seeds."""
+    measure: str
+    """Which one."""
+    baseline: str
+    """The system that the others are compared with."""
+    seeds: tuple[int, ...]
+    """Seeds of its students."""
+    collections: tuple[str, ...]
+    """Collections tested on."""
+    device: str
+    """Machine that its students were trained on."""
+    label: str
+    """The profile's: data and teacher."""
+
+
+def write(page: str, profile: Profile, parts: dict[str, Results], folder: Path) -> Path:
+    """Write what a page's systems measured, in place of what was recorded of it before.
+
+    Args:
+        page: The page's name.
+        profile: The profile that was run.
+        parts: The page's results, by part.
+        folder: Gets ``<page>.csv`` and ``<page>.json``.
+
+    Returns:
+        The csv file.
+
+    >>> write("loss", profile, {"losses": results}, folder).name
+    'loss.csv'
+    """
+    measures = (profile.measure, *profile.more_measures)
+    rows, manifests = [], {}
+    for part, results in parts.items():
+        for system, runs in results.rankings.items():
+            for run in runs:
+                config = run.manifest["config"]
+                trained = isinstance(config["system"], dict)
+                rows.append(
+                    measured(run, measures).round(4).assign(
+                        part=part, system=system, collection=config["candidates"]["collection"],
+                        seed=config["system"]["seed"] if trained else -1,
+                    )
+                )
+                manifests |= _manifests(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "profile": profile.name, "label": profile.label,
+        "baselines": {part: results.baseline for part, results in parts.items()},
+        "runs": manifests,
+    }
+    (folder / f"{page}.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    table = pd.concat(rows)[[*_KEYS, *measures]]
+    table.to_csv(folder / f"{page}.csv", index=False)
+    return folder / f"{page}.csv"
+
+
+def read(
+    page: str, part: str, *, profile: str = "trec-dl", folder: Path | None = None
+) -> Recorded | None:
+    """Read a part of a page, if it was recorded.
+
+    Args:
+        page: The page's name.
+        part: The part's.
+        profile: The profile that was run.
+        folder: Where; None is ``results/<profile>`` of the project.
+
+    >>> _ = write("loss", profile, {"losses": results}, folder)
+    >>> read("loss", "losses", folder=folder).values.columns.tolist()
+    ['BM25', 'student']
+    """
+    folder = folder or project_folder() / "results" / profile
+    if not (folder / f"{page}.csv").exists():
+        return None
+    table = pd.read_csv(folder / f"{page}.csv", dtype={"query_id": "str"})
+    table = table[table["part"] == part]
+    if table.empty:
+        return None
+    about = json.loads((folder / f"{page}.json").read_text())
+    main = table.columns[len(_KEYS)]
+    values = table.groupby(["query_id", "system"])[main].mean().unstack()
+    devices = {m["device"] for m in about["runs"].values() if m["kind"] == "train"}
+    return Recorded(
+        values=values[table["system"].unique()], measure=main, baseline=about["baselines"][part],
+        seeds=tuple(sorted(set(table["seed"]) - {-1})),
+        collections=tuple(table["collection"].unique()),
+        device=", ".join(sorted(devices)), label=about["label"],
+    )
+
+
+def side_by_side(
+    page: str, part: str, results: Results | None = None, paper: pd.Series | None = None
+) -> HTML:
+    """Published, recorded and this run's figures in one table, each with its difference.
+
+    Args:
+        page: The page's name.
+        part: Its part.
+        results: This run's; None where it did not run the part.
+        paper: Published figures, by the labels that the part's systems have.
+
+    >>> "this run" in side_by_side("loss", "losses", results).data
+    True
+    """
+    kept = read(page, part)
+    columns: dict[tuple[str, str], pd.Series] = {}
+    if paper is not None:
+        columns["published", "mean"] = paper.map("{:.3f}".format)
+    if kept is not None:
+        columns |= _shown("recorded", compare_values(kept.values, kept.baseline))
+    if results is not None:
+        columns |= _shown("this run", compare_values(results.values, results.baseline))
+    table = pd.DataFrame(columns).dropna(how="all")
+    order = [*(kept.values if kept else []), *(results.values if results else [])]
+    table = table.reindex(dict.fromkeys([*order, *table.index]))
+    table.columns = pd.MultiIndex.from_tuples(table.columns)
+    return HTML(table.to_html(border=0, na_rep="") + _about(kept, results))
+
+
+def page_tables(
+    page: str, parts: Mapping[str, Part], paper: Mapping[str, pd.Series] | None = None
+) -> HTML:
+    """A table for each part of a page, this run's and those that were only recorded.
+
+    Args:
+        page: The page's name.
+        parts: This run's parts; their systems are compared now, or come from the store.
+        paper: Published figures of some parts, by the labels that their systems have.
+
+    >>> "<h3>latency</h3>" in page_tables("efficiency", {"latency": part}).data
+    True
+    """
+    path = project_folder() / "results" / "trec-dl" / f"{page}.csv"
+    kept = pd.read_csv(path, usecols=["part"])["part"].unique() if path.exists() else ()
+    blocks = []
+    for name in dict.fromkeys([*parts, *kept]):
+        results = compare(parts[name]) if name in parts else None
+        table = side_by_side(page, name, results, (paper or {}).get(name))
+        blocks.append(f"<h3>{html.escape(name)}</h3>{table.data}")
+    return HTML("".join(blocks))
+
+
+def differences(page: str, part: str) -> pd.DataFrame | None:
+    """A recorded part's differences, as `rdl_core.study.tables.differences` gives them of a run.
+
+    >>> differences("loss", "no such part") is None
+    True
+    """
+    kept = read(page, part)
+    return None if kept is None else compare_values(kept.values, kept.baseline)
+
+
+def _shown(where: str, table: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
+    baseline = table["p_value"].isna()
+    delta = table["delta"].map("{:+.3f}".format)
+    low, high = (table[f"delta_{end}"].map("{:+.3f}".format) for end in ("low", "high"))
+    return {
+        (where, "mean"): table["mean"].map("{:.3f}".format),
+        (where, "difference"): (delta + " (" + low + " to " + high + ")").mask(baseline, "baseline"),
+        (where, "p (Holm)"): table["p_holm"].map("{:.3f}".format).mask(baseline, ""),
+    }
+
+
+def _about(kept: Recorded | None, results: Results | None) -> str:
+    lines = []
+    if kept is None:
+        lines.append("Recorded: nothing yet for this table.")
+    else:
+        seeds = len(kept.seeds)
+        lines.append(
+            f"Recorded: {kept.measure} on {len(kept.values)} queries of "
+            f"{' and '.join(kept.collections)}, {kept.label}; {seeds} seed{'s' * (seeds != 1)}, "
+            f"trained on {kept.device or 'nothing'}."
+        )
+    if results is None:
+        lines.append("This run: not run at this profile.")
+    return "".join(f'<p class="rdl-note">{html.escape(line)}</p>' for line in lines)
+
+
+def _manifests(run: Run) -> dict[str, dict]:
+    """A ranking's manifest, and those of the runs that trained its student."""
+    found, waiting = {}, [run]
+    while waiting:
+        one = waiting.pop()
+        found[one.manifest["id"]] = one.manifest
+        waiting += [stored(name) for name in one.manifest["inputs"]]
+    return found
