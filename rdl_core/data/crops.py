@@ -7,9 +7,9 @@ a bi-encoder that orders their candidates turns them into training lists.
 Reference: Baldelli et al., TWOLAR, ECIR 2024 (cropped sentences as queries for distillation); Lee et
 al., ACL 2019 (a sentence as a query for its passage).
 
->>> passages = pd.DataFrame({"doc_id": ["a"], "text": ["The red fox sleeps. It is, by day, quite shy."]})
+>>> passages = pd.DataFrame({"doc_id": ["a"], "text": ["The red fox sleeps. It is shy."]})
 >>> crops(passages)["query"].tolist()
-['it is by day quite shy']
+['red fox sleeps']
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def verdict(values: pd.DataFrame, claim: Claim) -> tuple[str, str]:
 
     >>> values = pd.DataFrame({"worse": [0.1, 0.2, 0.3], "better": [0.4, 0.6, 0.7]})
     >>> claim = Claim(text="", published="", page="")
-    >>> verdict(values.rename_axis("query_id").rename(str), claim)
+    >>> verdict(values.rename(str), claim)
     ('reproduced', '+0.367 (+0.300 to +0.400)')
     """
     if claim.equal:
@@ -107,8 +107,10 @@ def _line(claim: Claim, profile: Profile) -> str:
 
 
 def _here(claim: Claim, profile: Profile) -> str:
+    if not claim.part:
+        return ""
     given = {"profile": profile.name, **profile.notebooks.get(claim.page, {})}
-    part = check_parameters(claim.page, given).parts.get(claim.part) if claim.part else None
+    part = check_parameters(claim.page, given).parts_at(profile).get(claim.part)
     if part is None:
         return ""
     pair = _pair(compare(part).values, claim)

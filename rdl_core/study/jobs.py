@@ -90,7 +90,7 @@ def student(config: StudentConfig) -> Run:
     """A trained student; ``model/`` in its folder loads in transformers.
 
     >>> sorted(path.name for path in student(profile.student()).folder.glob("[!.]*"))
-    ['config.json', 'log.jsonl', 'manifest.json', 'model']
+    ['config.json', 'log.jsonl', 'manifest.json', 'model', 'tensorboard']
     """
     *earlier, stage = config.stages
     if stage.dev:

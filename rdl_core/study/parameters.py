@@ -42,7 +42,11 @@ class _OnlyProfile:
 
     @property
     def parts(self) -> dict[str, Part]:
-        """What the page compares; see `rdl_core.study.grid`."""
+        """What the page compares."""
+        return self.parts_at(self.settings)
+
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        """The same at another profile; see `rdl_core.study.grid`."""
         return {}
 
 
@@ -57,9 +61,8 @@ class Effectiveness(_OnlyProfile):
         super().__post_init__()
         _check_names("first_stages", self.first_stages, FIRST_STAGES)
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        return grid.effectiveness(self.settings, self.first_stages)
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        return grid.effectiveness(profile, self.first_stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +77,8 @@ class Negatives(_OnlyProfile):
         for names in self.first_stages:
             _check_names("first_stages", tuple(names.split("+")), FIRST_STAGES)
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        return grid.negatives(self.settings, self.first_stages)
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        return grid.negatives(profile, self.first_stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +94,8 @@ class Depth(_OnlyProfile):
         super().__post_init__()
         _check_names("depths", self.depths, range(2, 101))
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        return grid.depth(self.settings, self.depths, self.n_queries)
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        return grid.depth(profile, self.depths, self.n_queries)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +109,8 @@ class Loss(_OnlyProfile):
         super().__post_init__()
         _check_names("losses", self.losses, LOSSES)
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        return grid.loss(self.settings, self.losses)
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        return grid.loss(profile, self.losses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +124,8 @@ class Teacher(_OnlyProfile):
         super().__post_init__()
         _check_names("teachers", self.teachers, TEACHERS)
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        return grid.teacher(self.settings, self.teachers)
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        return grid.teacher(profile, self.teachers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +137,8 @@ class OutOfDomain(_OnlyProfile):
     depth: int
     """Candidates per query, from BM25."""
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        return grid.out_of_domain(self.settings, self.collections, self.depth)
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        return grid.out_of_domain(profile, self.collections, self.depth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,18 +156,16 @@ class Efficiency(_OnlyProfile):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        return grid.latency(self.settings)
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        return grid.latency(profile)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start(_OnlyProfile):
     """The first page takes its figures from the effectiveness page's first part."""
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        return grid.effectiveness(self.settings, [self.settings.test.first_stage])
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        return grid.effectiveness(profile, [profile.test.first_stage])
 
 
 #: Every notebook and its parameters, in the order in which a book is made.

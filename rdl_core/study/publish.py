@@ -79,10 +79,11 @@ def _executed(config: _PageConfig) -> nbformat.NotebookNode:
         )
         (folder / "page.partial.ipynb").rename(folder / "page.ipynb")
 
-    of_template = hashlib.sha256(template.read_bytes()).hexdigest()[:16]
+    shown = [template, *sorted((project_folder() / "results").rglob("*.csv"))]
+    of_files = hashlib.sha256(b"".join(path.read_bytes() for path in shown)).hexdigest()[:16]
     of_data = load(config.profile.test.collection).fingerprint
     run = obtain(
-        "page", config, data=f"{of_template}-{of_data}", code=("rdl_core.study",), compute=execute
+        "page", config, data=f"{of_files}-{of_data}", code=("rdl_core.study",), compute=execute
     )
     return nbformat.read(run.folder / "page.ipynb", as_version=4)
 

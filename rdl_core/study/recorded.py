@@ -162,6 +162,7 @@ def page_tables(
         parts: This run's parts; their systems are compared now, or come from the store.
         paper: Published figures of some parts, by the labels that their systems have.
 
+    >>> part = Part(profile=profile, systems={"BM25": "first_stage"}, baseline="BM25")
     >>> "<h3>latency</h3>" in page_tables("efficiency", {"latency": part}).data
     True
     """

@@ -1,0 +1,102 @@
+"""Candidates of a study: published lists where there are some, and everybody's order of them."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rdl_core.data import trec_dl
+from rdl_core.data.collections import load
+from rdl_core.evaluate import per_query
+from rdl_core.study.candidates import ListsConfig, chosen_queries, lists
+
+needs_data = pytest.mark.skipif(
+    not os.environ.get("RDL_MIRROR"), reason="RDL_MIRROR names no folder of files"
+)
+BM25 = ListsConfig(collection="rdl/trec-dl-2019", first_stage="bm25", depth=100)
+
+
+def ndcg(frame):
+    run = frame.assign(score=-frame["teacher_rank"].astype(float))[["query_id", "doc_id", "score"]]
+    return per_query(load(BM25.collection).qrels, run)["nDCG@10"].mean()
+
+
+@needs_data
+def test_the_teachers_order_is_the_published_one():
+    assert round(ndcg(lists(replace(BM25, teacher="rank_vicuna"))), 4) == 0.6682
+
+
+@needs_data
+def test_the_mean_of_five_repetitions_is_the_mean_of_their_ranks():
+    frame = lists(replace(BM25, teacher="gpt_3.5_mean"))
+    runs = trec_dl.teacher_runs(2019, "bm25", "gpt_3.5")
+    query_id = frame["query_id"].iloc[0]
+    rows = frame[frame["query_id"] == query_id].set_index("doc_id")
+    ranks = pd.concat(
+        [run[run["query_id"] == query_id].set_index("doc_id")["teacher_rank"] for run in runs], axis=1
+    )
+    expected = ranks.mean(axis=1).reindex(rows.index)
+    by_hand = sorted(rows.index, key=lambda doc_id: (expected[doc_id], rows["rank"][doc_id]))
+    assert rows["teacher_rank"].sort_values().index.tolist() == by_hand
+    single = lists(replace(BM25, teacher="gpt_3.5"))
+    assert (single["teacher_rank"] != frame["teacher_rank"]).any()
+
+
+@needs_data
+def test_a_shallower_list_keeps_the_deep_lists_order():
+    deep, cut = (lists(replace(BM25, teacher="rank_vicuna", depth=depth)) for depth in (100, 10))
+    both = cut.merge(deep, on=["query_id", "doc_id"], suffixes=("", "_deep"))
+    assert len(both) == len(cut) == 430
+    for _, rows in both.groupby("query_id"):
+        assert sorted(rows["teacher_rank"]) == list(range(1, 11))
+        assert np.array_equal(rows["teacher_rank"].argsort(), rows["teacher_rank_deep"].argsort())
+
+
+@needs_data
+def test_what_splade_did_not_find_is_left_out_of_its_order():
+    frame = lists(replace(BM25, teacher="splade"))
+    found = trec_dl.candidates(2019, "splade")[["query_id", "doc_id", "rank"]]
+    joined = frame.merge(found, on=["query_id", "doc_id"], how="left", suffixes=("", "_splade"))
+    assert (joined["teacher_rank"].eq(0) == joined["rank_splade"].isna()).all()
+    assert 0 < joined["teacher_rank"].eq(0).sum() < len(joined)
+
+
+@needs_data
+def test_held_out_queries_are_the_others():
+    few, rest = replace(BM25, n_queries=30), replace(BM25, skip_queries=30)
+    assert {*chosen_queries(few), *chosen_queries(rest)} == set(chosen_queries(BM25))
+    assert not set(chosen_queries(few)) & set(chosen_queries(rest))
+    assert set(lists(rest)["query_id"]) == set(chosen_queries(rest))
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"collection": "rdl/trec-dl-2020", "teacher": "vicuna_7b"}, "expected a teacher of bm25"),
+        ({"collection": "rdl/trec-dl-2022", "first_stage": "ada2"}, "a first stage of 2022 among"),
+        ({"collection": "rdl/pydocs/dev", "first_stage": "splade"}, "bm25, bi_encoder for coll"),
+        (
+            {"collection": "rdl/pydocs/dev", "n_queries": 2, "teacher": "gpt_3.5"},
+            "no LLM's lists are published; got 'gpt_3.5'",
+        ),
+    ],
+)
+def test_lists_that_nobody_made_are_refused(changes, says, tmp_path, monkeypatch):
+    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
+    with pytest.raises(ValueError, match=says):
+        lists(replace(BM25, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"first_stage": "bm25+tfidf"}, "first_stage: .*got 'tfidf'"),
+        ({"skip_queries": -1}, "skip_queries: expected at least 0"),
+    ],
+)
+def test_a_wrong_value_is_named(changes, says):
+    with pytest.raises(ValueError, match=says):
+        replace(BM25, **changes)
