@@ -109,8 +109,8 @@ def _line(claim: Claim, profile: Profile) -> str:
 def _here(claim: Claim, profile: Profile) -> str:
     if not claim.part:
         return ""
-    given = {"profile": profile.name, **profile.notebooks.get(claim.page, {})}
-    part = check_parameters(claim.page, given).parts_at(profile).get(claim.part)
+    given = check_parameters(claim.page, profile.notebooks.get(claim.page, {}))
+    part = given.parts_at(profile).get(claim.part)
     if part is None:
         return ""
     pair = _pair(compare(part).values, claim)
