@@ -6,6 +6,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     ElectraConfig,
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.tokens import TokenStore
 
 torch.set_num_threads(1)
@@ -117,3 +119,18 @@ def texts():
 def stores(texts):
     """Token stores of the texts; the tokenizers of all kinds give the same ids."""
     return tuple(TokenStore.of_texts(part, make_tokenizer("bert")) for part in texts)
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory):
+    """A folder with a tiny encoder that reads what the embedded one reads."""
+    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=8, num_labels=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config)
+    folder = tmp_path_factory.mktemp("encoder")
+    CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
+    return str(folder)

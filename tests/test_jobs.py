@@ -10,11 +10,8 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.study import candidates, jobs
 from rdl_core.study.profile import load_profile
 
@@ -26,22 +23,8 @@ def store(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """A folder with a tiny encoder that reads what the embedded one reads."""
-    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=8, num_labels=1,
-    )  # fmt: skip
-    model = BertForSequenceClassification(config)
-    folder = tmp_path_factory.mktemp("encoder")
-    CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
-def config(encoder):
+def config(encoder_folder):
     """Two short stages; the second learns the order of the first stage, which costs nothing."""
     mini = load_profile("mini")
     few = {"steps": 4, "queries_per_step": 2, "list_size": 3}
@@ -54,7 +37,7 @@ def config(encoder):
         for stage, lists in ((mini.stage1, {}), (mini.stage2, {"teacher": "first_stage"}))
     ]
     return jobs.StudentConfig(
-        encoder=encoder, query_tokens=8, passage_tokens=8, stages=tuple(stages), seed=0
+        encoder=encoder_folder, query_tokens=8, passage_tokens=8, stages=tuple(stages), seed=0
     )
 
 
