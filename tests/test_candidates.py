@@ -11,6 +11,7 @@ from rdl_core.data import trec_dl
 from rdl_core.data.collections import load
 from rdl_core.evaluate import per_query
 from rdl_core.study.candidates import ListsConfig, chosen_queries, lists
+from rdl_core.study.jobs import RankingConfig, ranking
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("RDL_MIRROR"), reason="RDL_MIRROR names no folder of files"
@@ -61,6 +62,43 @@ def test_what_splade_did_not_find_is_left_out_of_its_order():
     joined = frame.merge(found, on=["query_id", "doc_id"], how="left", suffixes=("", "_splade"))
     assert (joined["teacher_rank"].eq(0) == joined["rank_splade"].isna()).all()
     assert 0 < joined["teacher_rank"].eq(0).sum() < len(joined)
+
+
+@needs_data
+def test_an_order_with_gaps_can_be_ranked_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
+    some = replace(BM25, n_queries=2, depth=20)
+    run = ranking(RankingConfig(candidates=some, system="splade", precision="float32"))
+    order = pd.read_parquet(run.folder / "run.parquet").merge(
+        lists(replace(some, teacher="splade")), on=["query_id", "doc_id"]
+    )
+    assert len(order) == 40
+    assert order["teacher_rank"].eq(0).any()
+    for _, rows in order.sort_values("rank_x").groupby("query_id"):
+        found = rows["teacher_rank"] > 0
+        assert found.is_monotonic_decreasing
+        assert rows.loc[found, "teacher_rank"].is_monotonic_increasing
+        assert rows.loc[~found, "rank_y"].is_monotonic_increasing
+
+
+def test_candidates_and_a_teachers_order_may_come_from_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
+    first = load("rdl/pydocs/dev").queries["query_id"][0]
+    for name, order in (("own.run", "abc"), ("teacher.run", "cab")):
+        lines = [f"{first} Q0 {doc} {rank} {-rank} own" for rank, doc in enumerate(order, start=1)]
+        (tmp_path / name).write_text("\n".join(lines))
+    config = ListsConfig(
+        collection="rdl/pydocs/dev", first_stage=str(tmp_path / "own.run"), depth=2,
+        teacher=str(tmp_path / "teacher.run"),
+    )
+    frame = lists(config)
+    assert frame[["query_id", "doc_id", "teacher_rank"]].values.tolist() == [
+        [first, "a", 1], [first, "b", 2]
+    ]
+    before = config.fingerprint
+    (tmp_path / "teacher.run").write_text(f"{first} Q0 b 1 1 own")
+    assert config.fingerprint != before
+    assert lists(config)["teacher_rank"].tolist() == [0, 1]
 
 
 @needs_data

@@ -401,3 +401,54 @@ print(*(load(name).fingerprint for name in {FETCHED!r}))
     )  # fmt: skip
     assert there.stdout.split() == [load(name).fingerprint for name in FETCHED]
     assert len(set(there.stdout.split())) == len(FETCHED)
+
+
+def write_folder(folder, layout):
+    """Two passages, two queries, one judgment, in one of the layouts."""
+    if layout == "beir":
+        docs = [{"_id": "x", "title": "Fox", "text": "is red"}, {"_id": "y", "text": "whale sings"}]
+        queries = [{"_id": "1", "text": "what is red"}, {"_id": "2", "text": "who sings"}]
+        for name, rows in (("corpus", docs), ("queries", queries)):
+            (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (folder / "qrels").mkdir()
+        (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\tx\t2\n")
+    else:
+        (folder / "collection.tsv").write_text("x\tFox is red\ny\twhale sings\n")
+        (folder / "queries.tsv").write_text("1\twhat is red\n2\twho sings\n")
+        (folder / "qrels.tsv").write_text("1\t0\tx\t2\n")
+
+
+@pytest.mark.parametrize("layout", ["beir", "tsv"])
+def test_a_folder_is_a_collection(layout, tmp_path):
+    write_folder(tmp_path, layout)
+    own = load(str(tmp_path))
+    assert own.queries.values.tolist() == [["1", "what is red"], ["2", "who sings"]]
+    assert own.passages["doc_id"].tolist() == ["x", "y"]
+    assert own.passages["text"].str.split().str.join(" ").tolist() == ["Fox is red", "whale sings"]
+    assert own.qrels.values.tolist() == [["1", "x", 2]]
+    assert load(str(tmp_path)) is own
+    (document,) = ir_datasets.load(str(tmp_path)).docs_store().get_many(["y"]).values()
+    assert document.default_text() == "whale sings"
+
+
+def test_a_folder_without_judgments_says_so(tmp_path):
+    write_folder(tmp_path, "tsv")
+    (tmp_path / "qrels.tsv").unlink()
+    with pytest.raises(ValueError, match="to have qrels, but it has only docs, queries"):
+        _ = load(str(tmp_path)).qrels
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"expected queries.jsonl .*found \['notes.txt'\]"):
+        load(str(tmp_path))
+
+
+def test_every_collection_has_crops(tmp_path):
+    (tmp_path / "collection.tsv").write_text("x\tred foxes hunt small mice\ny\tno\n")
+    (tmp_path / "queries.tsv").write_text("1\tfoxes\n")
+    pseudo = load(f"{tmp_path}/crops")
+    assert pseudo.queries["query_id"].tolist() == ["x.crop"]
+    assert pseudo.qrels.values.tolist() == [["x.crop", "x", 1]]
+    assert pseudo.passages.equals(load(str(tmp_path)).passages)
+    assert load("rdl/pydocs/crops").passages.equals(load("rdl/pydocs").passages)

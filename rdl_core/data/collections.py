@@ -7,11 +7,13 @@ speaks ir_datasets can read them too:
 - ``rdl/pydocs/{train,dev,test}``: the embedded collection, which needs no network;
 - ``rdl/trec-dl-{2019,2020,2022}``: the passages that RankLLM's candidate lists carry (see
   `rdl_core.data.trec_dl`); 2022 has no judgments;
-- ``rdl/trec-dl-{2019,2020,2022}/crops``: the same passages with a pseudo-query from each, to which
-  only that passage is relevant (see `rdl_core.data.crops`);
 - ``rdl/vaswani`` and ``rdl/cranfield``: ir_datasets' ``vaswani`` and ``cranfield`` from files that
   `rdl_core.data.downloads` fetches. Cranfield's judgments are coarser: 1 where ir_datasets has
-  grades 1 to 4, 0 where it has -1.
+  grades 1 to 4, 0 where it has -1;
+- a folder of one's own, in BEIR's layout or with ``queries.tsv``, ``collection.tsv`` and, where there
+  are judgments, ``qrels.tsv``; its path is the id;
+- any of all these with ``/crops`` behind it: the same passages with a pseudo-query from each, to
+  which only that passage is relevant (see `rdl_core.data.crops`).
 
 Files are fetched when a collection is first read, not when it is opened.
 """
@@ -23,7 +25,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from xml.etree import ElementTree
@@ -45,6 +47,7 @@ from ir_datasets.indices import Docstore
 from rdl_core.data import pydocs, trec_dl
 from rdl_core.data.crops import crops
 from rdl_core.data.downloads import fetch
+from rdl_core.data.formats import read_passages, read_qrels, read_queries
 
 __all__ = ["Collection", "fingerprint", "load"]
 
@@ -113,22 +116,28 @@ def load(collection_id: str) -> Collection:
     """Open a collection.
 
     Args:
-        collection_id: An id that ir_datasets knows, ours included.
+        collection_id: An id that ir_datasets knows, ours included; a folder; or either with
+            ``/crops`` behind it.
 
     Raises:
-        ValueError: An unknown id; lists ours.
+        ValueError: An unknown id; lists ours. Or a folder without queries and passages.
 
     >>> load("rdl/pydocs/test").queries.columns.tolist()
     ['query_id', 'query']
     """
-    try:
-        ir_datasets.load(collection_id)
-    except KeyError:
+    base, _, last = collection_id.rpartition("/")
+    if collection_id in ir_datasets.registry:
+        return Collection(collection_id)
+    if last == "crops" and base:
+        _register_crops(load(base), collection_id)
+    elif Path(collection_id).is_dir():
+        _register_folder(Path(collection_id))
+    else:
         ours = sorted(i for i in ir_datasets.registry if i.startswith("rdl/"))
         raise ValueError(
-            f"unknown collection {collection_id!r}: expected an ir_datasets id, or one of ours: "
-            f"{', '.join(ours)}"
-        ) from None
+            f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one of "
+            f"ours: {', '.join(ours)}"
+        )
     return Collection(collection_id)
 
 
@@ -215,24 +224,30 @@ class _Fetched:
         return fetch(self.name).open("rb")
 
 
-# --- the embedded collection --------------------------------------------------------------------
+class _Qrels(BaseQrels):
+    """Judgments, as triples of ids and relevance, and what each grade means."""
 
-
-class _PydocsQrels(BaseQrels):
-    def __init__(self, split: str) -> None:
-        self._split = split
+    def __init__(
+        self, read: Callable[[], Iterable[tuple[str, str, int]]], grades: dict[int, str]
+    ) -> None:
+        self._read, self._grades = read, grades
 
     def qrels_iter(self) -> Iterator[TrecQrel]:
-        own = {query.query_id for query in _pydocs_queries(self._split)}
-        for query_id, doc_id, relevance in pydocs.load().qrels.itertuples(index=False):
-            if query_id in own:
-                yield TrecQrel(query_id, doc_id, relevance, "0")
+        return (TrecQrel(*row, "0") for row in self._read())
 
     def qrels_cls(self) -> type:
         return TrecQrel
 
     def qrels_defs(self) -> dict[int, str]:
-        return {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
+        return self._grades
+
+
+# --- the embedded collection --------------------------------------------------------------------
+
+
+def _pydocs_qrels(split: str) -> Iterator[tuple[str, str, int]]:
+    own = {query.query_id for query in _pydocs_queries(split)}
+    return (row for row in pydocs.load().qrels.itertuples(index=False, name=None) if row[0] in own)
 
 
 def _pydocs_docs() -> Iterator[GenericDoc]:
@@ -254,28 +269,6 @@ def _trec_dl_docs(year: int) -> Iterator[GenericDoc]:
 
 def _trec_dl_queries(year: int) -> Iterator[GenericQuery]:
     return (GenericQuery(*item) for item in trec_dl.load_texts(year).queries.items())
-
-
-class _CropsQrels(BaseQrels):
-    """A pseudo-query's own passage is relevant to it; of the others nobody knows."""
-
-    def __init__(self, year: int) -> None:
-        self._year = year
-
-    def qrels_iter(self) -> Iterator[TrecQrel]:
-        ids = (query.query_id for query in _crops_of_trec_dl(self._year))
-        return (TrecQrel(query_id, query_id.removesuffix(".crop"), 1, "0") for query_id in ids)
-
-    def qrels_cls(self) -> type:
-        return TrecQrel
-
-    def qrels_defs(self) -> dict[int, str]:
-        return {1: "the passage that the query was cut from"}
-
-
-def _crops_of_trec_dl(year: int) -> Iterator[GenericQuery]:
-    passages = pd.DataFrame(_trec_dl_docs(year), columns=["doc_id", "text"], dtype="str")
-    return (GenericQuery(*row) for row in crops(passages).itertuples(index=False))
 
 
 # --- Vaswani and Cranfield ----------------------------------------------------------------------
@@ -314,7 +307,9 @@ def _register_pydocs() -> None:
     ir_datasets.registry.register("rdl/pydocs", ir_datasets.Dataset(docs))
     for split in pydocs.SPLITS:
         queries = _Queries("rdl/pydocs", partial(_pydocs_queries, split))
-        dataset = ir_datasets.Dataset(docs, queries, _PydocsQrels(split))
+        grades = {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
+        qrels = _Qrels(partial(_pydocs_qrels, split), grades)
+        dataset = ir_datasets.Dataset(docs, queries, qrels)
         ir_datasets.registry.register(f"rdl/pydocs/{split}", dataset)
 
 
@@ -327,9 +322,6 @@ def _register_trec_dl() -> None:
         if judged:
             parts.append(TrecQrels(_Fetched(trec_dl.qrels_name(year)), grades))
         ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
-        pseudo = _Queries(f"{name}/crops", partial(_crops_of_trec_dl, year))
-        dataset = ir_datasets.Dataset(parts[0], pseudo, _CropsQrels(year))
-        ir_datasets.registry.register(f"{name}/crops", dataset)
 
 
 def _register_classics() -> None:
@@ -348,6 +340,42 @@ def _register_classics() -> None:
     )
     ir_datasets.registry.register("rdl/vaswani", vaswani)
     ir_datasets.registry.register("rdl/cranfield", cranfield)
+
+
+# --- what has no name beforehand ----------------------------------------------------------------
+
+
+def _register_crops(base: Collection, name: str) -> None:
+    def queries() -> Iterator[GenericQuery]:
+        return (GenericQuery(*row) for row in crops(base.passages).itertuples(index=False))
+
+    def judgments() -> Iterator[tuple[str, str, int]]:
+        return ((query.query_id, query.query_id.removesuffix(".crop"), 1) for query in queries())
+
+    grades = {1: "the passage that the query was cut from"}
+    parts = (_Queries(name, queries), _Qrels(judgments, grades), base.dataset)  # the first counts
+    ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
+
+
+def _register_folder(folder: Path) -> None:
+    """Files of a folder, in BEIR's layout or as tsv; the first of each kind that is there."""
+
+    def found(*names: str) -> Path | None:
+        return next((folder / name for name in names if (folder / name).is_file()), None)
+
+    queries, passages = found("queries.jsonl", "queries.tsv"), found("corpus.jsonl", "collection.tsv")
+    if not (queries and passages):
+        raise ValueError(
+            f"{folder}: expected queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv; "
+            f"found {sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
+        )
+    parts = [
+        _Docs(str(folder), lambda: starmap(GenericDoc, read_passages(passages).to_numpy())),
+        _Queries(str(folder), lambda: starmap(GenericQuery, read_queries(queries).to_numpy())),
+    ]
+    if qrels := found("qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv"):
+        parts.append(_Qrels(lambda: map(tuple, read_qrels(qrels).to_numpy()), {1: "relevant"}))
+    ir_datasets.registry.register(str(folder), ir_datasets.Dataset(*parts))
 
 
 if "rdl/pydocs" not in ir_datasets.registry:

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from rdl_core.data import retrieval, trec_dl
 from rdl_core.data.collections import Collection, fingerprint, load
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path, sha256_of
+from rdl_core.data.formats import read_candidates
 from rdl_core.data.tokens import TokenStore
 from rdl_core.study.runs import obtain
 from rdl_core.teachers import encoders
@@ -54,7 +55,8 @@ class ListsConfig:
     collection: str
     """ir_datasets id."""
     first_stage: str
-    """A member of `FIRST_STAGES`, or several with ``+`` between them: a list from each."""
+    """A member of `FIRST_STAGES`, or the path of a file of candidates that
+    `rdl_core.data.formats` reads; several with ``+`` between them: a list from each."""
     depth: int
     """Candidates per list, cut from the first stage's top 100."""
     skip_queries: int = 0
@@ -62,7 +64,7 @@ class ListsConfig:
     n_queries: int | None = None
     """This many queries, chosen by the hash of their ids; None takes all."""
     teacher: str = "judgments"
-    """A member of `TEACHERS`."""
+    """A member of `TEACHERS`, or the path of a file of the same kind: its order is the teacher's."""
     teacher_encoder: str = EMBEDDED_ENCODER
     """The bi-encoder behind the dense first stage and the encoder teachers."""
     add_relevant: bool = False
@@ -73,8 +75,10 @@ class ListsConfig:
     def __post_init__(self) -> None:
         named = [("first_stage", name, FIRST_STAGES) for name in self.first_stages]
         for field, value, valid in (*named, ("teacher", self.teacher, TEACHERS)):
-            if value not in valid:
-                raise ValueError(f"{field}: expected one of {', '.join(valid)}; got {value!r}")
+            if value not in valid and not Path(value).is_file():
+                raise ValueError(
+                    f"{field}: expected one of {', '.join(valid)}, or a file; got {value!r}"
+                )
         if not 1 <= self.depth <= _CANDIDATES:
             raise ValueError(f"depth: expected 1 to {_CANDIDATES}, got {self.depth}")
         if self.add_relevant and self.teacher != "judgments":
@@ -91,6 +95,12 @@ class ListsConfig:
     def first_stages(self) -> list[str]:
         """Each first stage by itself."""
         return self.first_stage.split("+")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the collection, and of files among the first stages and the teacher."""
+        files = [_hash_of(Path(x)) for x in (*self.first_stages, self.teacher) if Path(x).is_file()]
+        return "-".join([load(self.collection).fingerprint, *files])
 
     def each(self) -> list[ListsConfig]:
         """The same with one first stage each."""
@@ -158,16 +168,7 @@ def order_scores(candidates: pd.DataFrame, config: ListsConfig, order: str) -> n
         similarity = _similarity(candidates, config)
         scores = candidates["score"].to_numpy()
         return similarity if order == "bi_encoder" else encoders.fuse(candidates, similarity, scores)
-    if (year := trec_dl.year_of(config.collection)) is None:
-        raise ValueError(
-            f"teacher: expected an order that can be computed for collection {config.collection!r}, "
-            f"of which no LLM's lists are published; got {order!r}"
-        )
-    if order == "splade":
-        ranks = [trec_dl.candidates(year, order)]
-    else:
-        ranks = trec_dl.teacher_runs(year, config.first_stage, order.removesuffix(_AVERAGED))
-        ranks = ranks if order.endswith(_AVERAGED) else ranks[:1]
+    ranks = _ranks(config, order)
     keys = pd.MultiIndex.from_frame(candidates[["query_id", "doc_id"]])
     each = [
         frame.set_index(["query_id", "doc_id"])[frame.columns[2]].reindex(keys) for frame in ranks
@@ -203,7 +204,7 @@ def data_of(encoder: str | None, *fingerprints: str) -> str:
     'texts-judgments'
     """
     weights = Path(encoder_path(encoder)) / "model.safetensors" if encoder else None
-    of_weights = _sha256(weights)[:16] if weights and weights.exists() else ""
+    of_weights = _hash_of(weights) if weights and weights.exists() else ""
     return "-".join(filter(None, (*fingerprints, of_weights)))
 
 
@@ -226,11 +227,14 @@ class _TextConfig:
 
 
 def _candidates(config: ListsConfig) -> pd.DataFrame:
-    """The chosen queries' top 100: published where the collection has such lists, else retrieved."""
-    year = trec_dl.year_of(config.collection)
-    if year is not None and config.first_stage in trec_dl.FIRST_STAGES:
-        frame = trec_dl.candidates(year, config.first_stage)
-        return frame[frame["query_id"].isin(chosen_queries(config))]
+    """The chosen queries' candidates: from a file, published with the collection, or retrieved."""
+    year, published = trec_dl.year_of(config.collection), None
+    if Path(config.first_stage).is_file():
+        published = read_candidates(config.first_stage)[["query_id", "doc_id", "rank", "score"]]
+    elif year is not None and config.first_stage in trec_dl.FIRST_STAGES:
+        published = trec_dl.candidates(year, config.first_stage)
+    if published is not None:
+        return published[published["query_id"].isin(chosen_queries(config))]
     if config.first_stage not in _COMPUTED:
         raise ValueError(
             f"first_stage: expected one of {', '.join(_COMPUTED)} for collection "
@@ -262,6 +266,23 @@ def _candidates(config: ListsConfig) -> pd.DataFrame:
         code=("rdl_core.data.retrieval",), compute=retrieve,
     )
     return pd.read_parquet(run.folder / "candidates.parquet")
+
+
+def _ranks(config: ListsConfig, order: str) -> list[pd.DataFrame]:
+    """Ranks that somebody stated, as often as was asked: two ids and a rank in each row."""
+    if Path(order).is_file():
+        frame = read_candidates(order)
+        stated = "teacher_rank" if "teacher_rank" in frame else "rank"
+        return [frame[["query_id", "doc_id", stated]]]
+    if (year := trec_dl.year_of(config.collection)) is None:
+        raise ValueError(
+            f"teacher: expected an order that can be computed for collection {config.collection!r}, "
+            f"of which no LLM's lists are published; got {order!r}"
+        )
+    if order == "splade":
+        return [trec_dl.candidates(year, order)]
+    runs = trec_dl.teacher_runs(year, config.first_stage, order.removesuffix(_AVERAGED))
+    return runs if order.endswith(_AVERAGED) else runs[:1]
 
 
 def _append_missing(frame: pd.DataFrame, qrels: pd.DataFrame) -> pd.DataFrame:
@@ -303,4 +324,12 @@ def _ids(texts: pd.DataFrame) -> pd.Index:
 
 
 
-_sha256 = lru_cache(sha256_of)
+def _hash_of(path: Path) -> str:
+    """Of a file's content, read once for each state of it that a process sees."""
+    state = path.stat()
+    return _hash_at(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache
+def _hash_at(path: Path, mtime_ns: int, size: int) -> str:
+    return sha256_of(path)[:16]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -81,7 +82,8 @@ class RankingConfig:
     candidates: ListsConfig
     """The test queries and what the first stage gave them."""
     system: str | StudentConfig
-    """An order of `rdl_core.study.candidates.TEACHERS` other than the judgments', or a student."""
+    """An order of `rdl_core.study.candidates.TEACHERS` other than the judgments', a file of one, or a
+    student."""
     precision: str
     """In which a student scores: ``"auto"`` or a key of `rdl_core.devices.PRECISIONS`."""
 
@@ -117,9 +119,9 @@ def student(config: StudentConfig) -> Run:
         drawn = stage.training.steps * stage.training.queries_per_step * stage.training.list_size
         return {"n_lists": len(ranked), "passages_seen": drawn}
 
-    read = dict.fromkeys(s.collection for s in (stage.lists, stage.dev) if s)
+    read = dict.fromkeys(s.fingerprint for s in (stage.lists, stage.dev) if s)
     return obtain(
-        "train", config, data=data_of(config.encoder, *(load(name).fingerprint for name in read)),
+        "train", config, data=data_of(config.encoder, *read),
         code=("rdl_core.distill", "rdl_core.rerank", *CODE),
         inputs=[before.manifest["id"]] if before else [], compute=train,
     )
@@ -146,6 +148,8 @@ def ranking(config: RankingConfig) -> Run:
             scored = _student_scores(trained, candidates, collection, config)
         else:
             scores = order_scores(candidates, config.candidates, system)
+            last = scores.min(where=np.isfinite(scores), initial=0) - 1
+            scores = np.maximum(scores, last)  # what was left out comes behind, in its old order
             scored = candidates.assign(score=scores)[["query_id", "doc_id", "score"]]
         run = settle_ties(scored, candidates)
         run.to_parquet(folder / "run.parquet", index=False)
@@ -154,9 +158,13 @@ def ranking(config: RankingConfig) -> Run:
             "precision": resolve_precision(config.precision, default_device()) if trained else None,
         }
 
-    encoder = system.encoder if trained else config.candidates.teacher_encoder
+    encoder, asked = config.candidates.teacher_encoder, config.candidates
+    if trained:
+        encoder = system.encoder
+    else:
+        asked = replace(asked, teacher=system)  # perhaps a file, which then counts for the id
     return obtain(
-        "rank", config, data=data_of(encoder, collection.fingerprint),
+        "rank", config, data=data_of(encoder, asked.fingerprint),
         code=("rdl_core.rerank", "rdl_core.evaluate", *CODE),
         inputs=[trained.manifest["id"]] if trained else [], compute=rank,
     )
