@@ -37,8 +37,12 @@ def test_each_year_is_ranked_by_a_student_of_the_other():
 
 
 def test_no_student_of_the_grid_learnt_from_a_year_that_it_is_tested_on():
-    """By the collections' names, for every page at once; `jobs.ranking` checks the queries."""
+    """By the collections' names, for every page at once; `jobs.ranking` checks the queries. One's
+    own corpus is cut in two instead.
+    """
     for (profile, page), values in PAGES.items():
+        if page == "your_corpus":
+            continue
         given = check_parameters(page, {"profile": profile, **values})
         for part in given.parts.values():
             for system in part.systems.values():

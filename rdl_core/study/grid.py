@@ -16,7 +16,8 @@ from rdl_core.study.jobs import RankingConfig, StudentConfig
 from rdl_core.study.profile import Profile
 
 __all__ = [
-    "Part", "depth", "effectiveness", "latency", "loss", "negatives", "out_of_domain", "rankings", "teacher",
+    "Part", "depth", "effectiveness", "latency", "loss", "negatives", "out_of_domain", "rankings",
+    "teacher", "your_corpus",
 ]  # fmt: skip
 
 
@@ -187,6 +188,31 @@ def _one_way(profile: Profile, teacher: str) -> bool:
 
 def _part(profile: Profile, systems: dict[str, StudentConfig | str], baseline: str) -> Part:
     return Part(profile=profile, systems=systems, baseline=baseline)
+
+
+def your_corpus(
+    profile: Profile, collection: str, n_train: int, teacher: str
+) -> dict[str, Part]:
+    """A corpus of one's own: the profile's stage 1, a second stage on some of the corpus' queries,
+    and a test on the others.
+
+    >>> list(your_corpus(profile, "rdl/pydocs/dev", 5, "fused")["corpus"].systems)
+    ['first stage', 'teacher', 'student before', 'student']
+    """
+    own = {"collection": collection, "first_stage": "bm25"}
+    stage2 = replace(
+        profile.stage2,
+        lists=replace(profile.stage2.lists, **own, n_queries=n_train, teacher=teacher),
+    )
+    test = replace(profile.test, **own, skip_queries=n_train, n_queries=None)
+    profile = replace(profile, stage2=stage2, test=test, both_ways=False)
+    systems = {
+        "first stage": "first_stage",
+        "teacher": teacher,
+        "student before": profile.student("first"),
+        "student": profile.student(),
+    }
+    return {"corpus": _part(profile, systems, "first stage")}
 
 
 def latency(profile: Profile) -> dict[str, Part]:

@@ -161,6 +161,21 @@ class Efficiency(_OnlyProfile):
 
 
 @dataclass(frozen=True, kw_only=True)
+class YourCorpus(_OnlyProfile):
+    """A corpus, and who ranks its candidates."""
+
+    collection: str
+    """A folder, or an ir_datasets id."""
+    n_train: int
+    """Queries that the student learns from; the others test it."""
+    teacher: str
+    """A member of `TEACHERS`, or a file of ranked lists, such as ``rdl teach`` writes."""
+
+    def parts_at(self, profile: Profile) -> dict[str, Part]:
+        return grid.your_corpus(profile, self.collection, self.n_train, self.teacher)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start(_OnlyProfile):
     """The first page takes its figures from the effectiveness page's first part."""
 
@@ -177,6 +192,7 @@ NOTEBOOKS: dict[str, type[_OnlyProfile]] = {
     "teacher": Teacher,
     "out_of_domain": OutOfDomain,
     "efficiency": Efficiency,
+    "your_corpus": YourCorpus,
     "start": Start,
 }
 
