@@ -173,6 +173,8 @@ def page_tables(
         results = compare(parts[name]) if name in parts else None
         table = side_by_side(page, name, results, (paper or {}).get(name))
         blocks.append(f"<h3>{html.escape(name)}</h3>{table.data}")
+    if not blocks:
+        return HTML('<p class="rdl-note">Nothing was recorded for this page, nor run here.</p>')
     return HTML("".join(blocks))
 
 

@@ -159,7 +159,7 @@ def provenance(results: Results) -> HTML:
     seconds = sum(run.manifest["wall_s"] for runs in results.rankings.values() for run in runs)
     entries = {
         "Data and teacher": profile.label,
-        "Test": f"{_tested_on(profile)}, {len(results.values)} queries, "
+        "Test": f"{_tested_on(profile).replace('`', '')}, {len(results.values)} queries, "
         f"{profile.test.first_stage} top {profile.test.depth}",
         "Seeds": ", ".join(map(str, profile.seeds)),
         "Machine": f"{first['device']}, {first['threads']} threads",
