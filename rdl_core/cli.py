@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from rdl_core.commands import own
+from rdl_core.commands.words import Collection, Format, Precision, refusals
 from rdl_core.data.downloads import fetch_group
 from rdl_core.progress import log_plainly
 from rdl_core.study.batch import run_pages
 from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
 from rdl_core.study.site import broken_links
+from rdl_core.teachers.endpoint import EndpointConfig
+from rdl_core.teachers.listwise import SCHEDULES
+from rdl_core.teachers.local_llm import MODES
+from rdl_core.teachers.merge import merge as merge_shards
+from rdl_core.teachers.teach import LocalConfig, ReplayConfig, TeachConfig, estimate
+from rdl_core.teachers.teach import teach as teach_lists
 
 __all__ = ["app"]
 
@@ -35,11 +44,8 @@ def book(
     """Run the study at a profile, as far as the store does not hold it, and build the book."""
     started = time.monotonic()
     root = project_folder()
-    try:
+    with refusals():
         publish(profile, root / "book" / "pages")
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
     studied = time.monotonic()
     builder = str(Path(sys.executable).with_name("jupyter-book"))
     command = [builder, "build", ".", "--all", "-W", "-n", "--keep-going", "-q"]
@@ -67,11 +73,8 @@ def study(
     record: Annotated[bool, typer.Option(help="Keep figures and manifests under results/.")] = False,
 ) -> None:
     """Train and rank what pages compare, without notebooks, as far as the store does not hold it."""
-    try:
+    with refusals():
         run_pages(profile, page, dict(each.split("=", 1) for each in parameter), seeds, record)
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -79,14 +82,134 @@ def fetch(
     group: Annotated[str, typer.Argument(help="Files of one kind: trec-dl, vaswani, cranfield.")],
 ) -> None:
     """Fetch the public files of a group, as far as neither RDL_MIRROR nor the cache holds them."""
-    try:
+    with refusals():
         paths = fetch_group(group)
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
     size_mb = sum(path.stat().st_size for path in paths) / 1e6
     folders = sorted({str(path).partition(f"/{group}/")[0] for path in paths})
     typer.echo(f"{group}: {len(paths)} files, {size_mb:.1f} MB, in {' and '.join(folders)}")
+
+
+@app.command()
+def teach(
+    candidates: Annotated[Path, typer.Argument(help="Candidates, in any known format.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the lists; resumed where unfinished.")],
+    model: Annotated[
+        str, typer.Option(help="Name at the endpoint; folder or hub id; file of recorded answers.")
+    ],
+    backend: Annotated[Literal["endpoint", "local_llm", "replay"], typer.Option()] = "endpoint",
+    collection: Collection = None,
+    format: Format = None,
+    depth: Annotated[int | None, typer.Option(help="Passages of each query; none: all.")] = None,
+    schedule: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULES)}.")] = "sliding",
+    window_size: Annotated[int, typer.Option(help="Passages in a prompt.")] = 20,
+    stride: Annotated[int, typer.Option(help="Places from window to window, if sliding.")] = 10,
+    top_k: Annotated[int, typer.Option(help="Passages that win a tournament's group.")] = 10,
+    passes: Annotated[int, typer.Option(help="Passes over each list.")] = 1,
+    max_retries: Annotated[int, typer.Option(help="Times to ask again where unusable.")] = 1,
+    shard: Annotated[str, typer.Option(help="Part of the queries, such as 2/8.")] = "1/1",
+    dry_run: Annotated[bool, typer.Option(help="Say what would be asked; ask nothing.")] = False,
+    max_words: Annotated[int, typer.Option(help="Words of a passage that are shown.")] = 300,
+    base_url: Annotated[
+        str, typer.Option(help="Endpoint: its address.")
+    ] = "https://api.openai.com/v1",
+    key_variable: Annotated[
+        str, typer.Option(help="Endpoint: environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    temperature: Annotated[float, typer.Option(help="Endpoint: below 0 sends none.")] = 0.0,
+    option: Annotated[
+        list[str], typer.Option(help="Endpoint: field of each request, such as max_tokens=400.")
+    ] = [],  # noqa: B006
+    in_flight: Annotated[int, typer.Option(help="Endpoint: requests at the same time.")] = 8,
+    per_minute: Annotated[
+        float | None, typer.Option(help="Endpoint: most requests a minute.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(help="Endpoint: longest silence, seconds.")] = 120.0,
+    max_tries: Annotated[int, typer.Option(help="Endpoint: requests for one answer.")] = 10,
+    longest_wait_s: Annotated[float, typer.Option(help="Endpoint: between two tries.")] = 60.0,
+    input_usd: Annotated[
+        float | None, typer.Option(help="Endpoint: dollars for a million tokens of prompts.")
+    ] = None,
+    output_usd: Annotated[
+        float | None, typer.Option(help="Endpoint: dollars for a million tokens written.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help=f"Local: one of {', '.join(MODES)}.")] = "free",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Local: longest answer; none: a ranking and a little more.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Local: windows at once.")] = 8,
+    precision: Precision = "auto",
+) -> None:
+    """Have a listwise teacher rank candidates, as lists to distil from.
+
+    Every answer is kept as it comes: what broke off goes on when it is called again. The key of an
+    endpoint is taken from the environment alone.
+    """
+    with refusals():
+        if backend == "endpoint":
+            who = EndpointConfig(
+                base_url=base_url, model=model, key_variable=key_variable, max_words=max_words,
+                temperature=None if temperature < 0 else temperature, options=_fields(option),
+                max_in_flight=in_flight, requests_per_minute=per_minute, timeout_s=timeout_s,
+                max_tries=max_tries, longest_wait_s=longest_wait_s, input_usd=input_usd,
+                output_usd=output_usd,
+            )  # fmt: skip
+        elif backend == "local_llm":
+            who = LocalConfig(
+                model=model, mode=mode, max_words=max_words, max_new_tokens=max_new_tokens,
+                batch_size=batch_size, precision=precision,
+            )  # fmt: skip
+        else:
+            who = ReplayConfig(file=model)
+        config = TeachConfig(
+            candidates=str(candidates), format=format, collection=collection, depth=depth,
+            backend=who, schedule=schedule, window_size=window_size, stride=stride, top_k=top_k,
+            passes=passes, max_retries=max_retries, shard=_shard(shard),
+        )  # fmt: skip
+        said = estimate(config, out) if dry_run else teach_lists(config, out)["totals"]
+    typer.echo(said if dry_run else f"lists in {out}: {_totals(said)}")
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    shards: Annotated[list[Path], typer.Argument(help="Folders of all shards.")],
+) -> None:
+    """Make the shards of one teacher's lists one folder, if nothing is missing."""
+    with refusals():
+        report = merge_shards(shards, out)
+    typer.echo(f"lists in {out}: {_totals(report['totals'])}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """The two numbers of 2/8."""
+    try:
+        number, of = map(int, text.split("/"))
+    except ValueError:
+        raise ValueError(f"shard: expected two numbers, such as 2/8; given {text!r}") from None
+    return number, of
+
+
+def _fields(options: list[str]) -> dict[str, object]:
+    """Values that are JSON as such, others as text."""
+    fields = {}
+    for option in options:
+        name, given, value = option.partition("=")
+        if not given:
+            raise ValueError(f"option: expected name=value; given {option!r}: write the value, too")
+        try:
+            fields[name] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[name] = value
+    return fields
+
+
+def _totals(totals: dict) -> str:
+    """A report's totals in a line; what nobody counted is left out."""
+    return ", ".join(f"{name} {value}" for name, value in totals.items() if value is not None)
+
+
+for command in own.COMMANDS:
+    app.command()(command)
 
 
 if __name__ == "__main__":

@@ -96,10 +96,8 @@ def loaded_elsewhere(run: Run, results: Results) -> pd.DataFrame:
         ),
         "onnxruntime": _by_onnx(folder, ours, pairs),
     }
-    away = {name: float(np.abs(scores - expected).max()) for name, scores in found.items()}
-    return pd.DataFrame(
-        {"library": list(away), "pairs": len(pairs), "largest difference": away.values()}
-    ).astype({"largest difference": "str"})
+    away = [f"{np.abs(scores - expected).max():.1e}" for scores in found.values()]
+    return pd.DataFrame({"library": list(found), "pairs": len(pairs), "largest difference": away})
 
 
 def _by_onnx(folder: Path, ours: CrossEncoder, pairs: list[tuple[str, str]]) -> np.ndarray:

@@ -144,7 +144,7 @@ def latency(timings: pd.DataFrame, effectiveness: pd.Series, *, measure: str) ->
             capsize=3, label=system,
         )
     axes.set(xscale="log", xlabel="ms per query, median and 95th percentile", ylabel=measure)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")
     return figure
 
 

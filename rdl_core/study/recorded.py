@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 
 from rdl_core.evaluate import compare as compare_values
 from rdl_core.study.grid import Part
@@ -23,7 +23,7 @@ from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run, project_folder, stored
 from rdl_core.study.tables import Results, compare, measured
 
-__all__ = ["Recorded", "differences", "page_tables", "read", "side_by_side", "write"]
+__all__ = ["Recorded", "differences", "headline", "page_tables", "read", "side_by_side", "write"]
 
 _KEYS = ["part", "system", "collection", "seed", "query_id"]
 
@@ -186,6 +186,33 @@ def differences(page: str, part: str) -> pd.DataFrame | None:
     """
     kept = read(page, part)
     return None if kept is None else compare_values(kept.values, kept.baseline)
+
+
+def headline(page: str, part: str, system: str, references: Sequence[str]) -> Markdown:
+    """What a recorded system reached beside others, in words.
+
+    >>> headline("loss", "no such part", "student", ["BM25"]).data
+    'Nothing was recorded yet.'
+    """
+    kept = read(page, part)
+    if kept is None:
+        return Markdown("Nothing was recorded yet.")
+    beside = [
+        label for label in kept.values if label != system and label.startswith(tuple(references))
+    ]
+    ours = kept.values[system]
+    told = []
+    for label in beside:
+        row = compare_values(kept.values[[label, system]], label).loc[system]
+        told.append(
+            f"{label} {kept.values[label].mean():.3f} (difference {row['delta']:+.3f}, 95 % interval "
+            f"{row['delta_low']:+.3f} to {row['delta_high']:+.3f})"
+        )
+    return Markdown(
+        f"Recorded on {len(kept.values)} queries of {' and '.join(kept.collections)}, "
+        f"{kept.label}: the {system} reaches {kept.measure} **{ours.mean():.3f}**; "
+        f"{'; '.join(told)}."
+    )
 
 
 def _shown(where: str, table: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:

@@ -1,0 +1,6 @@
+"""What `rdl` does with a corpus of one's own.
+
+``own`` and ``words`` take the command line apart; the other modules do what it asks for.
+"""
+
+__all__ = ["distill", "evaluate", "export", "own", "rerank", "students", "words"]

@@ -1,0 +1,219 @@
+"""`rdl distill`: ranked lists and an encoder in, a student out.
+
+The folder of a training holds ``config.json`` from its start, the tokens of its texts, what
+`rdl_core.distill` writes, and ``manifest.json`` from its end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rdl_core.commands.students import model_path, open_student, record_of
+from rdl_core.corpus import Corpus, Texts, read_corpus
+from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.data.collections import fingerprint
+from rdl_core.data.lists import RankedLists
+from rdl_core.data.tokens import TokenStore
+from rdl_core.devices import default_device, processes, resolve_precision
+from rdl_core.distill import distill
+from rdl_core.stage import StageConfig
+from rdl_core.study.candidates import data_of
+from rdl_core.study.profile import checked
+
+__all__ = ["DistillConfig", "distill_corpus"]
+
+#: Rank-DistiLLM's second stage (Schlatt et al., ECIR 2025).
+_STAGE = {
+    "sampler": "top", "loss": "ranknet", "targets": "teacher", "list_size": 100,
+    "queries_per_step": 32, "learning_rate": 1e-5, "precision": "auto",
+}  # fmt: skip
+_PASSES = 3
+_VERSIONS = ("rdl-core", "torch", "transformers", "tokenizers")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What a student is distilled from, and how.
+
+    >>> DistillConfig(lists="teacher.run", encoder="all-MiniLM-L6-v2").seed
+    0
+    """
+
+    lists: str
+    """File of ranked lists. Its order is the teacher's, unless the file has a ``teacher_rank``."""
+    format: str | None = None
+    """The file's format; None: the file tells."""
+    collection: str | None = None
+    """BEIR folder or ir_datasets id that has the texts; None: they are in the file."""
+    teacher: str | None = None
+    """Who ranked the lists, in words, for the model card."""
+    encoder: str
+    """Where the weights start: an encoder or an earlier student."""
+    query_tokens: int | None = None
+    """Longest query, in tokens; None: what the earlier student records, else 32."""
+    passage_tokens: int | None = None
+    """Longest passage, in tokens; None likewise, else 256."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Fields of `StageConfig`; those left out are as in Rank-DistiLLM's second stage, with as many
+    steps as show every list three times. ``dev_every`` stays 0."""
+    seed: int = 0
+    """Of the head's first weights, of draws and of dropout."""
+
+
+def distill_corpus(config: DistillConfig, folder: str | Path) -> CrossEncoder:
+    """Train a student, or go on with it, or give it if it is finished.
+
+    Args:
+        config: All that makes the student.
+        folder: New, empty, or one that was begun with the same configuration and data.
+
+    Returns:
+        The student in evaluation mode; ``model/`` in the folder holds it.
+
+    Raises:
+        ValueError: As for `read_corpus`, `open_student` and `distill`; a text is missing; a field
+            of ``training`` does not fit; or the folder holds something else.
+
+    >>> lists = [{"query_id": "7", "doc_id": d, "query": "fox", "text": d} for d in ("fox", "tea")]
+    >>> pd.DataFrame(lists).to_json(folder / "lists.jsonl", orient="records", lines=True)
+    >>> config = DistillConfig(lists=str(folder / "lists.jsonl"), encoder=profile.encoder,
+    ...                        query_tokens=8, passage_tokens=8, training={"list_size": 2})
+    >>> distill_corpus(config, folder / "fox").query_tokens
+    8
+    """
+    folder = Path(folder)
+    corpus = read_corpus(config.lists, format=config.format, collection=config.collection)
+    query_ids, doc_ids = corpus.ids("query_id"), corpus.ids("doc_id")
+    torch.manual_seed(config.seed)  # the head's first weights
+    student = open_student(
+        config.encoder, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,
+        trained=False,
+    ).to(default_device())
+    stage = _stage(config, corpus, student.device)
+    identity = _identity(config, stage, student, corpus)
+    with processes().main_process_first():
+        _claim(folder, identity)
+        if (folder / "manifest.json").exists():
+            _log.info("%s: finished before", folder)
+            return open_student(folder).eval()
+        queries, passages = (
+            _tokens(folder / "tokens" / texts.what, student, ids, texts, limit)
+            for ids, texts, limit in (
+                (query_ids, corpus.queries, student.query_tokens),
+                (doc_ids, corpus.passages, student.passage_tokens),
+            )
+        )
+    candidates = corpus.candidates
+    if "teacher_rank" not in candidates:
+        candidates = candidates.assign(teacher_rank=candidates["rank"])
+    lists = RankedLists.from_frame(candidates, query_ids, doc_ids)
+    distill(student, lists, queries, passages, stage, seed=config.seed, folder=folder)
+    if processes().is_main_process:
+        _write(folder / "manifest.json", identity | _circumstances(student.device, len(lists)))
+    return student
+
+
+def _stage(config: DistillConfig, corpus: Corpus, device: torch.device) -> StageConfig:
+    values = {"steps": 1} | _STAGE | config.training
+    values["precision"] = resolve_precision(values["precision"], device)
+    stage = checked(StageConfig, values, what="training")
+    if stage.dev_every:
+        raise ValueError(
+            f"dev_every: expected 0, as this command measures no dev queries; given "
+            f"{stage.dev_every}: leave it out, and compare students with rdl evaluate"
+        )
+    if "steps" not in config.training:
+        n_lists = len(corpus.ids("query_id"))
+        stage = replace(stage, steps=ceil(_PASSES * n_lists / stage.queries_per_step))
+    return stage
+
+
+def _identity(
+    config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus
+) -> dict:
+    """All that decides what the student becomes, earlier stages included."""
+    earlier = record_of(config.encoder).get("config", {})
+    lists = {
+        "file": Path(config.lists).name, "collection": config.collection, "teacher": config.teacher,
+        "n_queries": len(corpus.ids("query_id")), "n_passages": len(corpus.candidates),
+    }
+    settings = {
+        "encoder": earlier.get("encoder", config.encoder), "query_tokens": student.query_tokens,
+        "passage_tokens": student.passage_tokens, "seed": config.seed,
+        "stages": [*earlier.get("stages", ()), {"lists": lists, "training": asdict(stage)}],
+    }
+    data = data_of(model_path(config.encoder), fingerprint(corpus.candidates))
+    return json.loads(json.dumps({"kind": "distill", "config": settings, "data": data}))
+
+
+def _claim(folder: Path, identity: dict) -> None:
+    """Take a new or empty folder, or one of the same identity."""
+    file = folder / "config.json"
+    if file.is_file():
+        begun, now = _flat(json.loads(file.read_text())), _flat(identity)
+        if differing := [key for key in begun | now if begun.get(key) != now.get(key)]:
+            shown = "; ".join(
+                f"{key} {now.get(key)!r} where it was {begun.get(key)!r}" for key in differing[:3]
+            )
+            raise ValueError(
+                f"{folder}: expected the configuration that the folder was begun with; given "
+                f"{shown}: name another folder"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder}: expected a new or empty folder, or one that rdl distill began; given one "
+            "that holds something else: name another"
+        )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(file, identity)
+
+
+def _tokens(
+    folder: Path, student: CrossEncoder, ids: pd.Index, texts: Texts, max_tokens: int
+) -> TokenStore:
+    if (folder / "store.json").exists():
+        return TokenStore.open(folder)
+    return TokenStore.build(
+        texts.each(ids), student.tokenizer, folder, max_tokens=max_tokens, total=len(ids)
+    )
+
+
+def _circumstances(device: torch.device, n_lists: int) -> dict:
+    """What a reader must know to place the student."""
+    processor = platform.processor() or platform.machine()
+    return {
+        "n_lists": n_lists,
+        "versions": {name: metadata.version(name) for name in _VERSIONS},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _write(file: Path, content: dict) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, file)
+
+
+def _flat(value: object, key: str = "") -> dict[str, object]:
+    """Nested settings under dotted names."""
+    if not isinstance(value, (dict, list)):
+        return {key: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value, start=1)
+    return {
+        name: leaf for k, v in items for name, leaf in _flat(v, f"{key}.{k}".strip(".")).items()
+    }

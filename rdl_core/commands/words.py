@@ -1,0 +1,47 @@
+"""Options that several commands take, and how they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = ["Collection", "Format", "PassageTokens", "Precision", "QueryTokens", "refusals"]
+
+Collection = Annotated[
+    str | None,
+    typer.Option(help="BEIR folder or ir_datasets id that has the texts; none: the file has them."),
+]
+Format = Annotated[
+    str | None, typer.Option(help="Format of the file, a name of rdl_core.data.formats.FORMATS.")
+]
+QueryTokens = Annotated[
+    int | None, typer.Option(help="Longest query, in tokens; none: as recorded, else 32.")
+]
+PassageTokens = Annotated[
+    int | None, typer.Option(help="Longest passage, in tokens; none: as recorded, else 256.")
+]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"], typer.Option(help="In which the layers compute.")
+]
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Whatever is refused becomes a line on standard error and exit code 2, without a traceback.
+
+    >>> with refusals():
+    ...     pass
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        refusal = f"{error.filename}: expected a file; given a name of none: check the name"
+    except (OSError, ValueError, FloatingPointError) as error:
+        refusal = str(error)
+    else:
+        return
+    typer.echo(f"error: {refusal}", err=True)
+    raise typer.Exit(2)
