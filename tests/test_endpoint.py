@@ -1,6 +1,9 @@
 """A teacher behind a server: real requests over TCP, to a server that fails as servers do.
 
-Mutations seen to fail: (to be filled)
+Mutations seen to fail: waits not doubled; no jitter; a named time for one window only; dates not
+read; tried for ever; 429 does not pass; no credit passes; key quoted; the cause that quotes it
+kept; told to stop too late; answers on their way dropped; limit of requests in flight ignored; rate
+ignored; no time-out; key of another variable; asked again greedily.
 """
 
 import logging

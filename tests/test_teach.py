@@ -1,6 +1,10 @@
 """`rdl teach` and `rdl merge`, called as a person calls them, against a real server over TCP.
 
-Mutations seen to fail: (to be filled)
+Mutations seen to fail: the log not asked; a replay's log kept; a shard's first query forgotten;
+estimate without the log; what was answered not counted; a dry run that asks; depth ignored; the
+folder not locked; any configuration taken; the first stage's scores kept; a missing shard let pass;
+another configuration let pass; a lost query let pass; shards end to end; number of queries
+unchecked.
 """
 
 import json
@@ -10,6 +14,8 @@ import os
 import re
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -226,6 +232,34 @@ def test_a_local_model_is_a_teacher(rdl, tmp_path):
     totals = report_of(tmp_path / "out")["totals"]
     assert totals["n_clean"] == totals["n_calls"] == N_WINDOWS
     assert len(keys_of(tmp_path / "out")) == N_WINDOWS
+
+
+@pytest.mark.slow
+def test_a_server_of_transformers_is_a_teacher(rdl, tmp_path):
+    """``transformers serve``, with a model that says nothing of use: what it says is counted."""
+    for module in ("fastapi", "uvicorn"):
+        pytest.importorskip(module, reason="needs transformers[serving]")
+    tokenizer = words_tokenizer(identifiers(6))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    llama(vocab=len(tokenizer)).save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    program = Path(sys.executable).with_name("transformers")
+    command = [program, "serve", tmp_path / "tiny", "--device", "cpu", "--port", port]
+    server = subprocess.Popen([*command, "--host", "127.0.0.1"], stderr=subprocess.DEVNULL)
+    try:  # it is not there yet when the first window is asked, and asked for again until it is
+        url, model = f"http://127.0.0.1:{port}/v1", ["--model", tmp_path / "tiny"]
+        waits = ["--max-tries", 100, "--longest-wait-s", 1, "--option", "max_tokens=24"]
+        rdl(*words(url, tmp_path / "out", *model, *waits))
+    finally:
+        server.kill()
+        server.wait()
+    totals = report_of(tmp_path / "out")["totals"]
+    assert len(keys_of(tmp_path / "out")) == N_WINDOWS + totals["n_retries"]
+    assert totals["input_tokens"] > 50 * N_WINDOWS
+    assert totals["output_tokens"] > 0
 
 
 @pytest.mark.skipif(not MIRROR, reason="needs RDL_MIRROR, the folder of recorded TREC DL data")

@@ -23,7 +23,7 @@ from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run, project_folder, stored
 from rdl_core.study.tables import Results, compare, measured
 
-__all__ = ["Recorded", "differences", "headline", "page_tables", "read", "side_by_side", "write"]
+__all__ = ["Recorded", "answers", "differences", "headline", "page_tables", "read", "side_by_side", "write"]
 
 _KEYS = ["part", "system", "collection", "seed", "query_id"]
 
@@ -186,6 +186,25 @@ def differences(page: str, part: str) -> pd.DataFrame | None:
     """
     kept = read(page, part)
     return None if kept is None else compare_values(kept.values, kept.baseline)
+
+
+def answers() -> pd.DataFrame:
+    """What could be read from a recorded teacher's answers: the totals of `rdl teach`'s report.
+
+    Returns:
+        One row: lists, windows, and how many answers were clean, repaired or unusable; passages that
+        the repaired ones left out, repeated or made up.
+
+    >>> answers().columns.tolist()[:3]
+    ['lists', 'windows', 'clean']
+    """
+    path = project_folder() / "results" / "trec-dl" / "teacher_report.json"
+    totals = json.loads(path.read_text())["totals"]
+    names = {"n_queries": "lists"} | {
+        f"n_{name}": name
+        for name in ("windows", "clean", "repaired", "unusable", "missing", "repeated", "unknown")
+    }
+    return pd.DataFrame([{shown: totals[name] for name, shown in names.items()}])
 
 
 def headline(page: str, part: str, system: str, references: Sequence[str]) -> Markdown:
