@@ -234,7 +234,6 @@ def test_a_local_model_is_a_teacher(rdl, tmp_path):
     assert len(keys_of(tmp_path / "out")) == N_WINDOWS
 
 
-@pytest.mark.slow
 def test_a_server_of_transformers_is_a_teacher(rdl, tmp_path):
     """``transformers serve``, with a model that says nothing of use: what it says is counted."""
     for module in ("fastapi", "uvicorn"):
