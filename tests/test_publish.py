@@ -53,6 +53,17 @@ def test_a_page_is_executed_once_and_cleaned(template, tmp_path):
     assert all("papermill" not in cell.metadata for cell in cells)
 
 
+def test_what_is_recorded_anew_is_shown_anew(template, tmp_path):
+    counter = tmp_path / "count"
+    template(f"open({str(counter)!r}, 'a').write('x')")
+    publish.publish("mini", tmp_path / "pages")
+    (tmp_path / "results" / "trec-dl").mkdir(parents=True)
+    (tmp_path / "results" / "trec-dl" / "loss.csv").write_text("part\n")
+    for _ in range(2):
+        publish.publish("mini", tmp_path / "pages")
+    assert counter.read_text() == "xx"
+
+
 def test_a_failed_page_is_not_published_and_not_taken_for_done(template, tmp_path):
     template("raise RuntimeError('no such luck')")
     for _ in range(2):

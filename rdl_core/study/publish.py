@@ -79,7 +79,8 @@ def _executed(config: _PageConfig) -> nbformat.NotebookNode:
         )
         (folder / "page.partial.ipynb").rename(folder / "page.ipynb")
 
-    shown = [template, *sorted((project_folder() / "results").rglob("*.csv"))]
+    recorded = (path for path in (project_folder() / "results").rglob("*") if path.is_file())
+    shown = [template, *sorted(recorded)]
     of_files = hashlib.sha256(b"".join(path.read_bytes() for path in shown)).hexdigest()[:16]
     of_data = load(config.profile.test.collection).fingerprint
     run = obtain(
