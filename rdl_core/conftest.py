@@ -1,5 +1,6 @@
 """What the examples in docstrings use: a tiny student, a few texts, a tiny profile, a folder."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,14 @@ def _store(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _examples(_store, _shared, doctest_namespace, tmp_path):
+    """Names for an example; what it changes of logging is put back, for the tests after it."""
     doctest_namespace.update(_shared, folder=tmp_path)
+    loggers = [logging.getLogger(name) for name in ("rdl_core", "papermill")]
+    before = [(one.handlers, one.propagate, one.level) for one in loggers]
+    yield
+    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 @pytest.fixture(scope="session")
