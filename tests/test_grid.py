@@ -86,10 +86,10 @@ def test_what_is_recorded_has_its_manifests(path):
     for manifest in rankings:
         assert all(name in about["runs"] for name in manifest["inputs"])
         assert manifest["commit"]
-    for part, baseline in about["baselines"].items():
+    for part, known in about["parts"].items():
         kept = recorded.read(path.stem, part, profile=path.parent.name)
         assert kept.values.notna().all(axis=None)
-        assert baseline in kept.values
+        assert known["baseline"] in kept.values
 
 
 def test_nothing_recorded_is_none(tmp_path):

@@ -40,6 +40,7 @@ def test_values_come_back(results, tmp_path):
     pd.testing.assert_frame_equal(kept.values, results.values, atol=1e-4, check_names=False)
     assert (kept.baseline, kept.measure, kept.seeds) == ("BM25", "nDCG@10", (0, 1))
     assert kept.collections == ("rdl/pydocs/test",)
+    assert kept.candidates == "bm25 top 5"
 
 
 def test_every_seed_and_every_run_behind_it_is_kept(results, tmp_path):

@@ -38,6 +38,8 @@ class Recorded:
     """Which one."""
     baseline: str
     """The system that the others are compared with."""
+    candidates: str
+    """First stage and depth of what was re-ranked."""
     seeds: tuple[int, ...]
     """Seeds of its students."""
     collections: tuple[str, ...]
@@ -80,7 +82,13 @@ def write(page: str, profile: Profile, parts: dict[str, Results], folder: Path) 
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "profile": profile.name, "label": profile.label,
-        "baselines": {part: results.baseline for part, results in parts.items()},
+        "parts": {
+            part: {
+                "baseline": results.baseline,
+                "candidates": f"{results.profile.test.first_stage} top {results.profile.test.depth}",
+            }
+            for part, results in parts.items()
+        },
         "runs": manifests,
     }
     (folder / f"{page}.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
@@ -116,7 +124,8 @@ def read(
     values = table.groupby(["query_id", "system"])[main].mean().unstack()
     devices = {m["device"] for m in about["runs"].values() if m["kind"] == "train"}
     return Recorded(
-        values=values[table["system"].unique()], measure=main, baseline=about["baselines"][part],
+        values=values[table["system"].unique()], measure=main,
+        baseline=about["parts"][part]["baseline"], candidates=about["parts"][part]["candidates"],
         seeds=tuple(sorted(set(table["seed"]) - {-1})),
         collections=tuple(table["collection"].unique()),
         device=", ".join(sorted(devices)), label=about["label"],
@@ -253,7 +262,7 @@ def _about(kept: Recorded | None, results: Results | None) -> str:
         seeds = len(kept.seeds)
         lines.append(
             f"Recorded: {kept.measure} on {len(kept.values)} queries of "
-            f"{' and '.join(kept.collections)}, {kept.label}; {seeds} seed{'s' * (seeds != 1)}, "
+            f"{' and '.join(kept.collections)}, {kept.candidates}; {kept.label}; {seeds} seed{'s' * (seeds != 1)}, "
             f"trained on {kept.device or 'nothing'}."
         )
     if results is None:
