@@ -37,8 +37,8 @@ def means(
     panels = {title: table for title, table in tables.items() if table is not None}
     if paper is not None:
         panels["nDCG@10, published"] = paper
-    rows = max(map(len, panels.values()))
-    figure, axes = _canvas(len(panels), height=1.4 + 0.42 * rows)
+    rows = [len(table) + 1.5 for table in panels.values()]
+    figure, axes = _canvas(len(panels), height=0.42 * sum(rows), stacked=rows)
     for each, (title, table) in zip(axes, panels.items(), strict=True):
         if table is paper:
             each.plot(paper.to_numpy(), range(len(paper)), "D", color=_PAPER, markersize=7)
@@ -148,16 +148,21 @@ def latency(timings: pd.DataFrame, effectiveness: pd.Series, *, measure: str) ->
     return figure
 
 
-def _canvas(panels: int, *, height: float) -> tuple[Figure, list[Axes]]:
+def _canvas(
+    panels: int, *, height: float, stacked: list[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """Panels side by side, or one below the other with heights in these proportions."""
     sns.set_theme(style="whitegrid", palette="colorblind", rc={"axes.edgecolor": _INK})
-    width = {1: 7.2, 2: 9.0}.get(panels, 12.0)
+    width = 7.2 if panels == 1 or stacked else 9.0
+    shape = (panels, 1) if stacked else (1, panels)
     figure, axes = plt.subplots(
-        1, panels, figsize=(width, height), layout="constrained", squeeze=False, facecolor="white"
+        *shape, figsize=(width, height), layout="constrained", squeeze=False, facecolor="white",
+        height_ratios=stacked,
     )
-    for each in axes[0]:
+    for each in axes.flat:
         each.set_title(each.get_title(), fontsize="medium")
         sns.despine(ax=each)
-    return figure, list(axes[0])
+    return figure, list(axes.flat)
 
 
 def _dots(axes: Axes, differences: pd.DataFrame) -> None:

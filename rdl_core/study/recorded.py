@@ -21,7 +21,7 @@ from rdl_core.evaluate import compare as compare_values
 from rdl_core.study.grid import Part
 from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run, project_folder, stored
-from rdl_core.study.tables import Results, compare, measured
+from rdl_core.study.tables import Results, as_p, compare, measured
 
 __all__ = ["Recorded", "answers", "differences", "headline", "page_tables", "read", "side_by_side", "write"]
 
@@ -250,7 +250,7 @@ def _shown(where: str, table: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
     return {
         (where, "mean"): table["mean"].map("{:.3f}".format),
         (where, "difference"): (delta + " (" + low + " to " + high + ")").mask(baseline, "baseline"),
-        (where, "p (Holm)"): table["p_holm"].map("{:.3f}".format).mask(baseline, ""),
+        (where, "p (Holm)"): table["p_holm"].map(as_p).mask(baseline, ""),
     }
 
 
@@ -259,11 +259,11 @@ def _about(kept: Recorded | None, results: Results | None) -> str:
     if kept is None:
         lines.append("Recorded: nothing yet for this table.")
     else:
-        seeds = len(kept.seeds)
+        n = len(kept.seeds)
+        trained = f"; {n} seed{'s' * (n > 1)}, trained on {kept.device}" if n else ""
         lines.append(
             f"Recorded: {kept.measure} on {len(kept.values)} queries of "
-            f"{' and '.join(kept.collections)}, {kept.candidates}; {kept.label}; {seeds} seed{'s' * (seeds != 1)}, "
-            f"trained on {kept.device or 'nothing'}."
+            f"{' and '.join(kept.collections)}, {kept.candidates}; {kept.label}{trained}."
         )
     if results is None:
         lines.append("This run: not run at this profile.")

@@ -25,7 +25,7 @@ from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run
 
 __all__ = [
-    "Results", "as_html", "compare", "differences", "display_table", "matching", "measured", "provenance",
+    "Results", "as_html", "as_p", "compare", "differences", "display_table", "matching", "measured", "provenance",
     "published", "sentence", "speed_sentence", "timing_table", "training_log",
 ]  # fmt: skip
 
@@ -96,11 +96,20 @@ def display_table(differences: pd.DataFrame, measure: str) -> pd.DataFrame:
             "95 % interval of it": _intervals(
                 differences, "delta_low", "delta_high", "{:+.3f}"
             ).mask(baseline, ""),
-            "p (Holm)": differences["p_holm"].map("{:.3f}".format).mask(baseline, ""),
+            "p (Holm)": differences["p_holm"].map(as_p).mask(baseline, ""),
         }
     )
     table.index.name = "system"
     return table.reset_index()
+
+
+def as_p(value: float) -> str:
+    """A p-value to three digits, and never as 0.
+
+    >>> as_p(0.0123), as_p(1e-9)
+    ('0.012', '< 0.001')
+    """
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def as_html(table: pd.DataFrame) -> HTML:
