@@ -95,15 +95,11 @@ def _line(claim: Claim, profile: Profile) -> str:
     if claim.part and (kept := recorded.read(claim.page, claim.part)):
         pair = _pair(kept.values, claim)
         said, there = verdict(pair, claim) if pair is not None else (said, there)
-    here = _here(claim, profile)
-    cells = [claim.text, claim.published, there, f"**{said}", here]
-    shown = "".join(
-        f"<td><strong>{html.escape(c[2:])}</strong></td>"
-        if c.startswith("**")
-        else f"<td>{html.escape(c)}</td>"
-        for c in cells
+    before = "".join(f"<td>{html.escape(c)}</td>" for c in (claim.text, claim.published, there))
+    return (
+        f"<tr>{before}<td><strong>{said}</strong></td><td>{html.escape(_here(claim, profile))}</td>"
+        f'<td><a href="{claim.page}.html">{claim.page}</a></td></tr>'
     )
-    return f'<tr>{shown}<td><a href="{claim.page}.html">{claim.page}</a></td></tr>'
 
 
 def _here(claim: Claim, profile: Profile) -> str:

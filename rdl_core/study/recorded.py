@@ -238,7 +238,7 @@ def headline(page: str, part: str, system: str, references: Sequence[str]) -> Ma
         )
     return Markdown(
         f"Recorded on {len(kept.values)} queries of {' and '.join(kept.collections)}, "
-        f"{kept.label}: the {system} reaches {kept.measure} **{ours.mean():.3f}**; "
+        f"{kept.candidates}, mean of {len(kept.seeds)} seeds; {kept.label}: the {system} reaches {kept.measure} **{ours.mean():.3f}**; "
         f"{'; '.join(told)}."
     )
 
