@@ -63,7 +63,7 @@ class Layout:
     def unpack(self, flat: Tensor) -> Tensor:
         """``[t, heads, size]`` to ``[n, heads, max_length, size]``, zeros at empty places."""
         n, length = len(self.lengths), self.packed.max_length
-        padded = flat.new_zeros(n * length, *flat.shape[1:]).index_copy(0, self.slots, flat)
+        padded = flat.new_zeros(n * length, *flat.shape[1:]).index_copy_(0, self.slots, flat)
         return padded.view(n, length, *flat.shape[1:]).transpose(1, 2)
 
 

@@ -17,7 +17,6 @@ from rdl_core.commands.words import (
     Collection,
     Format,
     PassageTokens,
-    Precision,
     QueryTokens,
     refusals,
 )
@@ -75,7 +74,10 @@ def rerank(
     format: Format = None,
     query_tokens: QueryTokens = None,
     passage_tokens: PassageTokens = None,
-    precision: Precision = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "int8"],
+        typer.Option(help="In which the layers compute; int8: CPUs only."),
+    ] = "auto",
     tag: Annotated[str, typer.Option(help="Name of the system in the run.")] = "rdl",
 ) -> None:
     """Re-rank candidates with a student."""

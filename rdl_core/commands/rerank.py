@@ -32,7 +32,7 @@ def rerank_corpus(
         corpus: What it ranks. Equal scores keep the order of its candidates.
         out: The run, with strictly decreasing scores; packed if its name ends in ``.gz``. It takes
             its name when it is whole.
-        precision: Of the layers, ``"auto"`` or a key of `rdl_core.devices.PRECISIONS`.
+        precision: Of the layers, ``"auto"`` or as in `rdl_core.rerank.rerank`.
         tag: Name of the system in the run, without blanks.
 
     Raises:

@@ -1,0 +1,120 @@
+"""A student made ready to score on a CPU: the same weights, laid out once for oneDNN's kernels.
+
+PyTorch hands a float32 matrix product to the BLAS library it was built with and lays the weights out
+anew for each. Laid out once, and by oneDNN, the products of MiniLM took a fifth less time on an AMD
+EPYC, and the GELU behind one of them comes with it. As 8-bit integers they need a quarter of the
+memory traffic and use the integer instructions of CPUs with VNNI.
+
+oneDNN's operators are those that ``torch.compile`` writes into its programs. They are called here
+directly, as compiling takes a C++ compiler and up to a minute; where this build of PyTorch lacks
+them, the student stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import GELUActivation
+
+from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.devices import PRECISIONS
+
+__all__ = ["ready"]
+
+_ROWS = 4096  # tokens that oneDNN lays weights out for; others work, too
+_log = logging.getLogger(__name__)
+
+
+def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
+    """A copy of a student that scores faster and cannot be trained; other devices: the student.
+
+    With ``"int8"``, weights are integers with a scale for each output, and each token's activations
+    integers with a scale of their own, so that a score does not depend on what else is in its batch.
+    Attention, normalisation and the head stay in float32.
+
+    Args:
+        student: Stays as it is, and shares the weights that are not laid out anew.
+        precision: A key of `rdl_core.devices.PRECISIONS`, or ``"int8"``.
+
+    Returns:
+        A student in evaluation mode, whose scores are asked for in the same precision, or in
+        ``"float32"`` where it is ``"int8"``.
+
+    Raises:
+        ValueError: ``"int8"`` on another device, or where PyTorch has no integer kernels.
+
+    >>> packed = ready(tiny_student, "float32")
+    >>> packed.model.bert.encoder.layer[0].output.dense, packed.training
+    (_Packed(), False)
+    """
+    available = student.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if precision == "int8" and not available:
+        raise ValueError(
+            f"precision: int8 expected a CPU and PyTorch with oneDNN, got {student.device.type!r}: "
+            f"choose {' or '.join(PRECISIONS)}"
+        )
+    if not available:
+        return student.eval()
+    # Parameters are shared, as the copying is told that they are copied.
+    shared = {id(x): x for x in (*student.parameters(), *student.buffers())}
+    copied = copy.deepcopy(student, shared).eval()
+    heads = copied.head_names()
+    for name, module in list(copied.model.named_modules()):
+        if isinstance(module, nn.Linear) and f"{name}.weight" not in heads:
+            copied.model.set_submodule(name, _laid_out(module, precision))
+    for module in copied.model.modules():
+        if isinstance(getattr(module, "intermediate_act_fn", None), GELUActivation):
+            module.dense.gelu = True
+            module.intermediate_act_fn = nn.Identity()
+    return copied
+
+
+def _laid_out(linear: nn.Linear, precision: str) -> nn.Module:
+    return _Int8(linear) if precision == "int8" else _Packed(linear, PRECISIONS[precision])
+
+
+class _Packed(nn.Module):
+    """A linear layer in oneDNN's layout, perhaps with a GELU behind it."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.gelu = dtype, False
+        weight = linear.weight.detach().to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        behind = ("gelu", [], "none") if self.gelu else ("none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, *behind)
+
+
+class _Int8(nn.Module):
+    """A linear layer of 8-bit weights; each row of its input is quantised by its largest entry."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.gelu = False
+        weight = linear.weight.detach()
+        self.scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        integers = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(integers, [_ROWS, linear.in_features])
+        self.zeros = torch.zeros(linear.out_features, dtype=torch.int32)
+        self.bias = self.scales.new_zeros(()) if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        # Two passes: ten times as fast as the norm, or as `aminmax`, along a row.
+        step = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
+        step = step.clamp_(min=torch.finfo(torch.float32).tiny).div_(127)
+        # Unsigned with 128 for zero: oneDNN has no fast kernel for signed inputs on most CPUs.
+        integers = (rows / step).add_(128.5).to(torch.uint8)
+        product = torch.ops.onednn.qlinear_pointwise(
+            integers, 1.0, 128, self.weight, self.scales, self.zeros, None, 1.0, 0, torch.float32,
+            "none", [], "",
+        )
+        result = torch.addcmul(self.bias, product, step).view(*x.shape[:-1], -1)
+        return nn.functional.gelu(result) if self.gelu else result

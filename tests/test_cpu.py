@@ -1,0 +1,85 @@
+"""Students laid out for a CPU: the scores of before, whatever shares a batch.
+
+Mutations tried; each made at least one test here fail: 127 for zero of the activations, or halves
+not added before cutting; scales of weights by their mean; no GELU behind a fused layer; one step for
+all rows of a batch; the head laid out, too; the student itself changed, or copied whole.
+
+import pandas as pd
+import pytest
+import torch
+from conftest import make_student
+from test_cross_encoder import score
+
+from rdl_core.cpu import ready
+from rdl_core.devices import PRECISIONS
+from rdl_core.rerank import rerank
+
+CLOSE = {"float32": 1e-4, "bfloat16": 0.12, "int8": 0.2}  # of the scores' spread
+
+
+def scores(student, stores, precision, **own):
+    with torch.inference_mode():
+        layers = "float32" if precision == "int8" else precision
+        return score(student, stores, precision=layers, **own)
+
+
+@pytest.mark.parametrize("precision", CLOSE)
+def test_scores_are_those_of_the_student(kind, stores, precision):
+    student = make_student(kind).eval()
+    as_before = "float32" if precision == "int8" else precision
+    wanted = scores(student, stores, as_before)
+    found = scores(ready(student, precision), stores, precision)
+    assert wanted.std() > 0.05
+    torch.testing.assert_close(found, wanted, atol=CLOSE[precision] * wanted.std().item(), rtol=0)
+    if precision == "int8":
+        assert not torch.equal(found, wanted)
+
+
+def test_an_int8_score_does_not_depend_on_its_batch(kind, stores):
+    """Activations are quantised token by token; with one scale for a batch, they would."""
+    engine = ready(make_student(kind), "int8")
+    alone, together = (scores(engine, stores, "int8", token_budget=n) for n in (1, 2000))
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+
+
+def test_the_student_stays_as_it_is(stores):
+    student = make_student("bert").train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    engine = ready(student, "float32")
+    assert student.training and not engine.training
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+    assert engine.model.base_model.embeddings.word_embeddings.weight.data_ptr() == (
+        student.model.base_model.embeddings.word_embeddings.weight.data_ptr()
+    )  # shared, not copied
+
+
+def test_gradients_go_on_after_it(stores):
+    student = make_student("bert").train()
+    ready(student, "int8")
+    score(student, stores).sum().backward()
+    assert student.model.base_model.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
+
+
+def test_where_pytorch_lacks_the_kernels(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    student = make_student("bert").train()
+    assert ready(student, "float32") is student
+    assert not student.training
+    with pytest.raises(ValueError, match="int8 expected a CPU and PyTorch with oneDNN, got 'cpu'"):
+        ready(student, "int8")
+
+
+def test_rerank_in_int8(stores, texts):
+    student = make_student("bert")
+    queries, passages = stores
+    candidates = pd.DataFrame(
+        {"query_id": ["0"] * 5, "doc_id": list("01234"), "rank": range(1, 6)}
+    )
+    ids = {"query_ids": pd.Index(map(str, range(len(queries)))),
+           "doc_ids": pd.Index(map(str, range(len(passages))))}  # fmt: skip
+    runs = {
+        precision: rerank(student, candidates, *stores, precision=precision, **ids)["score"]
+        for precision in (*PRECISIONS, "int8")
+    }
+    spread = runs["float32"].std()
+    assert 0 < (runs["int8"] - runs["float32"]).abs().max() < 0.1 * spread
