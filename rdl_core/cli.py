@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,10 @@ from rdl_core.commands import own
 from rdl_core.commands.words import Collection, Format, Precision, refusals
 from rdl_core.data.downloads import fetch_group
 from rdl_core.progress import log_plainly
+from rdl_core.efficiency import ratios, summary
 from rdl_core.study.batch import run_pages
+from rdl_core.study.bench import LLMS, PARTS, measure_part, peers_python
+from rdl_core.study.profile import load_profile
 from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
 from rdl_core.study.site import broken_links
@@ -75,6 +79,36 @@ def study(
     """Train and rank what pages compare, without notebooks, as far as the store does not hold it."""
     with refusals():
         run_pages(profile, page, dict(each.split("=", 1) for each in parameter), seeds, record)
+
+
+@app.command()
+def bench(
+    part: Annotated[list[str], typer.Argument(help=f"What to race: {', '.join(PARTS)}; none: all.")] = [],  # noqa: B006
+    profile: Annotated[str, typer.Option(help="Its test candidates are ranked.")] = "mini",
+    model: Annotated[str | None, typer.Option(help="Weights; none: the profile's encoder.")] = None,
+    queries: Annotated[int, typer.Option(help="So many of the test queries.")] = 8,
+    repetitions: Annotated[int, typer.Option(help="How often each is gone through.")] = 5,
+    peers: Annotated[bool, typer.Option(help="Lightning IR and training by others, too.")] = False,
+    llm: Annotated[str, typer.Option(help=f"Sizes of the LLM: {', '.join(LLMS)}.")] = "toy",
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/bench"),
+) -> None:
+    """Race systems on the same passages, weights and lengths, and keep the figures.
+
+    Peers get an environment of their own, .venv-peers, which the first call makes; training in
+    sentence-transformers needs the package datasets.
+    """
+    with refusals():
+        settings = load_profile(profile)
+        python = peers_python() if peers else None
+        for name in part or PARTS:
+            measured = measure_part(
+                name, replace(settings.test, n_queries=queries), model=model or settings.encoder,
+                repetitions=repetitions, peers=python, llm=llm, folder=out,
+            )  # fmt: skip
+            shown = summary(measured.timings).round(1)
+            shown["speed"] = ratios(measured.timings, shown.index[0])["median"]
+            typer.echo(f"{name}: {measured.manifest['what']}\n{shown.round(2).to_string()}\n")
+    typer.echo(f"figures in {out}")
 
 
 @app.command()

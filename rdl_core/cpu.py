@@ -63,6 +63,10 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
     shared = {id(x): x for x in (*student.parameters(), *student.buffers())}
     copied = copy.deepcopy(student, shared).eval()
     heads = copied.head_names()
+    *layers, _ = _attentions(copied.model)  # the last one has no queries but the first positions'
+    for attention in layers:
+        joined = _Joined(attention, precision)
+        attention.query, attention.key, attention.value = (_Part(joined, i) for i in range(3))
     for name, module in list(copied.model.named_modules()):
         if isinstance(module, nn.Linear) and f"{name}.weight" not in heads:
             copied.model.set_submodule(name, _laid_out(module, precision))
@@ -73,8 +77,47 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
     return copied
 
 
+def _attentions(model: nn.Module) -> list[nn.Module]:
+    """Attention of each layer where queries, keys and values have projections of their own."""
+    named = [x for x in model.modules() if all(hasattr(x, n) for n in ("query", "key", "value"))]
+    return named or [model]
+
+
 def _laid_out(linear: nn.Linear, precision: str) -> nn.Module:
     return _Int8(linear) if precision == "int8" else _Packed(linear, PRECISIONS[precision])
+
+
+class _Joined:
+    """Projections to queries, keys and values as one: an input is read, or quantised, once."""
+
+    def __init__(self, attention: nn.Module, precision: str) -> None:
+        parts = attention.query, attention.key, attention.value
+        joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+        joined.weight.data = torch.cat([part.weight.detach() for part in parts])
+        joined.bias.data = torch.cat([part.bias.detach() for part in parts])
+        self._layer = _laid_out(joined, precision)
+        self._sizes = [part.out_features for part in parts]
+        self._input, self._parts = None, ()
+
+    def part(self, number: int, x: Tensor) -> Tensor:
+        """Layers ask for queries, keys, values in this order, of the same tensor."""
+        if self._input is not x:
+            self._input, self._parts = x, self._layer(x).split(self._sizes, dim=-1)
+        part = self._parts[number]
+        if number == 2:
+            self._input, self._parts = None, ()
+        return part
+
+
+class _Part(nn.Module):
+    """One of the three, in place of its own linear layer."""
+
+    def __init__(self, joined: _Joined, number: int) -> None:
+        super().__init__()
+        self._joined, self._number = joined, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._joined.part(self._number, x)
 
 
 class _Packed(nn.Module):

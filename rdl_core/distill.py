@@ -35,7 +35,7 @@ from rdl_core.samplers import needs
 from rdl_core.stage import StageConfig
 from rdl_core.step import Step, draw, seed_of
 
-__all__ = ["distill"]
+__all__ = ["Training", "distill"]
 
 _CHECKPOINT, _BEST, _BROKEN = (
     f"{name}.safetensors" for name in ("checkpoint", "best", "nonfinite")
@@ -91,8 +91,7 @@ def distill(
     _check(lists, config, dev)
     folder.mkdir(parents=True, exist_ok=True)
     lists, queries, passages = (x.to(student.device) for x in (lists, queries, passages))
-    _set_up(student, config)
-    training = _Training(student, config, folder)
+    training = Training(student, config, folder)
     with torch.random.fork_rng(), _Log(folder, training.standing.step) as log:
         for step in training.steps():
             rate = _set_learning_rate(training.optimiser, config, step)
@@ -121,10 +120,20 @@ class _Standing:
     """Dev measures since the best one."""
 
 
-class _Training:
-    """A student on its way: weights, optimiser, and where it stands."""
+class Training:
+    """A student on its way: weights, optimiser, and where it stands.
+
+    Args:
+        student: Made ready to train as the stage says.
+        config: The stage.
+        folder: Where checkpoints are kept; one that is there is read.
+
+    >>> Training(tiny_student, profile.stage2.training, folder).standing.step
+    0
+    """
 
     def __init__(self, student: CrossEncoder, config: StageConfig, folder: Path) -> None:
+        _set_up(student, config)
         self.student, self.config, self.folder = student, config, folder
         self.weights = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
         self.optimiser = _optimiser(student, self.weights, config)

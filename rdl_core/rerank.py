@@ -16,7 +16,7 @@ from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
 from rdl_core.progress import progress
 
-__all__ = ["rerank"]
+__all__ = ["rerank", "token_budget_of"]
 
 _PAIRS_AT_ONCE = 1024
 # Of 1,024 to 8,192 tokens, this many were the fastest on a CPU with 32 MiB of cache; a GPU needs more
@@ -68,7 +68,7 @@ def rerank(
     starts = range(0, len(query_rows), _PAIRS_AT_ONCE)
     scores = [torch.empty(0)]
     engine = ready(student, precision)
-    budget = token_budget or _TOKEN_BUDGETS.get(student.device.type, _TOKEN_BUDGETS["cpu"])
+    budget = token_budget or token_budget_of(student.device)
     layers = "float32" if precision == "int8" else precision
     with torch.inference_mode():
         for start in progress(starts, total=len(starts), what="re-ranking"):
@@ -95,3 +95,12 @@ def rerank(
             "its weights are broken; train it again with a lower learning rate"
         )
     return run
+
+
+def token_budget_of(device: torch.device) -> int:
+    """Tokens in a batch that keep a device busy.
+
+    >>> token_budget_of(torch.device("cpu"))
+    2048
+    """
+    return _TOKEN_BUDGETS.get(device.type, _TOKEN_BUDGETS["cpu"])

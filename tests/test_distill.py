@@ -555,7 +555,7 @@ def _train_and_die(folder, place, calls):
     elif place == "save_file":
         checkpoint.save_file = _dies(checkpoint.save_file, calls)
     elif place == "_check_finite":
-        training = distill_module._Training
+        training = distill_module.Training
         training._check_finite = _dies(training._check_finite, calls)
     train(folder)
 

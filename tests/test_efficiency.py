@@ -1,72 +1,97 @@
-"""Efficiency: systems take turns, warm-up is not timed, and the figures are the timings'."""
+"""Races: everybody in turns, each in a process of its own, timed inside it.
 
+Seen to fail: the first system always first in its turn; warm-up counted; a result of the wrong call;
+what a library prints taken for a reply; a ratio upside down.
+"""
+
+import json
+import sys
+
+import pandas as pd
 import pytest
-import torch
-from conftest import make_model
 
-from rdl_core import efficiency
-from rdl_core.efficiency import measure, weight_bytes
+from rdl_core.efficiency import Job, System, race, ratios, summary
 
+FILE = """
+import os, time
+from pathlib import Path
 
-class Clock:
-    """A clock that moves only when work is done."""
+def echo(work, said="", log=None, wait=0.0):
+    print("a library prints as it loads")
+    def call(number):
+        print("and as it works")
+        if log:
+            with open(log, "a") as file:
+                file.write(f"{said}{number} ")
+        time.sleep(wait)
+        return [work["times"] * number, os.getpid()]
+    return call
 
-    now = 0.0
-
-    def perf_counter(self):
-        return self.now
+def fails(work):
+    def call(number):
+        raise RuntimeError(f"no list {number}")
+    return call
+"""
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(efficiency, "time", clock)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return clock
+def system(tmp_path):
+    (tmp_path / "those.py").write_text(FILE)
+    file = str(tmp_path / "those.py")
+    return lambda function="echo", **options: System(function=function, options=options, file=file)
 
 
-def system(clock, name, seen, seconds):
-    def rank(query):
-        seen.append((name, query))
-        clock.now += seconds[query]
+def test_systems_take_turns_and_each_opens_as_often(system, tmp_path):
+    log = tmp_path / "log"
+    systems = {name: system(said=name, log=str(log)) for name in "ab"}
+    job = Job(systems=systems, work={"times": 10}, calls=[1, 2], repetitions=2, warmup=1)
+    timings, machines, results = race(job)
+    assert log.read_text().split() == ["a1", "b1", "a1", "b1", "b2", "a2", "a1", "b1", "b2", "a2"]
+    assert len(timings) == 8  # without the warm-up
+    assert [results["a"][n][0] for n in (1, 2)] == [10, 20]
+    assert results["a"][1][1] != results["b"][1][1]  # processes
+    assert (machines["peak_bytes"] > 0).all()
+    assert (machines["peak_bytes"] >= machines["loaded_bytes"] / 2).all()
 
-    return rank
+
+def test_times_are_those_of_the_calls(system):
+    systems = {"slow": system(wait=0.05), "slower": system(wait=0.15)}
+    timings, _, _ = race(Job(systems=systems, work={"times": 1}, calls=[0], repetitions=3))
+    table = summary(timings)
+    assert 50 <= table.loc["slow", "median_ms"] < 150 <= table.loc["slower", "median_ms"]
+    assert table["n_timings"].tolist() == [3, 3]
 
 
-def test_figures_are_those_of_the_timed_rounds(clock):
-    seconds = [0.010, 0.020, 0.040]
-    table = measure(
-        {"slow": system(clock, "slow", [], [10 * s for s in seconds]),
-         "fast": system(clock, "fast", [], seconds)},
-        range(3), passages_per_query=50, warmup=2, repetitions=4,
+def test_ratios_are_taken_turn_by_turn():
+    """A machine that gets slower by half changes no ratio."""
+    timings = pd.DataFrame(
+        {
+            "system": ["a", "b"] * 2, "call": 0, "turn": [0, 0, 1, 1],
+            "ms": [6.0, 2.0, 9.0, 3.0],
+        }
     )  # fmt: skip
-    assert table.index.tolist() == ["slow", "fast"]
-    assert table["n_timings"].tolist() == [12, 12]
-    assert table["median_ms"].tolist() == pytest.approx([200, 20])
-    assert table["p95_ms"].tolist() == pytest.approx([400, 40])
-    assert table["passages_per_s"].tolist() == pytest.approx([50 / 0.2, 50 / 0.02])
-    assert "peak_allocated_bytes" not in table
+    found = ratios(timings, "a")
+    assert found.loc["b"].tolist() == [3.0, 3.0, 3.0]
+    assert found.index.tolist() == ["a", "b"]
 
 
-def test_p95_lies_between_the_timings(clock):
-    table = measure({"one": system(clock, "one", [], [i / 1000 for i in range(21)])}, range(21),
-                    passages_per_query=1, warmup=0, repetitions=1)  # fmt: skip
-    assert table.loc["one", ["median_ms", "p95_ms"]].tolist() == pytest.approx([10, 19])
+def test_a_system_that_fails_is_named_with_its_last_words(system):
+    job = Job(systems={"x": system("fails")}, work={}, calls=[7], repetitions=1)
+    with pytest.raises(RuntimeError, match="x: expected a reply.*(?s:.*)no list 7"):
+        race(job)
 
 
-def test_systems_take_turns_after_the_warm_up(clock):
-    seen = []
-    systems = {name: system(clock, name, seen, [1, 1, 1]) for name in "ab"}
-    measure(systems, range(3), passages_per_query=1, warmup=1, repetitions=2)
-    warm, timed = seen[:2], seen[2:]
-    assert warm == [("a", 0), ("b", 0)]
-    assert timed == [(name, query) for _ in range(2) for query in range(3) for name in "ab"]
+def test_a_job_of_nothing_is_refused(system):
+    with pytest.raises(ValueError, match="at least one system, call and repetition"):
+        Job(systems={}, work={}, calls=[1], repetitions=1)
 
 
-def test_weight_bytes_counts_weights_and_buffers_of_each_precision():
-    model = make_model("bert")
-    n_weights = sum(p.numel() for p in model.parameters())
-    n_buffer_bytes = sum(b.numel() * b.element_size() for b in model.buffers())
-    assert n_buffer_bytes > 0
-    assert weight_bytes(model) == 4 * n_weights + n_buffer_bytes
-    assert weight_bytes(model.bfloat16()) == 2 * n_weights + n_buffer_bytes
+def test_an_interpreter_of_one_s_own(system, tmp_path):
+    """As Lightning IR needs one: the worker imports nothing of ours."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec env -u PYTHONPATH {sys.executable} -I "$@"\n')
+    python.chmod(0o755)
+    given = system()
+    alone = System(function="echo", file=given.file, python=str(python))
+    results = race(Job(systems={"x": alone}, work={"times": 2}, calls=[3], repetitions=1))[2]
+    assert json.loads(json.dumps(results["x"][3]))[0] == 6

@@ -5,12 +5,12 @@ and a table; nothing is computed in its cells.
 """
 
 from rdl_core.study import figures, recorded, tables
+from rdl_core.study.bench import timings
 from rdl_core.study.claims import ledger
 from rdl_core.study.exported import exported, loaded_elsewhere
 from rdl_core.study.grid import Part
 from rdl_core.study.parameters import parameters
 from rdl_core.study.profile import load_profile
-from rdl_core.study.timing import timings
 
 __all__ = [
     "Part", "exported", "figures", "ledger", "load_profile", "loaded_elsewhere", "parameters",

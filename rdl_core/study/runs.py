@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-__all__ = ["Run", "code_hash", "obtain", "project_folder", "runs_folder", "stored"]
+__all__ = ["Run", "code_hash", "machine", "obtain", "project_folder", "runs_folder", "stored"]
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "sentence-transformers", "bm25s")
 _log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def obtain(
         more = compute(folder) or {}
         manifest = {
             "id": run_id, **identity, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "wall_s": round(time.monotonic() - started, 2), **_machine(), **more,
+            "wall_s": round(time.monotonic() - started, 2), **machine(), **more,
         }
         partial = folder / "manifest.json.partial"
         partial.write_text(json.dumps(manifest, indent=1))
@@ -186,8 +186,12 @@ def _versions() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _machine() -> dict:
-    """What a reader must know of the machine to place a result."""
+def machine() -> dict:
+    """What a reader must know of the machine to place a result.
+
+    >>> sorted(machine())
+    ['commit', 'device', 'python', 'threads']
+    """
     commit = subprocess.run(
         ["git", "-C", str(project_folder()), "describe", "--always", "--dirty"],
         capture_output=True, text=True, check=False,

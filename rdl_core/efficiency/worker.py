@@ -1,0 +1,93 @@
+"""The process of one system: loads it, then does its work call by call when it is told to.
+
+Run by path, by any Python that has the system's libraries; needs nothing else. Its one argument is
+JSON: ``file`` and ``function``, which makes the system from ``work`` (a path to JSON) and
+``options``; then each line of standard input is the number of a call, and each reply a line of JSON.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+_PAGE_BYTES = resource.getpagesize()
+
+
+def main() -> None:
+    """Load the system, say so, and answer calls until standard input ends."""
+    sys.path.pop(0)  # this folder: no place to import from
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no reply
+
+    def reply(**fields: object) -> None:
+        replies.write(json.dumps(fields) + "\n")
+        replies.flush()
+
+    job = json.loads(sys.argv[1])
+    spec = importlib.util.spec_from_file_location("system", job["file"])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    work = json.loads(Path(job["work"]).read_text())
+    call = getattr(module, job["function"])(work, **job["options"])
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    peak_is_reset = _forget_peak()
+    loaded = _resident()
+    allocated = torch.cuda.memory_allocated() if cuda else None
+    reply(loaded_bytes=loaded, loaded_device_bytes=allocated, versions=_versions())
+    for line in sys.stdin:
+        number = int(line)
+        if cuda:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        result = call(number)
+        if cuda:
+            torch.cuda.synchronize()
+        ms = (time.perf_counter() - started) * 1000
+        reply(ms=ms, result=result.tolist() if hasattr(result, "tolist") else result)
+    device = {}
+    if cuda:
+        device = {
+            "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+            "device": torch.cuda.get_device_name(),
+        }
+    reply(peak_bytes=_peak(peak_is_reset), **device)
+
+
+def _versions() -> dict:
+    libraries = ("torch", "transformers", "sentence-transformers", "lightning-ir", "tokenizers")
+    found = {"python": platform.python_version()}
+    for name in libraries:
+        if name.replace("-", "_") in sys.modules:
+            found[name] = metadata.version(name)
+    return found
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+
+
+def _forget_peak() -> bool:
+    """Let the kernel count the peak of resident memory from here on, where it can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak(reset: bool) -> int:
+    if not reset:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    main()
