@@ -60,10 +60,24 @@ class Layout:
         # Empty places see everything: a row without a single key may become NaN in a kernel.
         return (near & taken[:, None] | ~taken[:, :, None])[:, None]
 
+    @cached_property
+    def tokens(self) -> Tensor:
+        """int64 ``[n * max_length]``: the token at each place; at empty ones, the sequence's last."""
+        starts, length = self.packed.cu_seqlens[:-1], self.packed.max_length
+        places = torch.arange(length, device=starts.device)
+        return (starts[:, None] + torch.minimum(places, self.lengths[:, None] - 1)).flatten().long()
+
     def unpack(self, flat: Tensor) -> Tensor:
-        """``[t, heads, size]`` to ``[n, heads, max_length, size]``, zeros at empty places."""
+        """``[t, heads, size]`` to ``[n, heads, max_length, size]``; empty places count for nothing.
+
+        They hold zeros where a gradient is asked for, which then comes back by one look-up, else
+        some token of the same sequence, which takes one pass less.
+        """
         n, length = len(self.lengths), self.packed.max_length
-        padded = flat.new_zeros(n * length, *flat.shape[1:]).index_copy_(0, self.slots, flat)
+        if flat.requires_grad:
+            padded = flat.new_zeros(n * length, *flat.shape[1:]).index_copy_(0, self.slots, flat)
+        else:
+            padded = flat.index_select(0, self.tokens)
         return padded.view(n, length, *flat.shape[1:]).transpose(1, 2)
 
 

@@ -262,7 +262,8 @@ def _encode_modernbert(
     if model.config.classifier_pooling == "cls":
         return base.final_norm(_first_of_modernbert(last, hidden[0], turn, layout))
     hidden = base.final_norm(run(last, hidden, layout=layout, position_embeddings=turn))
-    return layout.unpack(hidden.transpose(0, 1)).sum(2).squeeze(1) / layout.lengths[:, None]
+    padded = layout.unpack(hidden.transpose(0, 1)) * layout.mask(None).mT
+    return padded.sum(2).squeeze(1) / layout.lengths[:, None]
 
 
 def _first_of_modernbert(

@@ -66,10 +66,10 @@ def rank_ours(
         laid_out: Whether the weights are laid out for the CPU; off to see what that brings.
         token_budget: Most tokens in a batch; None takes what suits the device.
     """
-    student = _cross_encoder(work)
-    tokenizer, device = student.tokenizer, student.device
+    engine = _cross_encoder(work)
+    tokenizer, device = engine.tokenizer, engine.device
     precision = resolve_precision(precision, device)
-    engine = ready(student, precision) if laid_out else student
+    engine = ready(engine, precision) if laid_out else engine
     layers = "float32" if precision == "int8" else precision
     budget = token_budget or token_budget_of(device)
     kept = [TokenStore.of_texts(x["passages"], tokenizer).to(device) for x in work["lists"] if stored]

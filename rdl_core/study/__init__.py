@@ -4,7 +4,7 @@ A notebook checks its parameters, names some systems, compares them, and shows a
 and a table; nothing is computed in its cells.
 """
 
-from rdl_core.study import figures, recorded, tables
+from rdl_core.study import figures, recorded, speed, tables
 from rdl_core.study.bench import timings
 from rdl_core.study.claims import ledger
 from rdl_core.study.exported import exported, loaded_elsewhere
@@ -14,5 +14,5 @@ from rdl_core.study.profile import load_profile
 
 __all__ = [
     "Part", "exported", "figures", "ledger", "load_profile", "loaded_elsewhere", "parameters",
-    "recorded", "tables", "timings",
+    "recorded", "speed", "tables", "timings",
 ]  # fmt: skip

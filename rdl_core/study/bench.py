@@ -139,7 +139,7 @@ def _regrouped(given: _Given, sizes: tuple[int, ...], texts: list[str]) -> dict:
     """One list of each size, of the first query; passages repeated where there are too few."""
     query = given.work["lists"][0]["query"]
     repeated = texts * (max(sizes) // len(texts) + 1)
-    return given.work | {"lists": [{"query": query, "passages": repeated[:n]} for n in sizes]}
+    return given.work | {"lists": [{"query": query, "passages": repeated[:n]} for n in sizes], "sizes": sizes}
 
 
 def _depth(given: _Given) -> tuple[dict[str, System], dict]:
@@ -159,7 +159,7 @@ def _length(given: _Given) -> tuple[dict[str, System], dict]:
         for n in _PASSAGE_WORDS
     ]
     systems = {"ours": _ours(), "sentence-transformers, 8 at once": _theirs(8)}
-    return systems, given.work | {"lists": made}
+    return systems, given.work | {"lists": made, "sizes": _PASSAGE_WORDS}
 
 
 def _list_size(given: _Given) -> tuple[dict[str, System], dict]:
@@ -222,6 +222,7 @@ def measure_part(
         "part": part, "what": " ".join(PARTS[part].__doc__.split()), "model": model,
         "collection": candidates.collection, "first_stage": candidates.first_stage,
         "lists": [len(each["passages"]) for each in work["lists"]],
+        "sizes": work.get("sizes"),
         "query_tokens": work["query_tokens"], "passage_tokens": work["passage_tokens"],
         "repetitions": repetitions, "differences": _differences(results), **machine(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

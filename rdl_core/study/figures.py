@@ -126,7 +126,7 @@ def latency(timings: pd.DataFrame, effectiveness: pd.Series, *, measure: str) ->
     """Effectiveness against the time a query takes, both of this run.
 
     Args:
-        timings: From `rdl_core.efficiency.measure`: ``median_ms`` and ``p95_ms`` per system.
+        timings: From `rdl_core.efficiency.summary`: ``median_ms`` and ``p95_ms`` per system.
         effectiveness: Mean of the measure per system; systems without one are left out.
         measure: Label of the axis.
 
@@ -143,6 +143,10 @@ def latency(timings: pd.DataFrame, effectiveness: pd.Series, *, measure: str) ->
             [row["median_ms"]], [effectiveness[system]], xerr=spread, fmt=mark, markersize=8,
             capsize=3, label=system,
         )
+    found = pd.DataFrame({"ms": timings["median_ms"], "mean": effectiveness}).loc[shown]
+    found = found.sort_values("ms")
+    front = found[found["mean"] > found["mean"].cummax().shift(fill_value=-1.0)]
+    axes.plot(front["ms"], front["mean"], ":", color=_INK, zorder=0)  # nothing beats these in both
     axes.set(xscale="log", xlabel="ms per query, median and 95th percentile", ylabel=measure)
     axes.legend(frameon=False, loc="best")
     return figure

@@ -161,6 +161,11 @@ class Efficiency(_OnlyProfile):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Costs(_OnlyProfile):
+    """Reckoned from recorded rates."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class YourCorpus(_OnlyProfile):
     """A corpus, and who ranks its candidates."""
 
@@ -192,6 +197,7 @@ NOTEBOOKS: dict[str, type[_OnlyProfile]] = {
     "teacher": Teacher,
     "out_of_domain": OutOfDomain,
     "efficiency": Efficiency,
+    "costs": Costs,
     "your_corpus": YourCorpus,
     "start": Start,
 }

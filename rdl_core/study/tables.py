@@ -26,7 +26,7 @@ from rdl_core.study.runs import Run
 
 __all__ = [
     "Results", "as_html", "as_p", "compare", "differences", "display_table", "matching", "measured", "provenance",
-    "published", "sentence", "speed_sentence", "timing_table", "training_log",
+    "published", "sentence", "training_log",
 ]  # fmt: skip
 
 
@@ -249,39 +249,4 @@ def matching(results: Results, system: str, reference: str) -> Markdown:
         f"**{system}** {found} **{reference}** within {test.margin} {results.profile.measure} "
         f"(difference {test.delta:+.3f}, 90 % interval {test.delta_low:+.3f} to "
         f"{test.delta_high:+.3f}, TOST p = {test.p_value:.3f})."
-    )
-
-
-def timing_table(timings: pd.DataFrame) -> pd.DataFrame:
-    """Latency, throughput and weights for people.
-
-    >>> timings = pd.DataFrame({"median_ms": [2.0], "p95_ms": [3.0], "passages_per_s": [1e4],
-    ...                         "weight_bytes": [2**20], "n_timings": [5]}, index=["a"])
-    >>> timing_table(timings)["passages per s"].tolist()
-    ['10,000']
-    """
-    table = pd.DataFrame(
-        {
-            "median, ms": timings["median_ms"].map("{:.1f}".format),
-            "95th percentile, ms": timings["p95_ms"].map("{:.1f}".format),
-            "passages per s": timings["passages_per_s"].map("{:,.0f}".format),
-            "weights, MiB": (timings["weight_bytes"] / 2**20).map("{:.0f}".format),
-            "timings": timings["n_timings"],
-        }
-    )
-    return table.reset_index()
-
-
-def speed_sentence(timings: pd.DataFrame, system: str, peer: str) -> Markdown:
-    """The answer of a timing run in words.
-
-    >>> timings = pd.DataFrame({"median_ms": [2.0, 3.0], "n_timings": 5}, index=["a", "b"])
-    >>> speed_sentence(timings, "a", "b").data[-25:]
-    'ages, 1.50 times as long.'
-    """
-    ours, theirs = timings.loc[system, "median_ms"], timings.loc[peer, "median_ms"]
-    return Markdown(
-        f"**{system}** takes {ours:.0f} ms for a query (median of "
-        f"{timings.loc[system, 'n_timings']} timings); **{peer}** {theirs:.0f} ms for the same "
-        f"weights and passages, {theirs / ours:.2f} times as long."
     )
