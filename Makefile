@@ -18,12 +18,10 @@ book: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# Losses against Lightning IR's, which nothing else here needs: in an environment of its own.
-peers:
-	$(PYTHON) -m venv $(VENV)-peers
-	$(VENV)-peers/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
-		-r requirements.lock lightning-ir==0.0.6
-	PYTHONPATH=. $(VENV)-peers/bin/python -m pytest -q tests/test_losses_parity.py
+# Losses against Lightning IR's, in the environment that `rdl bench --peers` makes for it.
+peers: $(READY)
+	PYTHONPATH=. $$($(BIN)/python -c "from rdl_core.study.bench import peers_python as p; print(p())") \
+		-m pytest -q tests/test_losses_parity.py
 
 env: $(READY)
 

@@ -16,6 +16,8 @@ from rdl_core.study import tables
 from rdl_core.study.grid import Part
 from rdl_core.study.profile import Profile, load_profile
 
+collect_ignore_glob = ["efficiency/peers/*"]  # for another environment
+
 
 @pytest.fixture(scope="session")
 def _store(tmp_path_factory):
@@ -63,6 +65,10 @@ def _shared(_store, tmp_path_factory):
                 systems={"BM25": "first_stage", "student": profile.student()},
             )
         ),
+        "work": {
+            "model": str(encoder), "bi_encoder": encoder_path(EMBEDDED_ENCODER), "query_tokens": 8,
+            "passage_tokens": 8, "lists": [{"query": "red fox", "passages": ["a fox", "whales"]}],
+        },
         "Part": Part,
         "Path": Path,
         "pd": pd,

@@ -65,6 +65,9 @@ def rank_ours(
         stored: Whether passages come tokenised, as `rdl_core.rerank` has them from a token store.
         laid_out: Whether the weights are laid out for the CPU; off to see what that brings.
         token_budget: Most tokens in a batch; None takes what suits the device.
+
+    >>> rank_ours(work)(0).shape
+    torch.Size([2])
     """
     engine = _cross_encoder(work)
     tokenizer, device = engine.tokenizer, engine.device
@@ -91,7 +94,11 @@ def rank_ours(
 def rank_sentence_transformers(
     work: dict, *, batch_size: int, precision: str = "float32"
 ) -> Callable[[int], np.ndarray]:
-    """The same weights in sentence-transformers' ``CrossEncoder.predict``."""
+    """The same weights in sentence-transformers' ``CrossEncoder.predict``.
+
+    >>> bool(np.allclose(rank_sentence_transformers(work, batch_size=2)(0), rank_ours(work)(0)))
+    True
+    """
     from sentence_transformers import CrossEncoder as TheirCrossEncoder
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
@@ -109,7 +116,11 @@ def rank_sentence_transformers(
 
 
 def rank_bi_encoder(work: dict) -> Callable[[int], np.ndarray]:
-    """The query encoded, and multiplied with the passages' stored vectors."""
+    """The query encoded, and multiplied with the passages' stored vectors.
+
+    >>> rank_bi_encoder(work)(0).shape
+    (2,)
+    """
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(work["bi_encoder"])
@@ -120,7 +131,11 @@ def rank_bi_encoder(work: dict) -> Callable[[int], np.ndarray]:
 
 
 def rank_bm25(work: dict) -> Callable[[int], np.ndarray]:
-    """BM25 over all passages of the work, its index made."""
+    """BM25 over all passages of the work, its index made.
+
+    >>> rank_bm25(work)(0).shape
+    (2,)
+    """
     every = list(chain.from_iterable(x["passages"] for x in work["lists"]))
     index = bm25s.BM25()
     index.index(bm25s.tokenize(every, stopwords="en", show_progress=False), show_progress=False)
@@ -150,6 +165,11 @@ def rank_listwise_llm(
         window_size: Passages in a prompt.
         stride: Places from window to window.
         precision: Of the layers.
+
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+    ...          "num_attention_heads": 2, "num_key_value_heads": 1}
+    >>> sorted(rank_listwise_llm(work, sizes=sizes, precision="float32")(0))
+    [0, 1]
     """
     from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
@@ -221,6 +241,9 @@ def train_ours(work: dict, **own: object) -> Callable[[int], float]:
     Args:
         work: See the module.
         own: Fields of `StageConfig`.
+
+    >>> train_ours(work)(0) > 0
+    True
     """
     student = _cross_encoder(work)
     lists, queries, passages = _stores(work, student)
@@ -268,7 +291,10 @@ class _OneByOne:
 
 
 def train_sentence_transformers(work: dict, *, mini_batch_size: int | None) -> Callable[[int], None]:
-    """A step of sentence-transformers' trainer with its RankNet loss, loading included."""
+    """A step of sentence-transformers' trainer with its RankNet loss, loading included.
+
+    >>> train_sentence_transformers(work, mini_batch_size=None)(0)  # doctest: +SKIP
+    """
     from datasets import Dataset
     from sentence_transformers import CrossEncoder as TheirCrossEncoder
     from sentence_transformers.cross_encoder import (
@@ -303,7 +329,11 @@ def train_sentence_transformers(work: dict, *, mini_batch_size: int | None) -> C
 
 
 def sample_ours(work: dict, *, n_lists: int, list_size: int) -> Callable[[int], int]:
-    """A step's lists drawn and packed, with nothing computed on them."""
+    """A step's lists drawn and packed, with nothing computed on them; gives their tokens.
+
+    >>> sample_ours(work, n_lists=1, list_size=2)(0) > 0
+    True
+    """
     student = _cross_encoder(work)
     lists, queries, passages = _stores(work, student)
     config = _stage(work, list_size, sampler="random", queries_per_step=n_lists)

@@ -15,10 +15,12 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+__all__: list[str] = []
+
 _PAGE_BYTES = resource.getpagesize()
 
 
-def main() -> None:
+def _main() -> None:
     """Load the system, say so, and answer calls until standard input ends."""
     sys.path.pop(0)  # this folder: no place to import from
     replies = os.fdopen(os.dup(1), "w")
@@ -90,4 +92,4 @@ def _peak(reset: bool) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -34,6 +34,7 @@ from rdl_core.study.runs import Run, machine, obtain, project_folder
 __all__ = ["LLMS", "PARTS", "Measured", "measure_part", "peers_python", "read", "timings"]
 
 _MOST_CALLS = 8
+_UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all that BERT reads
 _HERE = Path(efficiency.__file__).parent
 _DEPTHS = (10, 30, 100, 300, 1000)
 _PASSAGE_WORDS = (32, 64, 128, 256, 445)
@@ -83,7 +84,7 @@ def _ours(**options: object) -> System:
 
 def _peer(function: str, python: str, **options: object) -> System:
     return System(
-        function=function, options=options, file=str(_HERE / "peer_lightning.py"), python=python
+        function=function, options=options, file=str(_HERE / "peers" / "lightning_ir.py"), python=python
     )
 
 
@@ -258,7 +259,9 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> tuple[Meas
 
     def compute(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as weights:
-            work = _work(config.candidates, str(trained.folder / "model"), Path(weights))
+            limits = {name: getattr(config.system, name) for name in _UNCUT}
+            model = str(trained.folder / "model")
+            work = _work(config.candidates, model, Path(weights), limits)
             cpu = default_device().type == "cpu"
             systems = {"student": _ours(), **({"student, int8": _ours(precision="int8")} if cpu else {})}
             systems |= {
@@ -303,6 +306,9 @@ def peers_python() -> str:
     """The interpreter of ``.venv-peers``, which is made where it is missing.
 
     Lightning IR 0.0.6 needs transformers 4, so its environment is its own.
+
+    >>> peers_python()  # doctest: +SKIP
+    '.../.venv-peers/bin/python'
     """
     folder = project_folder() / ".venv-peers"
     python = folder / "bin" / "python"
@@ -310,7 +316,7 @@ def peers_python() -> str:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         install = [python, "-m", "pip", "install", "-qq", "--no-compile"]
-        subprocess.run([*install, "-r", str(_HERE / "peers.txt")], check=True)
+        subprocess.run([*install, "-r", str(_HERE / "peers" / "requirements.txt")], check=True)
         (folder / ".ready").touch()
     return str(python)
 
@@ -324,7 +330,9 @@ class _TimingConfig:
     repetitions: int
 
 
-def _work(candidates: ListsConfig, model: str, folder: Path) -> dict:
+def _work(
+    candidates: ListsConfig, model: str, folder: Path, limits: dict[str, int] | None = None
+) -> dict:
     """Lists with texts, and weights that every system loads."""
     frame, collection = lists(candidates), load(candidates.collection)
     queries = collection.queries.set_index("query_id")["query"]
@@ -334,12 +342,12 @@ def _work(candidates: ListsConfig, model: str, folder: Path) -> dict:
         for query_id, rows in frame.groupby("query_id")
     ]
     torch.manual_seed(0)  # the head, where there is none
-    longest = {"query_tokens": 64, "passage_tokens": 445}  # so that nobody cuts anything
-    saved = CrossEncoder.from_pretrained(encoder_path(model), **longest)
+    limits = limits or _UNCUT
+    saved = CrossEncoder.from_pretrained(encoder_path(model), **limits)
     saved.save_pretrained(folder)
     return {
         "model": str(folder), "bi_encoder": encoder_path(candidates.teacher_encoder),
-        "lists": asked, **longest,
+        "lists": asked, **limits,
     }  # fmt: skip
 
 
