@@ -15,8 +15,8 @@ import typer
 from rdl_core.commands import own
 from rdl_core.commands.words import Collection, Format, Precision, refusals
 from rdl_core.data.downloads import fetch_group
-from rdl_core.progress import log_plainly
 from rdl_core.efficiency import ratios, summary
+from rdl_core.progress import log_plainly
 from rdl_core.study.batch import run_pages
 from rdl_core.study.bench import LLMS, PARTS, measure_part, peers_python
 from rdl_core.study.profile import load_profile

@@ -47,7 +47,8 @@ def test_the_student_stays_as_it_is(stores):
     student = make_student("bert").train()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     engine = ready(student, "float32")
-    assert student.training and not engine.training
+    assert student.training
+    assert not engine.training
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
     assert engine.model.base_model.embeddings.word_embeddings.weight.data_ptr() == (
         student.model.base_model.embeddings.word_embeddings.weight.data_ptr()

@@ -5,6 +5,7 @@ JSON: ``file`` and ``function``, which makes the system from ``work`` (a path to
 ``options``; then each line of standard input is the number of a call, and each reply a line of JSON.
 """
 
+import gc
 import importlib.util
 import json
 import os
@@ -38,6 +39,7 @@ def _main() -> None:
     call = getattr(module, job["function"])(work, **job["options"])
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
+    gc.collect()  # what was only needed to load
     peak_is_reset = _forget_peak()
     loaded = _resident()
     allocated = torch.cuda.memory_allocated() if cuda else None

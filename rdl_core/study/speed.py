@@ -54,7 +54,7 @@ def table(measured: Measured, baseline: str) -> pd.DataFrame:
             "median, ms": figures["median_ms"].map("{:,.1f}".format),
             "95th percentile, ms": figures["p95_ms"].map("{:,.1f}".format),
             "times as fast": times["median"].map("{:.2f}".format),
-            "middle half": times["low"].map("{:.2f}".format) + " to " + times["high"].map("{:.2f}".format),
+            "middle half": [f"{low:.2f} to {high:.2f}" for low, high in times[["low", "high"]].values],
             "memory, loaded, MB": (machines["loaded_bytes"] / 1e6).map("{:,.0f}".format),
             "peak, MB": (machines["peak_bytes"] / 1e6).map("{:,.0f}".format),
         }
