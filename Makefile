@@ -21,7 +21,7 @@ test: $(READY)
 # Losses against Lightning IR's, in the environment that `rdl bench --peers` makes for it.
 peers: $(READY)
 	PYTHONPATH=. $$($(BIN)/python -c "from rdl_core.study.bench import peers_python as p; print(p())") \
-		-m pytest -q tests/test_losses_parity.py
+		-m pytest -q --noconftest tests/test_losses_parity.py
 
 env: $(READY)
 

@@ -33,7 +33,7 @@ from rdl_core.rerank import token_budget_of
 from rdl_core.stage import StageConfig
 from rdl_core.step import Step, draw
 from rdl_core.teachers.listwise import rank_lists
-from rdl_core.teachers.local_llm import LocalLLM
+from rdl_core.teachers.local_llm import MODES, LocalLLM
 
 __all__ = [
     "rank_bi_encoder", "rank_bm25", "rank_listwise_llm", "rank_ours",
@@ -168,8 +168,8 @@ def rank_listwise_llm(
 
     >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
     ...          "num_attention_heads": 2, "num_key_value_heads": 1}
-    >>> sorted(rank_listwise_llm(work, sizes=sizes, precision="float32")(0))
-    [0, 1]
+    >>> [sorted(rank_listwise_llm(work, sizes=sizes, mode=mode)(0)) for mode in MODES]
+    [[0, 1], [0, 1], [0, 1]]
     """
     from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
@@ -185,6 +185,9 @@ def rank_listwise_llm(
     answer = len(tokenizer(" > ".join(f"[{i + 1}]" for i in range(window_size))).input_ids) - 2
     llm = LocalLLM(model, tokenizer, mode=mode, batch_size=batch_size, max_new_tokens=answer)
     llm._ends = [-1]
+    # Which tokens are compared does not matter to time; this tokenizer knows no capital letters.
+    letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
+    llm._letter_tokens = torch.tensor(letters, device=device)
 
     def rank(number: int) -> list[int]:
         asked = work["lists"][number : number + batch_size]

@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from rdl_core.efficiency import ratios, summary
 from rdl_core.study.bench import Measured, read
@@ -131,10 +132,16 @@ def growth_figure() -> Figure:
     }
     figure, axes = plt.subplots(3, 1, figsize=(6.4, 9.6), layout="constrained")
     for each, (part, (x, y)) in zip(axes, labels.items(), strict=True):
+        grown = growth(part)
         sns.lineplot(
-            growth(part), x="size", y="ms", hue="system", style="system", markers=True, ax=each
+            grown, x="size", y="ms", hue="system", style="system", markers=True, ax=each
         )
         each.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+        each.set_xticks(grown["size"].unique(), map("{:,}".format, grown["size"].unique()))
+        each.set_xticks([], minor=True)
+        each.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        each.yaxis.set_major_formatter("{x:,.0f}")
+        each.yaxis.set_minor_formatter(NullFormatter())
         each.legend(frameon=False, title=None)
     plt.close(figure)
     return figure
