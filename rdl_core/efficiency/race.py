@@ -1,10 +1,4 @@
-"""Systems in turns: the same calls, one process each, timed inside the process.
-
->>> summary(pd.DataFrame({"system": ["a"] * 2, "call": [0, 0], "turn": [0, 1], "ms": [4.0, 6.0]}))
-        median_ms  p95_ms  n_timings
-system
-a             5.0     5.9          2
-"""
+"""Systems in turns: the same calls, one process each, timed inside the process."""
 
 from __future__ import annotations
 
@@ -111,7 +105,11 @@ def race(job: Job) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[int, Any]
 
 
 def summary(timings: pd.DataFrame) -> pd.DataFrame:
-    """Per system ``median_ms``, ``p95_ms`` and ``n_timings``, in the order of their first turn."""
+    """Per system ``median_ms``, ``p95_ms`` and ``n_timings``, in the order of their first turn.
+
+    >>> summary(pd.DataFrame({"system": ["a"] * 2, "ms": [4.0, 6.0]})).loc["a", "median_ms"]
+    np.float64(5.0)
+    """
     by = timings.groupby("system", sort=False)["ms"]
     return pd.DataFrame(
         {"median_ms": by.median(), "p95_ms": by.quantile(0.95), "n_timings": by.size()}
