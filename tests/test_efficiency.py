@@ -1,7 +1,7 @@
 """Races: everybody in turns, each in a process of its own, timed inside it.
 
-Seen to fail: the first system always first in its turn; warm-up counted; a result of the wrong call;
-what a library prints taken for a reply; a ratio upside down.
+Seen to fail: the first system always first in its turn; warm-up counted; one number for all calls;
+what a library prints taken for a reply; seconds for milliseconds; a ratio upside down.
 """
 
 import json
