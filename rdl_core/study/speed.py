@@ -143,7 +143,6 @@ def growth_figure() -> Figure:
         each.yaxis.set_major_formatter("{x:,.0f}")
         each.yaxis.set_minor_formatter(NullFormatter())
         each.legend(frameon=False, title=None)
-    plt.close(figure)
     return figure
 
 
