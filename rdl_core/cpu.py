@@ -1,19 +1,18 @@
 """A student made ready to score on a CPU: the same weights, laid out once for oneDNN's kernels.
 
 PyTorch hands a float32 matrix product to the BLAS library it was built with and lays the weights out
-anew for each. Laid out once, and by oneDNN, the products of MiniLM took a fifth less time on an AMD
-EPYC, and the GELU behind one of them comes with it. As 8-bit integers they need a quarter of the
-memory traffic and use the integer instructions of CPUs with VNNI.
+anew for each. Laid out once, and by oneDNN, products take less time (`rdl bench engine` says how
+much), and the GELU behind one of them comes with it. As 8-bit integers, weights need a quarter of
+the memory traffic and use the integer instructions of CPUs with VNNI.
 
 oneDNN's operators are those that ``torch.compile`` writes into its programs. They are called here
-directly, as compiling takes a C++ compiler and up to a minute; where this build of PyTorch lacks
-them, the student stays as it is.
+directly, as compiling takes a C++ compiler; where PyTorch was built without oneDNN, the student
+stays as it is.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ from rdl_core.devices import PRECISIONS
 __all__ = ["ready"]
 
 _ROWS = 4096  # tokens that oneDNN lays weights out for; others work, too
-_log = logging.getLogger(__name__)
 
 
 def ready(student: CrossEncoder, precision: str) -> CrossEncoder:

@@ -77,7 +77,7 @@ def test_ratios_are_taken_turn_by_turn():
 
 def test_a_system_that_fails_is_named_with_its_last_words(system):
     job = Job(systems={"x": system("fails")}, work={}, calls=[7], repetitions=1)
-    with pytest.raises(RuntimeError, match="x: expected a reply.*(?s:.*)no list 7"):
+    with pytest.raises(ChildProcessError, match="x: expected a reply.*(?s:.*)no list 7"):
         race(job)
 
 

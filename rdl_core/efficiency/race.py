@@ -69,7 +69,7 @@ def race(job: Job) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[int, Any]
         ``peak_reserved_bytes``) and ``versions``; and by system and number what the calls gave.
 
     Raises:
-        RuntimeError: A system's process ended; its last words are in the text.
+        ChildProcessError: A system's process ended; its last words are in the text.
 
     >>> file = folder / "echo.py"
     >>> _ = file.write_text("def echo(work): return lambda number: work['said'] * number")
@@ -142,7 +142,7 @@ class _Worker:
         line = self._process.stdout.readline()
         if not line:
             said = self._errors.read_text(errors="replace").strip().splitlines()[-8:]
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"{self._label}: expected a reply, but its process ended: " + "\n".join(said)
             )
         return json.loads(line)
