@@ -38,7 +38,7 @@ def command_line() -> str:
 
 
 class _SourceOrder(ModuleDocumenter):
-    """A module's objects as they stand in its source; autodoc goes by `__all__`, ours by alphabet."""
+    """A module's objects as they stand in its source, not as in `__all__`, by alphabet."""
 
     priority = ModuleDocumenter.priority + 1
 
