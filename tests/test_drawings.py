@@ -28,9 +28,9 @@ def test_kept_picture_is_what_the_code_draws(name, drawn):
     """Up to names that matplotlib makes of hashes, and a twentieth of a point: machines round."""
     texts = (KEPT / f"{name}.svg").read_text(), drawn[name]
     kept, new = (MADE_UP.sub("", text) for text in texts)
-    assert NUMBER.sub("#", kept) == NUMBER.sub("#", new), f"{name}.svg is old: make drawings"
+    assert NUMBER.sub("#", kept) == NUMBER.sub("#", new), f"{name}.svg is old: make kept"
     numbers = [np.array(NUMBER.findall(text), dtype=float) for text in (kept, new)]
-    np.testing.assert_allclose(*numbers, atol=0.05, err_msg="make drawings")
+    np.testing.assert_allclose(*numbers, atol=0.05, err_msg="make kept")
 
 
 def test_main_figures_are_the_recorded_and_the_published_ones():

@@ -1,6 +1,6 @@
 """Pictures of the README and the method pages, drawn from recorded figures and by the real code.
 
-They are kept as SVG under ``book/_static/`` (``make drawings``), so that they show where nothing
+They are kept as SVG under ``book/_static/`` (``make kept``), so that they show where nothing
 runs; a test draws them anew and compares.
 """
 
