@@ -12,9 +12,9 @@ from rdl_core.study import reproductions
 from rdl_core.study.runs import project_folder
 
 ROW = {
-    "date": "2027-01-31", "who": "somebody", "commit": "0123abc", "machine": "a GPU",
-    "profile": "trec-dl", "figure": "nDCG@10 of the student", "expected": ".603", "found": ".601",
-    "verdict": "reproduced",
+    "figure": "nDCG@10 of the student", "expected": "recorded .603", "found": ".601",
+    "verdict": "reproduced", "date": "2027-01-31", "who": "somebody", "profile": "trec-dl",
+    "machine": "a GPU", "commit": "0123abc",
 }  # fmt: skip
 
 
@@ -37,6 +37,13 @@ def test_a_row_is_what_manifests_and_figures_say():
     assert row["verdict"] == "not reproduced"
     assert row["date"] == max(run["finished"] for run in runs if run["kind"] == "rank")[:10]
     assert set(row["commit"].split(", ")) == {r["commit"] for r in runs if r["kind"] == "rank"}
+
+
+def test_the_pages_word_on_seeds_holds():
+    table = pd.read_csv(project_folder() / "results" / "trec-dl" / "effectiveness.csv")
+    seeds = table[table["system"] == "student"].groupby("seed")["nDCG@10"].mean()
+    page = (project_folder() / "book" / "reproduction_log.md").read_text()
+    assert f"{seeds.max() - seeds.min():.3f} apart"[1:] in page
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def two_stages() -> Figure:
     'training lists'
     """
     figure, (lists, gains) = _canvas(2, height=6.0, stacked=[1.2, 1])
+    figure.get_layout_engine().set(hspace=0.08)
     generator = torch.Generator().manual_seed(0)
     mask, relevant = torch.ones(8, 200, dtype=torch.bool), torch.zeros(8, 200, dtype=torch.bool)
     relevant[:, [2, 57]] = True
@@ -157,6 +158,7 @@ def sliding_window() -> Figure:
     once, _ = rank_lists(pd.DataFrame(lists), sorter)
     twice, _ = rank_lists(pd.DataFrame(lists), _Sorter(), passes=2)
     figure, (windows, after) = _canvas(2, height=7.6, stacked=[1, 1])
+    figure.get_layout_engine().set(hspace=0.08)
     for step, (places,) in enumerate(plan):
         windows.barh(
             step, len(places), left=places.start + 0.5, height=0.7, color="#dfe6ec",

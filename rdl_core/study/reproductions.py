@@ -7,6 +7,7 @@ are made here from the recorded runs and their manifests, so that they cannot sa
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ from rdl_core.study.runs import project_folder
 __all__ = ["COLUMNS", "MAINTAINERS", "VERDICTS", "log_file", "own_rows", "read_log", "update"]
 
 COLUMNS = (
-    "date", "who", "commit", "machine", "profile", "figure", "expected", "found", "verdict",
+    "figure", "expected", "found", "verdict", "date", "who", "profile", "machine", "commit",
 )  # fmt: skip
 VERDICTS = ("reproduced", "partly", "not reproduced", "not comparable")
 #: Who made our own rows.
@@ -90,10 +91,10 @@ def own_rows(profile: str = "trec-dl") -> pd.DataFrame:
         runs = [run for run in runs if run["kind"] == "rank"]
         rows.append(
             {
-                "date": max(run["finished"] for run in runs)[:10], "who": MAINTAINERS,
-                "commit": ", ".join(sorted({run["commit"] for run in runs})),
-                "machine": ", ".join(sorted({_machine(run) for run in runs})), "profile": profile,
                 "figure": claim.text, "expected": claim.published, "found": found, "verdict": said,
+                "date": max(run["finished"] for run in runs)[:10], "who": MAINTAINERS,
+                "profile": profile, "machine": _joined(map(_machine, runs)),
+                "commit": _joined(run["commit"] for run in runs),
             }  # fmt: skip
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -115,6 +116,10 @@ def update(path: Path | None = None) -> Path:
         own = pd.concat([own, log[log["who"] != MAINTAINERS]])
     own.to_csv(path, index=False, lineterminator="\n")
     return path
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))
 
 
 def _machine(run: dict) -> str:
