@@ -1,6 +1,6 @@
 """The reference: all that `rdl` offers is on its page, and every module that is meant exists.
 
-Mutations seen to fail: SEEN
+Mutations seen to fail: brackets not escaped; an option left out.
 """
 
 import importlib

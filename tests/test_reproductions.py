@@ -1,6 +1,7 @@
 """The reproduction log: our rows say what was recorded, others' rows are whole.
 
-Mutations seen to fail: SEEN
+Mutations seen to fail: dates of trainings; our old rows kept; lines counted without the header;
+another number in the log.
 """
 
 import json
