@@ -1,6 +1,6 @@
 """The reference: all that `rdl` offers is on its page, and every module that is meant exists.
 
-Mutations seen to fail: brackets not escaped; an option left out.
+Mutations seen to fail: brackets not escaped; an option left out; paths left in; a module misspelt.
 """
 
 import importlib

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 __all__ = ["command_line", "setup"]
 
 _COMMAND_LINE = "book/api/command_line"
+_kept: dict[str, list[str]] = {}
 
 
 def command_line() -> str:
@@ -68,6 +69,20 @@ def _no_paths(
     return (re.sub(r"'/[^']*'", "...", signature), returns) if signature else None
 
 
+def _keep(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Napoleon takes a field's text up to a colon for its type; `_put_back` undoes that."""
+    if what in ("attribute", "data", "property"):
+        _kept[name] = list(lines)
+
+
+def _put_back(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    lines[:] = _kept.pop(name, lines)
+
+
 def setup(app: Sphinx) -> dict[str, object]:
     """Register with Sphinx what fills pages and settles names."""
     app.setup_extension("sphinx.ext.autodoc")
@@ -75,4 +90,6 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("source-read", _fill)
     app.connect("missing-reference", _plain)
     app.connect("autodoc-process-signature", _no_paths)
+    app.connect("autodoc-process-docstring", _keep, priority=400)  # napoleon's is 500
+    app.connect("autodoc-process-docstring", _put_back, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
