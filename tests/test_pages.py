@@ -1,7 +1,7 @@
 """Numbers in the prose are those of the profiles, the recorded runs and the published tables.
 
-Mutations seen to fail: other steps in the profile; another factor, number of calls, share of a split
-or order of student and bi-encoder on a page.
+Mutations seen to fail: other steps in the profile; another factor, number of calls, share of a
+split or order of student and bi-encoder on a page.
 """
 
 import re

@@ -56,6 +56,6 @@ def test_reference_has_what_a_user_imports():
 
 
 def test_no_path_of_the_building_machine_is_a_default(extension):
-    signature = "(file: str = '/home/me/x.py', n=1)"
-    shown = extension._no_paths(None, "class", "Job", None, None, signature, None)
-    assert shown == ("(file: str = ..., n=1)", None)
+    signature = "(file: str = '/home/me/x.py', own: dict = <factory>, n=1)"
+    shown = extension._plain_defaults(None, "class", "Job", None, None, signature, None)
+    assert shown == ("(file: str = ..., own: dict = ..., n=1)", None)

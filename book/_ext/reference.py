@@ -62,11 +62,11 @@ def _plain(
     return None
 
 
-def _no_paths(
+def _plain_defaults(
     app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str
 ) -> tuple[str, str] | None:
-    """A default that is a path of the machine that builds the book would be another's tomorrow."""
-    return (re.sub(r"'/[^']*'", "...", signature), returns) if signature else None
+    """No path of the machine that builds the book, no ``<factory>``, which Sphinx cannot parse."""
+    return (re.sub(r"'/[^']*'|<[^<>]*>", "...", signature), returns) if signature else None
 
 
 def _keep(
@@ -89,7 +89,7 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.add_autodocumenter(_SourceOrder, override=True)
     app.connect("source-read", _fill)
     app.connect("missing-reference", _plain)
-    app.connect("autodoc-process-signature", _no_paths)
+    app.connect("autodoc-process-signature", _plain_defaults)
     app.connect("autodoc-process-docstring", _keep, priority=400)  # napoleon's is 500
     app.connect("autodoc-process-docstring", _put_back, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
