@@ -193,7 +193,7 @@ class Start(_OnlyProfile):
 class TenMinutes(Start):
     """One query of the effectiveness page's first part."""
 
-    query_id: str
+    query_id: str = ""
     """A test query; empty takes the one that the rule of `rdl_core.study.worked.pick` finds."""
 
 
@@ -201,15 +201,15 @@ class TenMinutes(Start):
 class Pictures(_OnlyProfile):
     """Losses and samplers that are drawn, on lists of their own."""
 
-    losses: tuple[str, ...]
+    losses: tuple[str, ...] = ("ranknet", "adr_mse")
     """Keys of `rdl_core.losses.LOSSES`."""
-    samplers: tuple[str, ...]
+    samplers: tuple[str, ...] = ("random", "stratified")
     """Those whose probabilities are known exactly."""
-    depth: int
+    depth: int = 8
     """Candidates that samplers draw from, list_size to 9."""
-    list_size: int
+    list_size: int = 4
     """Passages that they draw."""
-    n_draws: int
+    n_draws: int = 10_000
     """Lists that are drawn to count."""
 
     def __post_init__(self) -> None:

@@ -96,6 +96,7 @@ def drawn(of_stages: dict[str, pd.DataFrame]) -> Figure:
         axes.plot(table.columns[column], draw + 1, "s", color=OURS, markersize=7)
         axes.set_title(title, fontsize="medium")
         axes.set(ylim=(len(table) + 0.6, 0.4), ylabel="draw", yticks=range(1, len(table) + 1))
+        axes.set_xticks([1, *range(5, table.shape[1] + 1, 5)])
         axes.grid(visible=False)
     panels[-1].set_xlabel("rank in the first stage's order")
     return figure
@@ -133,20 +134,22 @@ def movers(changes: pd.DataFrame, *, measure: str) -> Figure:
 def margins(losses: Iterable[str]) -> Figure:
     """Losses of a list of two, and how hard they pull, against the difference of its scores.
 
+    Each is divided by its value at equal scores: those of two losses cannot be compared.
+
     >>> [axes.get_ylabel() for axes in margins(["ranknet"]).axes]
-    ['loss', 'pull on the difference']
+    ['loss, at 0 = 1', 'pull on the difference']
     """
     losses = list(losses)
     figure, panels = canvas(2, height=6.6)
     difference = torch.linspace(-_REACH, _REACH, 161, dtype=torch.float64)
     scores = torch.stack([difference, torch.zeros_like(difference)], dim=1)
     for place, name in enumerate(losses):
-        values, push = _values(name, scores)
+        values, push = (x / _values(name, torch.zeros(1, 2))[0] for x in _values(name, scores))
         look = {"linestyle": _STYLES[place % len(_STYLES)], "marker": MARKS[place % len(MARKS)]}
         for axes, y in zip(panels, (values, push[:, 0]), strict=True):
             axes.plot(difference, y, label=name, markevery=(8 + 3 * place, 40), linewidth=2, **look)
             axes.axvline(0, color=INK, linewidth=0.8)
-    panels[0].set(ylabel="loss", xlabel="wrong order   ←   $s_1 - s_2$   →   right order")
+    panels[0].set(ylabel="loss, at 0 = 1", xlabel="wrong order   ←   $s_1 - s_2$   →   right order")
     panels[1].set(ylabel="pull on the difference", xlabel="$s_1 - s_2$")
     keys = panels[0].get_legend_handles_labels()
     figure.legend(*keys, loc="outside lower center", ncols=3, frameon=False)
@@ -219,9 +222,8 @@ def together(found: dict[str, np.ndarray]) -> Figure:
         ranks = range(1, len(shares) + 1)
         hidden = np.eye(len(shares), dtype=bool)
         sns.heatmap(
-            shares, mask=hidden, ax=axes, cmap="Blues", vmin=0, vmax=1, cbar=False, annot=True,
-            fmt=".1f", annot_kws={"fontsize": 7}, xticklabels=ranks, yticklabels=ranks, square=True,
-            linewidths=0.5,
+            shares, mask=hidden, ax=axes, cmap="Blues", vmin=0, vmax=0.6, square=True,
+            xticklabels=ranks, yticklabels=ranks, linewidths=0.5, cbar_kws={"shrink": 0.7},
         )
         axes.set_title(name, fontsize="medium")
         axes.tick_params(labelsize=9, rotation=0)
