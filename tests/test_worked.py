@@ -60,18 +60,20 @@ def test_the_pairs_are_ranknet_and_their_pushes_its_gradient():
     torch.testing.assert_close(-scores.grad[0], push)
 
 
-def test_the_rule_takes_the_largest_gain_of_those_that_teacher_and_stage_2_improve(results):
+def test_the_rule_takes_what_stage_2_improves_most_where_the_teacher_knows_better(results):
     told = pd.DataFrame(0.0, index=results.values.index, columns=results.values.columns)
     taught, first, before = worked.pick(results).teacher, "first stage", "student after stage 1"
-    a, b, c = told.index[:3]
-    told.loc[a, "student"] = 0.9  # the teacher does not improve it
-    told.loc[b, ["student", taught]] = 0.5
-    told.loc[c, ["student", taught]] = 0.6
-    told.loc[c, before] = 0.7  # the second stage does not
+    a, b, c, d = told.index[:4]
+    told.loc[a, "student"] = 0.9  # the teacher does not know better
+    told.loc[b, [taught, "student"]] = 0.5
+    told.loc[c, [taught, first, "student"]] = 0.6  # nor here, than the first stage
+    told.loc[d, [before, taught]] = 0.7  # nothing is gained
     assert worked.pick(replace(results, values=told)).query_id == b
-    told.loc[b, first] = 0.5
+    told.loc[c, taught] = 0.7
+    assert worked.pick(replace(results, values=told)).query_id == c
+    told[taught] = 0.0
     assert worked.pick(replace(results, values=told)).query_id == a
-    assert worked.pick(replace(results, values=told), c).query_id == c
+    assert worked.pick(replace(results, values=told), d).query_id == d
     with pytest.raises(ValueError, match="query_id: expected one of the 8 test queries"):
         worked.pick(results, "nobody's")
 

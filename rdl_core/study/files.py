@@ -1,4 +1,4 @@
-"""What a page lets its readers take along: a value for each query, and every ranking as a TREC run."""
+"""What readers of a page can take along: a value for each query, and each ranking as a TREC run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def write(page: str, parts: Mapping[str, Part], folder: Path) -> list[Path]:
     Args:
         page: The page's name.
         parts: What it compares; without any, nothing is written.
-        folder: Gets ``<page>.csv`` and ``<page>.json``, as `rdl_core.study.recorded` writes them, and
-            ``<page>-runs.zip``.
+        folder: Gets ``<page>.csv`` and ``<page>.json``, as `rdl_core.study.recorded` writes them,
+            and ``<page>-runs.zip``.
 
     Returns:
         The files.

@@ -74,9 +74,10 @@ class Example:
         return torch.tensor(self.scores[system].to_numpy(), dtype=torch.float32)[None]
 
     def names(self, longest: int) -> list[str]:
-        """The first words of each passage, first-stage rank in front."""
-        firsts = (head(text, longest) for text in self.passages["text"])
-        return [f"{rank}. {first}" for rank, first in enumerate(firsts, start=1)]
+        """First-stage rank and first words of each passage, ✓ between where it is relevant."""
+        marks = self.passages["relevance"].gt(0).map({True: " ✓", False: ""})
+        told = zip(self.passages["text"], marks, strict=True)
+        return [f"{n}.{mark} {head(text, longest)}" for n, (text, mark) in enumerate(told, start=1)]
 
     def table(self, top: int = 3) -> pd.DataFrame:
         """Passages that are relevant, or that some system has at its top, with all their ranks."""
@@ -119,9 +120,11 @@ class FirstStep:
 
 
 def pick(results: Results, query_id: str = "") -> Example:
-    """The test query that gains most, among those that the teacher and the second stage improve.
+    """The test query that the second stage improves most, where there was something to learn.
 
-    Where no query is improved by both, the one that gains most. Of the first collection tested on.
+    That is: where the teacher does better than the first stage and than the student before. Among
+    equals, where the teacher is furthest ahead of the first stage; without any such query, the one
+    that the second stage improves most. Of the first collection tested on.
 
     Args:
         results: The effectiveness page's: first stage, teacher, student before and after.
@@ -143,9 +146,9 @@ def pick(results: Results, query_id: str = "") -> Example:
             f"{values.index[0]!r}, or nothing; got {query_id!r}"
         )
     first, taught, before, after = (values[label] for label in systems)
-    gain = after - first
-    improved = gain[(taught > first) & (after > before)]
-    best = (improved if len(improved) else gain).idxmax()
+    found = pd.DataFrame({"gain": after - before, "ahead": taught - first})
+    better = (taught > first) & (taught > before) & (after > before)
+    best = (found[better] if better.any() else found).sort_values(["gain", "ahead"]).index[-1]
     return example_of(results, query_id or best, systems)
 
 
