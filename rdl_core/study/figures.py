@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 __all__ = [
-    "INK", "MARKS", "OURS", "PAPER", "canvas", "depth_curves", "gains", "latency", "means",
-    "training_curves",
+    "INK", "MARKS", "OURS", "PAPER", "agreement", "canvas", "costs", "depth_curves", "gains",
+    "latency", "means", "training_curves",
 ]  # fmt: skip
 
 #: Text and axes; what is ours, what is the paper's: blue and orange, of different lightness.
@@ -157,6 +157,62 @@ def training_curves(log: pd.DataFrame) -> Figure:
         smooth = rows["loss"].ewm(span=max(2, len(rows) // 10)).mean()
         sns.lineplot(x=rows["step"], y=smooth, ax=axes, color=OURS)
         axes.set(title=stage, xlabel="step", ylabel="loss")
+    return figure
+
+
+def agreement(found: pd.DataFrame) -> Figure:
+    """Agreement of each query's repetitions, beside that with the first stage.
+
+    Args:
+        found: From `rdl_core.study.agreement.recorded`.
+
+    >>> found = pd.DataFrame({"teacher": ["llm"], "year": [2019], "kendall_tau": [0.9],
+    ...                       "first_stage_tau": [0.7]})
+    >>> agreement(found).axes[0].get_yticklabels()[0].get_text()
+    'llm, 2019'
+    """
+    groups = list(found.groupby(["teacher", "year"]))
+    figure, (axes,) = canvas(1, height=0.7 * len(groups) + 1.4)
+    looks = {
+        "first_stage_tau": ("x", "with the first stage", PAPER, PAPER),
+        "kendall_tau": ("o", "between repetitions", "none", OURS),
+    }
+    for row, (_, group) in enumerate(groups):
+        for side, (name, (mark, label, face, edge)) in enumerate(looks.items()):
+            spread = row + 0.2 - 0.4 * side + 0.012 * (pd.RangeIndex(len(group)) % 11 - 5)
+            axes.plot(
+                group[name], spread, mark, markerfacecolor=face, markeredgecolor=edge, markersize=5,
+                label=label if row == 0 else None,
+            )
+    _name_rows(axes, [f"{teacher}, {year}" for (teacher, year), _ in groups], "")
+    axes.set_xlabel("Kendall's tau")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def costs(rates: pd.DataFrame) -> Figure:
+    """Passages per second by system, on a logarithmic axis; measured here, or published.
+
+    Args:
+        rates: From `rdl_core.study.speed.cost_rates`.
+
+    >>> rates = pd.DataFrame({"work": ["serving"], "system": ["s"], "where": ["CPU (measured)"],
+    ...                       "passages per s": [100.0]})
+    >>> costs(rates).axes[0].get_xscale()
+    'log'
+    """
+    figure, (axes,) = canvas(1, height=0.42 * len(rates) + 1.3)
+    measured = rates["where"].str.contains("measured")
+    for which, mark, colour, label in (
+        (measured, "o", OURS, "measured on a CPU"), (~measured, "D", PAPER, "published, on a GPU"),
+    ):
+        axes.plot(
+            rates.loc[which, "passages per s"], which.to_numpy().nonzero()[0], mark, color=colour,
+            markersize=8, label=label,
+        )
+    _name_rows(axes, [f"{row.work}: {row.system}" for row in rates.itertuples()], "")
+    axes.set(xscale="log", xlabel="passages per second; further right is faster")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -19,7 +19,7 @@ from rdl_core.study.runs import project_folder
 from rdl_core.study.tables import published
 
 __all__ = [
-    "answer", "cost_rates", "cost_table", "growth", "growth_figure", "machine_line", "optimisations",
+    "answer", "cost_answer", "cost_rates", "cost_table", "growth", "growth_figure", "machine_line", "optimisations",
     "precisions", "recorded", "slope_sentence", "student_price", "summary", "table",
 ]  # fmt: skip
 
@@ -257,6 +257,23 @@ def cost_table(rates: pd.DataFrame) -> pd.DataFrame:
         shown[f"{pairs:,} pairs"] = (pairs / rates["passages per s"]).map(_duration)
     shown[f"{_PAIRS[-1]:,} on eight"] = (_PAIRS[-1] / rates["passages per s"] / 8).map(_duration)
     return shown
+
+
+def cost_answer(rates: pd.DataFrame) -> Markdown:
+    """How long a million pairs take, in words, each system on its own machine.
+
+    Args:
+        rates: From `cost_rates`.
+
+    >>> "A million pairs take" in cost_answer(cost_rates()).data
+    True
+    """
+    shown = cost_table(rates[rates["work"] != "training"])
+    told = [
+        f"the {row['system']} **{row[f'{_PAIRS[1]:,} pairs']}** ({row['where']})"
+        for _, row in shown.iterrows()
+    ]
+    return Markdown(f"A million pairs take {'; '.join(told)}.")
 
 
 def student_price(rates: pd.DataFrame) -> pd.DataFrame:
