@@ -211,7 +211,7 @@ def costs(rates: pd.DataFrame) -> Figure:
             markersize=8, label=label,
         )
     _name_rows(axes, [f"{row.work}: {row.system}" for row in rates.itertuples()], "")
-    axes.set(xscale="log", xlabel="passages per second; further right is faster")
+    axes.set(xscale="log", xlabel="passages per second")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 

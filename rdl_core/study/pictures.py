@@ -29,9 +29,8 @@ _QUIET = "#8a939d"
 def orders(example: Example) -> Figure:
     """Every passage's way through the orders of all systems; relevant ones stand out.
 
-    >>> one = example_of(results, results.values.index[0], ["BM25", "student"])
-    >>> [text.get_text() for text in orders(one).axes[0].get_xticklabels()]
-    ['BM25', 'student']
+    >>> orders(example).axes[0].get_xticklabels()[-1].get_text()
+    'student'
     """
     ranks, grades = example.ranks, example.passages["relevance"].fillna(0).astype(int)
     figure, (axes,) = canvas(1, height=0.24 * len(ranks) + 1.4)
@@ -213,8 +212,8 @@ def together(found: dict[str, np.ndarray]) -> Figure:
     Args:
         found: By sampler, ``[depth, depth]``; see `rdl_core.study.inclusion.pairs_drawn`.
 
-    >>> len(together({"top": np.eye(3)}).axes)
-    1
+    >>> together({"top": np.eye(3)}).axes[0].get_title()
+    'top'
     """
     columns = min(2, len(found))
     figure, panels = canvas(len(found), height=2.9 * -(-len(found) // 2), columns=columns)

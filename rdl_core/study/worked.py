@@ -133,8 +133,7 @@ def pick(results: Results, query_id: str = "") -> Example:
     Raises:
         ValueError: A query that was not tested on.
 
-    >>> from rdl_core.study import grid
-    >>> pick(tables.compare(grid.effectiveness(profile, ["bm25"])["bm25"])).teacher
+    >>> pick(effectiveness).teacher
     'teacher (fused)'
     """
     teacher = next(label for label in results.values if label.startswith("teacher"))
@@ -200,7 +199,8 @@ def pairs(scores: Tensor, targets: Tensor) -> pd.DataFrame:
         scores; ``chance``, what the student gives to this order; ``push``, the force with which the
         pair drives its two scores apart; and ``loss``.
 
-    >>> pairs(torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 1.0]])).round(3).iloc[0].tolist()
+    >>> one = pairs(torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 1.0]])).iloc[0]
+    >>> [round(float(value), 3) for value in one]
     [0.0, 1.0, -2.0, 0.119, 0.881, 2.127]
     """
     above, below = (targets[0, :, None] > targets[0, None, :]).nonzero(as_tuple=True)
@@ -249,8 +249,7 @@ def draws(example: Example, config: StageConfig, n: int, *, seed: int) -> pd.Dat
     Returns:
         bool, a row for each draw, a column for each first-stage rank.
 
-    >>> from rdl_core.study import grid
-    >>> example = pick(tables.compare(grid.effectiveness(profile, ["bm25"])["bm25"]))
+    >>> example = pick(effectiveness)
     >>> draws(example, profile.stage2.training, 2, seed=0).sum(axis=1).tolist()
     [3, 3]
     """
@@ -265,10 +264,9 @@ def draws(example: Example, config: StageConfig, n: int, *, seed: int) -> pd.Dat
 def first_step(profile: Profile, example: Example) -> FirstStep:
     """Take the first step of the second stage again, and look what it did.
 
-    >>> from rdl_core.study import grid
-    >>> example = pick(tables.compare(grid.effectiveness(profile, ["bm25"])["bm25"]))
+    >>> example = pick(effectiveness)
     >>> step = first_step(profile, example)
-    >>> abs(step.loss - step.logged) < 1e-5
+    >>> bool(abs(step.loss - step.logged) < 1e-5)
     True
     """
     config = replace(profile.student(), seed=profile.seeds[0])
@@ -301,8 +299,7 @@ def first_step(profile: Profile, example: Example) -> FirstStep:
 def times(profile: Profile, step: FirstStep) -> pd.DataFrame:
     """What the way took: each stage as its manifest has it, the rest as measured just now.
 
-    >>> from rdl_core.study import grid
-    >>> example = pick(tables.compare(grid.effectiveness(profile, ["bm25"])["bm25"]))
+    >>> example = pick(effectiveness)
     >>> times(profile, first_step(profile, example))["took"].str.split().str[1].tolist()
     ['s', 's', 's', 'ms']
     """
