@@ -24,5 +24,6 @@ from rdl_core.study.profile import load_profile
 
 __all__ = [
     "Part", "agreement", "exported", "figures", "inclusion", "ledger", "load_profile",
-    "loaded_elsewhere", "movers", "parameters", "pictures", "recorded", "speed", "tables", "timings", "worked",
+    "loaded_elsewhere", "movers", "parameters", "pictures", "recorded", "speed", "tables", "timings",
+    "worked",
 ]  # fmt: skip
