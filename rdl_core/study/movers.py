@@ -58,7 +58,7 @@ def texts(results: Results) -> pd.Series:
 
 
 def table(changes: pd.DataFrame, results: Results, system: str) -> HTML:
-    """What came into the top three of each query and what left it, with the texts.
+    """What came into the top three of each query and what left it, with the texts, folded.
 
     Args:
         changes: From `extremes`.
@@ -69,22 +69,18 @@ def table(changes: pd.DataFrame, results: Results, system: str) -> HTML:
     >>> "came in" in table(changes, results, "student").data
     True
     """
-    rows = []
+    blocks = []
     for query_id, row in changes.iterrows():
         one = example_of(results, query_id, [results.baseline, system])
         before, after = (one.ranks[label] for label in (results.baseline, system))
-        cells = [
-            f"{html.escape(one.query)}<br><small>{row['before']:.3f} → {row['after']:.3f}</small>",
-            _passages(one, (after <= _TOP) & (before > _TOP), system),
-            _passages(one, (before <= _TOP) & (after > _TOP), system),
-        ]
-        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
-    names = ("query", f"came into the top {_TOP}", "had to leave it")
-    heads = "".join(f"<th>{name}</th>" for name in names)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return HTML(
-        f'<table class="dataframe"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
-    )
+        came = _passages(one, (after <= _TOP) & (before > _TOP), system)
+        left = _passages(one, (before <= _TOP) & (after > _TOP), system)
+        blocks.append(
+            f"<details><summary><b>{html.escape(one.query)}</b> {row['before']:.3f} → "
+            f"{row['after']:.3f}</summary>came into the top {_TOP}: {came}"
+            f"had to leave it: {left}</details>"
+        )
+    return HTML(f'<div class="rdl-provenance">{"".join(blocks)}</div>')
 
 
 def reasons(results: Results, system: str) -> Markdown:

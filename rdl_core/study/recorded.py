@@ -242,7 +242,7 @@ def headline(page: str, part: str, system: str, references: Sequence[str]) -> Ma
         )
     return Markdown(
         f"Recorded on {len(kept.values)} queries of {' and '.join(kept.collections)}, "
-        f"{kept.candidates}, mean of {len(kept.seeds)} seeds; {kept.label}: the {system} reaches {kept.measure} **{ours.mean():.3f}**; "
+        f"{kept.candidates}, {len(kept.seeds)} seed{'s' * (len(kept.seeds) > 1)}; {kept.label}: the {system} reaches {kept.measure} **{ours.mean():.3f}**; "
         f"{'; '.join(told)}."
     )
 
