@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.tokens import TokenStore
-from rdl_core.study import tables
-from rdl_core.study.grid import Part
+from rdl_core.study import tables, worked
+from rdl_core.study.grid import Part, effectiveness
 from rdl_core.study.profile import Profile, load_profile
 
 collect_ignore_glob = ["efficiency/peers/*"]  # for another environment
@@ -53,7 +53,10 @@ def _shared(_store, tmp_path_factory):
     encoder = tmp_path_factory.mktemp("encoder")
     student.save_pretrained(encoder)
     profile = _tiny(str(encoder))
+    page = tables.compare(effectiveness(profile, ["bm25"])["bm25"])
     return {
+        "effectiveness": page,
+        "example": worked.pick(page),
         "tiny_student": student,
         "queries": TokenStore.of_texts(["red fox", "blue whale"], tokenizer),
         "passages": TokenStore.of_texts(["a fox is red", "whales sing", "noise"], tokenizer),

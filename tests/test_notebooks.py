@@ -5,12 +5,14 @@ without alternative text; a parameter that its dataclass does not have.
 """
 
 import ast
+import re
 
 import nbformat
 import pytest
+import yaml
 
 from rdl_core.study.parameters import NOTEBOOKS, check_parameters
-from rdl_core.study.profile import load_profile
+from rdl_core.study.profile import Profile, checked, load_profile
 from rdl_core.study.runs import project_folder
 
 FOLDER = project_folder() / "notebooks"
@@ -83,3 +85,39 @@ def test_every_profile_gives_every_notebook_what_it_needs(profile):
     assert set(given) <= set(NOTEBOOKS)
     for name in NOTEBOOKS:
         check_parameters(name, {"profile": profile, **given.get(name, {})})
+
+
+def prompts(notebook):
+    """What the page asks its reader to change: values of parameters, and keys of the profile."""
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    text = text.partition("## Change one thing")[2].partition("\n## ")[0]
+    given = {name: ast.literal_eval(v) for name, v in re.findall(r"`(\w+) = ([^`]+)`", text)}
+    given |= dict(re.findall(r"-p (\w+) \"(\[[^\"]+)\"", text))
+    return text, given, dict(re.findall(r"`([\w.]+): ([^`]+)`", text))
+
+
+def test_what_a_page_asks_to_change_can_be_changed(notebook):
+    """The negatives page once asked for a first stage without which it had no baseline."""
+    name, content = notebook
+    text, given, keys = prompts(content)
+    if name in ("start", "costs"):
+        assert not text
+        return
+    assert given or keys or name == "ten_minutes", "ask for something that can be tried"
+    mini = yaml.safe_load((FOLDER.parent / "profiles" / "mini.yaml").read_text())
+    before = checked(Profile, mini, what="mini")
+    for key, value in keys.items():
+        *path, last = key.split(".")
+        place = mini
+        for step in path:
+            place = place[step]
+        place[last] = yaml.safe_load(value)
+    profile = checked(Profile, mini, what="the copy")
+    asked = check_parameters(name, before.notebooks.get(name, {}) | given)
+    for part in asked.parts_at(profile).values():
+        assert part.baseline in part.systems
+    unchanged = check_parameters(name, before.notebooks.get(name, {}))
+    if keys:
+        assert asked.parts_at(profile) != asked.parts_at(before), "it would change nothing"
+    if given:
+        assert asked != unchanged

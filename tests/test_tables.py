@@ -56,8 +56,9 @@ def test_the_baseline_has_no_difference_and_no_p(results):
 
 
 def test_provenance_names_runs_and_escapes_what_machines_say(results):
-    text = tables.provenance(results).data
+    text = tables.provenance(results, "loss").data
     assert "train-1" in text
+    assert "papermill notebooks/loss.ipynb out.ipynb -p profile mini" in text
     assert "rdl-badge-smoke" in text
     assert "<b>CPU" not in text
     assert "&lt;b&gt;CPU" in text

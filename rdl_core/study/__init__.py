@@ -4,7 +4,17 @@ A notebook checks its parameters, names some systems, compares them, and shows a
 and a table; nothing is computed in its cells.
 """
 
-from rdl_core.study import figures, recorded, speed, tables
+from rdl_core.study import (
+    agreement,
+    figures,
+    inclusion,
+    movers,
+    pictures,
+    recorded,
+    speed,
+    tables,
+    worked,
+)
 from rdl_core.study.bench import timings
 from rdl_core.study.claims import ledger
 from rdl_core.study.exported import exported, loaded_elsewhere
@@ -13,6 +23,7 @@ from rdl_core.study.parameters import parameters
 from rdl_core.study.profile import load_profile
 
 __all__ = [
-    "Part", "exported", "figures", "ledger", "load_profile", "loaded_elsewhere", "parameters",
-    "recorded", "speed", "tables", "timings",
+    "Part", "agreement", "exported", "figures", "inclusion", "ledger", "load_profile",
+    "loaded_elsewhere", "movers", "parameters", "pictures", "recorded", "speed", "tables", "timings",
+    "worked",
 ]  # fmt: skip

@@ -85,13 +85,14 @@ def negatives(profile: Profile, first_stages: Iterable[str]) -> dict[str, Part]:
     >>> list(negatives(profile, ["bm25"])["first stages"].systems)
     ['single, lists from bm25', 'dual, lists from bm25']
     """
-    profile = profile.ablation
+    profile, first_stages = profile.ablation, list(first_stages)
     systems = {
         f"{label}, lists from {name}": profile.student(stages, first_stage=name)
         for stages, label in (("second", "single"), ("both", "dual"))
         for name in first_stages
     }
-    baseline = f"dual, lists from {profile.stage2.lists.first_stage}"
+    own = profile.stage2.lists.first_stage
+    baseline = f"dual, lists from {own if own in first_stages else first_stages[0]}"
     return {"first stages": _part(profile, systems, baseline)}
 
 

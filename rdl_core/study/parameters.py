@@ -15,6 +15,7 @@ import yaml
 
 from rdl_core.losses import LOSSES
 from rdl_core.progress import log_plainly
+from rdl_core.samplers import SAMPLERS
 from rdl_core.study import grid
 from rdl_core.study.candidates import FIRST_STAGES, TEACHERS
 from rdl_core.study.grid import Part
@@ -188,6 +189,38 @@ class Start(_OnlyProfile):
         return grid.effectiveness(profile, [profile.test.first_stage])
 
 
+@dataclass(frozen=True, kw_only=True)
+class TenMinutes(Start):
+    """One query of the effectiveness page's first part."""
+
+    query_id: str = ""
+    """A test query; empty takes the one that the rule of `rdl_core.study.worked.pick` finds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures(_OnlyProfile):
+    """Losses and samplers that are drawn, on lists of their own."""
+
+    losses: tuple[str, ...] = ("ranknet", "adr_mse")
+    """Keys of `rdl_core.losses.LOSSES`."""
+    samplers: tuple[str, ...] = ("random", "stratified")
+    """Those whose probabilities are known exactly."""
+    depth: int = 8
+    """Candidates that samplers draw from, list_size to 9."""
+    list_size: int = 4
+    """Passages that they draw."""
+    n_draws: int = 10_000
+    """Lists that are drawn to count."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_names("losses", self.losses, LOSSES)
+        _check_names("samplers", self.samplers, SAMPLERS.keys() - {"mixed", "in_corpus"})
+        for name, least in (("list_size", 2), ("depth", max(5, self.list_size)), ("n_draws", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+
+
 #: Every notebook and its parameters, in the order in which a book is made.
 NOTEBOOKS: dict[str, type[_OnlyProfile]] = {
     "effectiveness": Effectiveness,
@@ -199,6 +232,8 @@ NOTEBOOKS: dict[str, type[_OnlyProfile]] = {
     "efficiency": Efficiency,
     "costs": Costs,
     "your_corpus": YourCorpus,
+    "ten_minutes": TenMinutes,
+    "pictures": Pictures,
     "start": Start,
 }
 

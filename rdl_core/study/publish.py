@@ -18,6 +18,7 @@ import nbformat
 import papermill
 
 from rdl_core.data.collections import load
+from rdl_core.study import files
 from rdl_core.study.parameters import NOTEBOOKS, check_parameters
 from rdl_core.study.profile import Profile, load_profile
 from rdl_core.study.runs import obtain, project_folder
@@ -39,7 +40,7 @@ def publish(profile_name: str, pages: Path) -> list[Path]:
 
     Args:
         profile_name: Name of a profile.
-        pages: Folder that gets one ``.ipynb`` per notebook.
+        pages: Folder that gets one ``.ipynb`` per notebook, and in ``files/`` what these link to.
 
     Returns:
         The pages' paths.
@@ -65,6 +66,8 @@ def publish(profile_name: str, pages: Path) -> list[Path]:
         executed = _executed(_PageConfig(notebook=name, parameters=values, profile=profile))
         written.append(pages / f"{name}.ipynb")
         nbformat.write(_cleaned(executed), written[-1])
+        if f"files/{name}.csv" in written[-1].read_text():
+            files.write(name, check_parameters(name, values).parts, pages / "files")
     return written
 
 

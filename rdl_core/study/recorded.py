@@ -150,6 +150,10 @@ def side_by_side(
     columns: dict[tuple[str, str], pd.Series] = {}
     if paper is not None:
         columns["published", "mean"] = paper.map("{:.3f}".format)
+        baseline = kept.baseline if kept else results.baseline
+        if baseline in paper:
+            delta = (paper - paper[baseline]).map("{:+.3f}".format)
+            columns["published", "difference"] = delta.mask(paper.index == baseline, "baseline")
     if kept is not None:
         columns |= _shown("recorded", compare_values(kept.values, kept.baseline))
     if results is not None:
@@ -238,7 +242,7 @@ def headline(page: str, part: str, system: str, references: Sequence[str]) -> Ma
         )
     return Markdown(
         f"Recorded on {len(kept.values)} queries of {' and '.join(kept.collections)}, "
-        f"{kept.candidates}, mean of {len(kept.seeds)} seeds; {kept.label}: the {system} reaches {kept.measure} **{ours.mean():.3f}**; "
+        f"{kept.candidates}, {len(kept.seeds)} seed{'s' * (len(kept.seeds) > 1)}; {kept.label}: the {system} reaches {kept.measure} **{ours.mean():.3f}**; "
         f"{'; '.join(told)}."
     )
 
@@ -267,6 +271,14 @@ def _about(kept: Recorded | None, results: Results | None) -> str:
         )
     if results is None:
         lines.append("This run: not run at this profile.")
+    else:
+        profile, n = results.profile, len(results.profile.seeds)
+        tested = " and ".join(test.collection for test in profile.tests)
+        lines.append(
+            f"This run: {profile.measure} on {len(results.values)} queries of {tested}, "
+            f"{profile.test.first_stage} top {profile.test.depth}; {profile.label}; "
+            f"{n} seed{'s' * (n > 1)}; scale {profile.scale}."
+        )
     return "".join(f'<p class="rdl-note">{html.escape(line)}</p>' for line in lines)
 
 

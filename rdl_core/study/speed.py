@@ -19,8 +19,8 @@ from rdl_core.study.runs import project_folder
 from rdl_core.study.tables import published
 
 __all__ = [
-    "answer", "cost_rates", "cost_table", "growth", "growth_figure", "machine_line", "optimisations",
-    "precisions", "recorded", "slope_sentence", "student_price", "summary", "table",
+    "answer", "cost_answer", "cost_rates", "cost_table", "growth", "growth_figure", "machine_line",
+    "optimisations", "precisions", "recorded", "slope_sentence", "student_price", "summary", "table",
 ]  # fmt: skip
 
 _OURS, _THEIRS = "ours", "sentence-transformers, 8 at once"
@@ -227,7 +227,7 @@ def cost_rates() -> pd.DataFrame:
     step_ms = summary(train.timings)["median_ms"]
     paper = published("efficiency")["seconds_per_query"]
     threads = rank.manifest["threads"]
-    here = f"CPU, {threads} threads (measured)"
+    here = f"CPU, {threads} threads, measured"
     rows = [
         ("serving", "student, float32", here, 1000 * depth / ms[_OURS]),
         ("serving", "student, bfloat16", here, 1000 * depth / ms["ours, bfloat16"]),
@@ -235,7 +235,7 @@ def cost_rates() -> pd.DataFrame:
         ("training", "student, float32", here, 1000 * list_size / step_ms[_OURS]),
         ("training", "student, bfloat16", here, 1000 * list_size / step_ms["ours, bfloat16"]),
     ]
-    of_paper = "one GPU (published; which, is not said)"
+    of_paper = "one GPU, published; which one is not said"
     students = {"monoELECTRA-base": "student of 110 M", "RankZephyr-7B": "LLM of 7 B"}
     rows += [
         ("labelling" if "LLM" in name else "serving", name, of_paper, 100 / paper[key])
@@ -257,6 +257,23 @@ def cost_table(rates: pd.DataFrame) -> pd.DataFrame:
         shown[f"{pairs:,} pairs"] = (pairs / rates["passages per s"]).map(_duration)
     shown[f"{_PAIRS[-1]:,} on eight"] = (_PAIRS[-1] / rates["passages per s"] / 8).map(_duration)
     return shown
+
+
+def cost_answer(rates: pd.DataFrame) -> Markdown:
+    """How long a million pairs take, in words, each system on its own machine.
+
+    Args:
+        rates: From `cost_rates`.
+
+    >>> "A million pairs take" in cost_answer(cost_rates()).data
+    True
+    """
+    shown = cost_table(rates[rates["work"] != "training"])
+    told = [
+        f"**{row[f'{_PAIRS[1]:,} pairs']}** with the {row['system']} ({row['where']})"
+        for _, row in shown.iterrows()
+    ]
+    return Markdown(f"A million pairs take {'; '.join(told)}.")
 
 
 def student_price(rates: pd.DataFrame) -> pd.DataFrame:

@@ -151,10 +151,14 @@ def sentence(differences: pd.DataFrame, results: Results) -> Markdown:
     return Markdown(f"{head} {tail}")
 
 
-def provenance(results: Results) -> HTML:
+def provenance(results: Results, page: str) -> HTML:
     """Where a page's figures come from: data, teacher, machine, runs, command.
 
-    >>> "rdl-badge-smoke" in provenance(results).data
+    Args:
+        results: What it compares.
+        page: Its notebook's name.
+
+    >>> "rdl-badge-smoke" in provenance(results, "loss").data
     True
     """
     profile = results.profile
@@ -176,12 +180,13 @@ def provenance(results: Results) -> HTML:
         "Ranking took": f"{seconds:.0f} s in all",
         "Students": ", ".join(sorted(trained)) or "none",
         "Commit": first["commit"] or "not in git",
+        "Command": f"papermill notebooks/{page}.ipynb out.ipynb -p profile {profile.name}",
     }
     rows = "".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in entries.items())
     return HTML(
         f'<div class="rdl-provenance"><span class="rdl-badge rdl-badge-{profile.scale}">'
         f"{profile.scale}</span> profile <code>{html.escape(profile.name)}</code>"
-        f"<details><summary>Where these figures come from</summary><dl>{rows}</dl></details></div>"
+        f"<details><summary>Where these figures come from, and the command that makes them</summary><dl>{rows}</dl></details></div>"
     )
 
 
