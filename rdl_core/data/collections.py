@@ -51,6 +51,8 @@ from rdl_core.data.formats import read_passages, read_qrels, read_queries
 
 __all__ = ["Collection", "fingerprint", "load"]
 
+_CHUNK = 2**16  # passages read at once
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -70,34 +72,82 @@ class Collection:
     @cached_property
     def queries(self) -> pd.DataFrame:
         """``query_id`` and ``query``, in the collection's order."""
-        self._require("queries")
-        rows = ((q.query_id, q.default_text()) for q in self.dataset.queries_iter())
+        rows = ((q.query_id, q.default_text()) for q in self._each("queries"))
         return pd.DataFrame(rows, columns=["query_id", "query"], dtype="str")
 
     @cached_property
     def passages(self) -> pd.DataFrame:
-        """``doc_id`` and ``text``, in the collection's order."""
-        self._require("docs")
-        rows = ((d.doc_id, d.default_text()) for d in self.dataset.docs_iter())
-        return pd.DataFrame(rows, columns=["doc_id", "text"], dtype="str")
+        """``doc_id`` and ``text``, in the collection's order; all of them in memory."""
+        return pd.concat([_passages([]), *self.passage_chunks()], ignore_index=True)
+
+    def passage_chunks(self) -> Iterator[pd.DataFrame]:
+        """The same in parts, so that memory does not grow with the collection."""
+        if "passages" in vars(self):  # read before
+            yield self.passages
+            return
+        rows = ((d.doc_id, d.default_text()) for d in self._each("docs"))
+        while part := list(islice(rows, _CHUNK)):
+            yield _passages(part)
+
+    def passages_of(self, doc_ids: Iterable[str]) -> pd.DataFrame:
+        """The same of some ids alone, in the collection's order."""
+        wanted = set(doc_ids)
+        found = (part[part["doc_id"].isin(wanted)] for part in self.passage_chunks())
+        return pd.concat([_passages([]), *found], ignore_index=True)
+
+    @property
+    def doc_ids(self) -> pd.Index:
+        """Ids of all passages, in the collection's order."""
+        return self._read_through[0]
+
+    @property
+    def passages_fingerprint(self) -> str:
+        """What `fingerprint` gives for `passages`."""
+        return self._read_through[1]
+
+    @cached_property
+    def _read_through(self) -> tuple[pd.Index, str]:
+        """Ids and fingerprint of the passages, from one reading, without keeping their texts."""
+        ids = []
+
+        def parts() -> Iterator[pd.DataFrame]:
+            for part in self.passage_chunks():
+                ids.append(part["doc_id"].copy())
+                yield part
+
+        of_all = _fingerprint(parts())
+        return pd.Index(pd.concat([_passages([])["doc_id"], *ids])), of_all
 
     @cached_property
     def qrels(self) -> pd.DataFrame:
         """``query_id``, ``doc_id`` and ``relevance``."""
-        self._require("qrels")
-        rows = ((q.query_id, q.doc_id, q.relevance) for q in self.dataset.qrels_iter())
+        rows = ((q.query_id, q.doc_id, q.relevance) for q in self._each("qrels"))
         return pd.DataFrame(rows, columns=["query_id", "doc_id", "relevance"])
 
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprints of queries, passages and judgments, as far as it has them, in one string."""
-        frames = {"queries": "queries", "docs": "passages", "qrels": "qrels"}
-        parts = (getattr(self, frame) for part, frame in frames.items() if self.has(part))
-        return "-".join(map(fingerprint, parts))
+        parts = {
+            "queries": lambda: fingerprint(self.queries), "docs": lambda: self.passages_fingerprint,
+            "qrels": lambda: fingerprint(self.qrels),
+        }  # fmt: skip
+        return "-".join(of() for part, of in parts.items() if self.has(part))
 
     def has(self, part: str) -> bool:
         """Whether the collection has ``docs``, ``queries`` or ``qrels``."""
         return getattr(self.dataset, f"has_{part}")()
+
+    def _each(self, part: str) -> Iterator[NamedTuple]:
+        self._require(part)
+        try:
+            yield from getattr(self.dataset, f"{part}_iter")()
+        except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
+            tried = error.args[1] if len(error.args) == 2 else [(error, None)]
+            raise ValueError(
+                f"expected {part} of collection {self.id!r} in {ir_datasets.util.home_path()} or at "
+                + ", ".join(f"{source} ({type(why).__name__})" for source, why in tried)
+                + ": set IR_DATASETS_HOME to a copy of that folder from a machine with a network"
+            ) from error
 
     def _require(self, part: str) -> None:
         if not self.has(part):
@@ -147,8 +197,19 @@ def fingerprint(frame: pd.DataFrame) -> str:
     >>> fingerprint(pd.DataFrame({"a": ["x"]})) == fingerprint(pd.DataFrame({"a": ["y"]}))
     False
     """
-    rows = pd.util.hash_pandas_object(frame, index=False)
-    return hashlib.sha256(rows.to_numpy()).hexdigest()[:16]
+    return _fingerprint([frame])
+
+
+def _fingerprint(parts: Iterable[pd.DataFrame]) -> str:
+    """Of a frame in parts, the same however it is cut."""
+    rows = hashlib.sha256()
+    for part in parts:
+        rows.update(pd.util.hash_pandas_object(part, index=False).to_numpy())
+    return rows.hexdigest()[:16]
+
+
+def _passages(rows: list[tuple[str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["doc_id", "text"], dtype="str")
 
 
 # --- ours, as ir_datasets wants them ------------------------------------------------------------
