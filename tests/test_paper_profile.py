@@ -2,6 +2,8 @@
 
 The recipe's table is that of the authors' configurations (webis-de/rank-distillm at commit 2b7e49d,
 configs/pre-finetune.yaml and configs/finetune.yaml), the sections are the paper's (arXiv 2405.07920).
+
+Mutations seen to fail: passages tokenised from a frame of all of them.
 """
 
 import hashlib
@@ -28,7 +30,7 @@ from rdl_core.data.downloads import download_folder, fetch, group_names, registr
 from rdl_core.data.formats import read_triples
 from rdl_core.data.lists import RankedLists
 from rdl_core.study import grid
-from rdl_core.study.candidates import ListsConfig, chosen_queries, lists, passage_tokens
+from rdl_core.study.candidates import ListsConfig, chosen_queries, lists, passage_tokens, tokens
 from rdl_core.study.jobs import RankingConfig, ranking, student
 from rdl_core.study.parameters import NOTEBOOKS, check_parameters
 from rdl_core.study.profile import load_profile
@@ -159,7 +161,9 @@ def test_profile_and_grid_need_neither_data_nor_network(tmp_path, monkeypatch):
 
 # --- its files in small, from a server of this test ----------------------------------------------
 
-TOPICS = ["red foxes hunt mice", "blue whales sing low", "bread rises with yeast", "tides follow the moon"]
+TOPICS = [
+    "red foxes hunt mice", "blue whales sing low", "bread rises with yeast", "tides follow the moon"
+]  # fmt: skip
 PASSAGES = [f"{topic}, said number {n}" for n in range(12) for topic in TOPICS]
 N = len(PASSAGES)
 TRAINED = [str(100 + n) for n in range(12)]  # judged training queries
@@ -423,11 +427,12 @@ def large(monkeypatch):
 def test_passages_are_never_all_in_memory(large, tmp_path, monkeypatch, encoder_folder):
     """All texts of 8.8 M passages once went into a frame, to be hashed and tokenised."""
     monkeypatch.setenv("RDL_RUNS", str(tmp_path))
+    tokens(pd.DataFrame({"doc_id": ["a"], "text": ["fox"]}), encoder_folder)  # what loading takes
     tracemalloc.start()
     ids, store = passage_tokens(large, encoder_folder)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 15e6  # of 20 MB of texts, some 4 MB of which go to the tokenizer at once
+    assert peak < 20e6  # some parts of 2 to 4 MB; a frame of all the texts took 40 MB
     assert "passages" not in vars(large)
     assert len(ids) == len(store) == _Large.n
     assert large.passages_of(["7", "1999"])["doc_id"].tolist() == ["7", "1999"]
@@ -438,4 +443,5 @@ def test_a_collection_read_in_parts_has_the_fingerprint_of_its_frame(large, tmp_
     in_parts = large.passages_fingerprint
     assert in_parts == fingerprint(large.passages)
     assert large.doc_ids.tolist() == large.passages["doc_id"].tolist()
-    assert Collection("rdl/pydocs/dev").passages_fingerprint == fingerprint(load("rdl/pydocs/dev").passages)
+    pydocs = Collection("rdl/pydocs/dev")
+    assert pydocs.passages_fingerprint == fingerprint(load("rdl/pydocs/dev").passages)

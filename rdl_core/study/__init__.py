@@ -8,11 +8,12 @@ from rdl_core.study import figures, recorded, speed, tables
 from rdl_core.study.bench import timings
 from rdl_core.study.claims import ledger
 from rdl_core.study.exported import exported, loaded_elsewhere
+from rdl_core.study.full_size import full_size_table
 from rdl_core.study.grid import Part
 from rdl_core.study.parameters import parameters
 from rdl_core.study.profile import load_profile
 
 __all__ = [
-    "Part", "exported", "figures", "ledger", "load_profile", "loaded_elsewhere", "parameters",
-    "recorded", "speed", "tables", "timings",
+    "Part", "exported", "figures", "full_size_table", "ledger", "load_profile", "loaded_elsewhere",
+    "parameters", "recorded", "speed", "tables", "timings",
 ]  # fmt: skip
