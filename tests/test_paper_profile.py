@@ -3,7 +3,10 @@
 The recipe's table is that of the authors' configurations (webis-de/rank-distillm at commit 2b7e49d,
 configs/pre-finetune.yaml and configs/finetune.yaml), the sections are the paper's (arXiv 2405.07920).
 
-Mutations seen to fail: passages tokenised from a frame of all of them.
+Mutations seen to fail: passages tokenised from a frame of all of them; and, in one run, another
+depth and number of steps in the profile, steps alike whatever the number of queries, the student
+swapped for a corpus' second collection, queries chosen from all the judged, the first
+stage's file read deeper than asked, and a mirror's file taken unchecked.
 """
 
 import hashlib

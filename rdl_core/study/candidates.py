@@ -1,7 +1,8 @@
 """Candidates of a study, and who ordered them: from a collection's name to a frame.
 
 Where a collection comes with published lists (TREC DL, Rank-DistiLLM) its first stages are those
-lists, and its teachers the LLMs that ranked them; anywhere else candidates are retrieved here, and encoders teach.
+lists, and its teachers the LLMs that ranked them; anywhere else candidates are retrieved here, and
+encoders teach.
 Everything costly is a run of the store.
 """
 
