@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
-.PHONY: book test peers env lock clean
+.PHONY: book test peers kept env lock clean
 
 book: $(READY)
 	$(BIN)/rdl book --profile $(PROFILE)
@@ -22,6 +22,11 @@ test: $(READY)
 peers: $(READY)
 	PYTHONPATH=. $$($(BIN)/python -c "from rdl_core.study.bench import peers_python as p; print(p())") \
 		-m pytest -q --noconftest tests/test_losses_parity.py
+
+# What is kept in book/ and made from results/: pictures, and our rows of the reproduction log.
+kept: $(READY)
+	$(BIN)/python -c "from pathlib import Path; from rdl_core.study.drawings import draw; draw(Path('book/_static'))"
+	$(BIN)/python -c "from rdl_core.study.reproductions import update; update()"
 
 env: $(READY)
 

@@ -72,7 +72,7 @@ def study(
     profile: Annotated[str, typer.Option(help="Profile to run, such as trec-dl.")],
     page: Annotated[list[str], typer.Option(help="Page to run; again for more; none: all.")] = [],  # noqa: B006
     parameter: Annotated[
-        list[str], typer.Option("-p", help="name=value of the page's notebook, such as losses=[ranknet].")
+        list[str], typer.Option("-p", help=r"name=value of the page's notebook, such as losses=\[ranknet].")
     ] = [],  # noqa: B006
     seeds: Annotated[int, typer.Option(help="Only so many of the profile's seeds; 0: all.")] = 0,
     record: Annotated[bool, typer.Option(help="Keep figures and manifests under results/.")] = False,

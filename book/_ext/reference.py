@@ -1,0 +1,95 @@
+"""The reference from docstrings: what names in single backticks are, and the command line.
+
+Docstrings say `name` of whatever has one: a function of this package, an argument, a file. Where
+the reference has such an object the name becomes a link to it, else it is shown as code. Types in
+signatures are treated alike, as most of them belong to other libraries. A role that names its kind,
+such as ``:func:``, still has to lead somewhere, or a strict build fails.
+
+The page of the command line is filled with what Typer's own `utils docs` says of `rdl`.
+
+>>> "## `rdl fetch`" in command_line()
+True
+"""
+
+from __future__ import annotations
+
+import re
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import SphinxError
+from sphinx.ext.autodoc import Documenter, ModuleDocumenter
+from typer.cli import app as typer_command
+from typer.testing import CliRunner
+
+__all__ = ["command_line", "setup"]
+
+_COMMAND_LINE = "book/api/command_line"
+_kept: dict[str, list[str]] = {}
+
+
+def command_line() -> str:
+    """Markdown of all commands of `rdl`, their arguments and options."""
+    said = CliRunner().invoke(typer_command, ["rdl_core.cli", "utils", "docs", "--name", "rdl"])
+    if said.exit_code:
+        raise SphinxError(f"expected a description of rdl from typer, got: {said.output}")
+    return said.output
+
+
+class _SourceOrder(ModuleDocumenter):
+    """A module's objects as they stand in its source, not as in `__all__`, by alphabet."""
+
+    priority = ModuleDocumenter.priority + 1
+
+    def sort_members(self, documenters: list, order: str) -> list:
+        return Documenter.sort_members(self, documenters, order)
+
+
+def _fill(app: Sphinx, docname: str, source: list[str]) -> None:
+    if docname == _COMMAND_LINE:
+        _, start, commands = command_line().partition("## ")  # its list of them is cut short
+        source[0] += f"\n{start}{commands}"
+
+
+def _plain(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.TextElement
+) -> nodes.TextElement | None:
+    in_signature = "refwarn" not in node  # only roles in a text have it
+    if node.get("refdomain") == "py" and (in_signature or node["reftype"] == "obj"):
+        return shown
+    return None
+
+
+def _plain_defaults(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """No path of the machine that builds the book, no ``<factory>``, which Sphinx cannot parse."""
+    return (re.sub(r"'/[^']*'|<[^<>]*>", "...", signature), returns) if signature else None
+
+
+def _keep(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Napoleon takes a field's text up to a colon for its type; `_put_back` undoes that."""
+    if what in ("attribute", "data", "property"):
+        _kept[name] = list(lines)
+
+
+def _put_back(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    lines[:] = _kept.pop(name, lines)
+
+
+def setup(app: Sphinx) -> dict[str, object]:
+    """Register with Sphinx what fills pages and settles names."""
+    app.setup_extension("sphinx.ext.autodoc")
+    app.add_autodocumenter(_SourceOrder, override=True)
+    app.connect("source-read", _fill)
+    app.connect("missing-reference", _plain)
+    app.connect("autodoc-process-signature", _plain_defaults)
+    app.connect("autodoc-process-docstring", _keep, priority=400)  # napoleon's is 500
+    app.connect("autodoc-process-docstring", _put_back, priority=600)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
