@@ -113,7 +113,7 @@ def bench(
 
 
 @app.command()
-def full_size(
+def size(
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/bench"),
     passages: Annotated[int, typer.Option(help="Made-up passages.")] = MS_MARCO.n_passages,
     queries: Annotated[int, typer.Option(help="Queries with a list of 100.")] = MS_MARCO.n_queries,
@@ -124,8 +124,8 @@ def full_size(
     Takes 2 GB of disk meanwhile, where TMPDIR says.
     """
     with refusals():
-        size = replace(MS_MARCO, n_passages=passages, n_queries=queries)
-        measured = measure_full_size(size, repetitions=repetitions, folder=out)
+        much = replace(MS_MARCO, n_passages=passages, n_queries=queries)
+        measured = measure_full_size(much, repetitions=repetitions, folder=out)
     typer.echo(full_size_table(measured).to_string(index=False) + f"\nfigures in {out}")
 
 

@@ -28,6 +28,7 @@ from ir_datasets.formats import GenericDoc, TrecQrels, TsvDocs, TsvQueries
 
 from rdl_core import cli
 from rdl_core.data import collections, downloads, rank_distillm
+from rdl_core.data._parts import Docs, Fetched
 from rdl_core.data.collections import Collection, fingerprint, load
 from rdl_core.data.downloads import download_folder, fetch, group_names, registry
 from rdl_core.data.formats import read_triples
@@ -260,7 +261,7 @@ def served(tmp_path, monkeypatch):
     cleared = (registry, load, rank_distillm.teacher_run, rank_distillm._fetched)
     for function in cleared:
         function.cache_clear()
-    given = collections._Fetched
+    given = Fetched
     docs = TsvDocs(given("msmarco/collection.tsv"), GenericDoc, namespace="msmarco-passage")
     for name, part, judged in ((JUDGED, "train", "train.tsv"), (DL19, "dl19", "dl19.txt")):
         queries = TsvQueries(given(f"msmarco/queries.{part}.tsv"), namespace="msmarco")
@@ -421,7 +422,7 @@ class _Large:
 
 @pytest.fixture
 def large(monkeypatch):
-    made_of = collections._Docs("large", _Large().docs_iter)
+    made_of = Docs("large", _Large().docs_iter)
     monkeypatch.setitem(ir_datasets.registry._registered, "large", ir_datasets.Dataset(made_of))
     monkeypatch.setattr(collections, "_CHUNK", 200)
     return Collection("large")

@@ -22,29 +22,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import islice, starmap
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import ir_datasets
 import pandas as pd
 from ir_datasets.datasets.cranfield import CranfieldDoc
-from ir_datasets.formats import (
-    BaseDocs,
-    BaseQrels,
-    BaseQueries,
-    GenericDoc,
-    GenericQuery,
-    TrecQrel,
-    TrecQrels,
-)
-from ir_datasets.indices import Docstore
+from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrels
 
 from rdl_core.data import pydocs, trec_dl
+from rdl_core.data._parts import Docs, Fetched, Qrels, Queries
 from rdl_core.data.crops import crops
 from rdl_core.data.downloads import fetch
 from rdl_core.data.formats import read_passages, read_qrels, read_queries
@@ -212,97 +204,6 @@ def _passages(rows: list[tuple[str, str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["doc_id", "text"], dtype="str")
 
 
-# --- ours, as ir_datasets wants them ------------------------------------------------------------
-
-
-class _Docs(BaseDocs):
-    """Passages that fit into memory; `read` gives them all, in the collection's order."""
-
-    def __init__(
-        self, name: str, read: Callable[[], Iterable[NamedTuple]], cls: type = GenericDoc
-    ) -> None:
-        self._name, self._read, self._cls = name, read, cls
-
-    def docs_iter(self) -> Iterator[NamedTuple]:
-        return iter(self._read())
-
-    def docs_count(self) -> int:
-        return sum(1 for _ in self._read())
-
-    def docs_store(self, options: object = None) -> Docstore:
-        return _Docstore(self._cls, self._read)
-
-    def docs_cls(self) -> type:
-        return self._cls
-
-    def docs_namespace(self) -> str:
-        return self._name
-
-    def docs_lang(self) -> str:
-        return "en"
-
-
-class _Docstore(Docstore):
-    def __init__(self, cls: type, read: Callable[[], Iterable[NamedTuple]]) -> None:
-        super().__init__(cls)
-        self._read = read
-
-    @cached_property
-    def _by_id(self) -> dict[str, NamedTuple]:
-        return {doc.doc_id: doc for doc in self._read()}
-
-    def get_many_iter(self, doc_ids: Iterable[str]) -> Iterator[NamedTuple]:
-        return (self._by_id[doc_id] for doc_id in doc_ids if doc_id in self._by_id)
-
-    def clear_cache(self) -> None:
-        self.__dict__.pop("_by_id", None)
-
-
-class _Queries(BaseQueries):
-    def __init__(self, name: str, read: Callable[[], Iterable[GenericQuery]]) -> None:
-        self._name, self._read = name, read
-
-    def queries_iter(self) -> Iterator[GenericQuery]:
-        return iter(self._read())
-
-    def queries_namespace(self) -> str:
-        return self._name
-
-    def queries_lang(self) -> str:
-        return "en"
-
-
-@dataclass(frozen=True)
-class _Fetched:
-    """A file of the registry, in the form in which ir_datasets' own readers take theirs."""
-
-    name: str
-
-    def path(self, force: bool = True) -> Path:
-        return fetch(self.name)
-
-    def stream(self) -> BinaryIO:
-        return fetch(self.name).open("rb")
-
-
-class _Qrels(BaseQrels):
-    """Judgments, as triples of ids and relevance, and what each grade means."""
-
-    def __init__(
-        self, read: Callable[[], Iterable[tuple[str, str, int]]], grades: dict[int, str]
-    ) -> None:
-        self._read, self._grades = read, grades
-
-    def qrels_iter(self) -> Iterator[TrecQrel]:
-        return (TrecQrel(*row, "0") for row in self._read())
-
-    def qrels_cls(self) -> type:
-        return TrecQrel
-
-    def qrels_defs(self) -> dict[int, str]:
-        return self._grades
-
-
 # --- the embedded collection --------------------------------------------------------------------
 
 
@@ -364,12 +265,12 @@ def _elements(name: str, tag: str) -> Iterator[ElementTree.Element]:
 
 
 def _register_pydocs() -> None:
-    docs = _Docs("rdl/pydocs", _pydocs_docs)
+    docs = Docs("rdl/pydocs", _pydocs_docs)
     ir_datasets.registry.register("rdl/pydocs", ir_datasets.Dataset(docs))
     for split in pydocs.SPLITS:
-        queries = _Queries("rdl/pydocs", partial(_pydocs_queries, split))
+        queries = Queries("rdl/pydocs", partial(_pydocs_queries, split))
         grades = {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
-        qrels = _Qrels(partial(_pydocs_qrels, split), grades)
+        qrels = Qrels(partial(_pydocs_qrels, split), grades)
         dataset = ir_datasets.Dataset(docs, queries, qrels)
         ir_datasets.registry.register(f"rdl/pydocs/{split}", dataset)
 
@@ -378,24 +279,24 @@ def _register_trec_dl() -> None:
     grades = {3: "perfectly relevant", 2: "highly relevant", 1: "related", 0: "irrelevant"}
     for year, judged in trec_dl.YEARS.items():
         name = f"rdl/trec-dl-{year}"
-        parts = [_Docs(name, partial(_trec_dl_docs, year))]
-        parts.append(_Queries(name, partial(_trec_dl_queries, year)))
+        parts = [Docs(name, partial(_trec_dl_docs, year))]
+        parts.append(Queries(name, partial(_trec_dl_queries, year)))
         if judged:
-            parts.append(TrecQrels(_Fetched(trec_dl.qrels_name(year)), grades))
+            parts.append(TrecQrels(Fetched(trec_dl.qrels_name(year)), grades))
         ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
 
 
 def _register_classics() -> None:
     vaswani = ir_datasets.Dataset(
-        _Docs("rdl/vaswani", _vaswani_docs),
-        _Queries("rdl/vaswani", _vaswani_queries),
-        TrecQrels(_Fetched("vaswani/qrels"), {1: "relevant"}),
+        Docs("rdl/vaswani", _vaswani_docs),
+        Queries("rdl/vaswani", _vaswani_queries),
+        TrecQrels(Fetched("vaswani/qrels"), {1: "relevant"}),
     )
     cranfield = ir_datasets.Dataset(
-        _Docs("rdl/cranfield", _cranfield_docs, CranfieldDoc),
-        _Queries("rdl/cranfield", _cranfield_queries),
+        Docs("rdl/cranfield", _cranfield_docs, CranfieldDoc),
+        Queries("rdl/cranfield", _cranfield_queries),
         TrecQrels(
-            _Fetched("cranfield/cranqrel.trec.txt"),
+            Fetched("cranfield/cranqrel.trec.txt"),
             {3: "relevant (one slip of the file)", 1: "relevant", 0: "of no interest"},
         ),
     )
@@ -414,7 +315,7 @@ def _register_crops(base: Collection, name: str) -> None:
         return ((query.query_id, query.query_id.removesuffix(".crop"), 1) for query in queries())
 
     grades = {1: "the passage that the query was cut from"}
-    parts = (_Queries(name, queries), _Qrels(judgments, grades), base.dataset)  # the first counts
+    parts = (Queries(name, queries), Qrels(judgments, grades), base.dataset)  # the first counts
     ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
 
 
@@ -431,11 +332,11 @@ def _register_folder(folder: Path) -> None:
             f"found {sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
         )
     parts = [
-        _Docs(str(folder), lambda: starmap(GenericDoc, read_passages(passages).to_numpy())),
-        _Queries(str(folder), lambda: starmap(GenericQuery, read_queries(queries).to_numpy())),
+        Docs(str(folder), lambda: starmap(GenericDoc, read_passages(passages).to_numpy())),
+        Queries(str(folder), lambda: starmap(GenericQuery, read_queries(queries).to_numpy())),
     ]
     if qrels := found("qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv"):
-        parts.append(_Qrels(lambda: map(tuple, read_qrels(qrels).to_numpy()), {1: "relevant"}))
+        parts.append(Qrels(lambda: map(tuple, read_qrels(qrels).to_numpy()), {1: "relevant"}))
     ir_datasets.registry.register(str(folder), ir_datasets.Dataset(*parts))
 
 
