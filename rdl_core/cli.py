@@ -19,6 +19,7 @@ from rdl_core.efficiency import ratios, summary
 from rdl_core.progress import log_plainly
 from rdl_core.study.batch import run_pages
 from rdl_core.study.bench import LLMS, PARTS, measure_part, peers_python
+from rdl_core.study.full_size import MS_MARCO, full_size_table, measure_full_size
 from rdl_core.study.profile import load_profile
 from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
@@ -112,8 +113,25 @@ def bench(
 
 
 @app.command()
+def size(
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/bench"),
+    passages: Annotated[int, typer.Option(help="Made-up passages.")] = MS_MARCO.n_passages,
+    queries: Annotated[int, typer.Option(help="Queries with a list of 100.")] = MS_MARCO.n_queries,
+    repetitions: Annotated[int, typer.Option(help="How often each is done.")] = 5,
+) -> None:
+    """Measure the data path at the size of MS MARCO, with made-up ids and tokens.
+
+    Takes 2 GB of disk meanwhile, where TMPDIR says.
+    """
+    with refusals():
+        much = replace(MS_MARCO, n_passages=passages, n_queries=queries)
+        measured = measure_full_size(much, repetitions=repetitions, folder=out)
+    typer.echo(full_size_table(measured).to_string(index=False) + f"\nfigures in {out}")
+
+
+@app.command()
 def fetch(
-    group: Annotated[str, typer.Argument(help="Files of one kind: trec-dl, vaswani, cranfield.")],
+    group: Annotated[str, typer.Argument(help="trec-dl, vaswani, cranfield or rank-distillm.")],
 ) -> None:
     """Fetch the public files of a group, as far as neither RDL_MIRROR nor the cache holds them."""
     with refusals():

@@ -13,6 +13,7 @@ from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.tokens import TokenStore
 from rdl_core.study import tables, worked
+from rdl_core.study.full_size import FullSize, make_full_size
 from rdl_core.study.grid import Part, effectiveness
 from rdl_core.study.profile import Profile, load_profile
 
@@ -72,6 +73,10 @@ def _shared(_store, tmp_path_factory):
             "model": str(encoder), "bi_encoder": encoder_path(EMBEDDED_ENCODER), "query_tokens": 8,
             "passage_tokens": 8, "lists": [{"query": "red fox", "passages": ["a fox", "whales"]}],
         },
+        "full_size_work": make_full_size(
+            FullSize(n_passages=50, n_queries=4, depth=5, n_lists=2),
+            tmp_path_factory.mktemp("full_size"),
+        ),
         "Part": Part,
         "Path": Path,
         "pd": pd,

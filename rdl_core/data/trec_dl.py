@@ -85,10 +85,16 @@ def qrels_name(year: int) -> str:
 def year_of(collection_id: str) -> int | None:
     """The year whose lists a collection's queries have; None for any other collection.
 
-    >>> year_of("rdl/trec-dl-2019"), year_of("rdl/trec-dl-2019/crops")
-    (2019, None)
+    In 2019 and 2020, MS MARCO's own collection has the same ids.
+
+    >>> year_of("rdl/trec-dl-2019"), year_of("msmarco-passage/trec-dl-2019/judged")
+    (2019, 2019)
+    >>> year_of("rdl/trec-dl-2019/crops") is None
+    True
     """
-    return next((year for year in YEARS if collection_id == f"rdl/trec-dl-{year}"), None)
+    names = {f"rdl/trec-dl-{year}": year for year in YEARS}
+    names |= {f"msmarco-passage/trec-dl-{year}/judged": year for year in (2019, 2020)}
+    return names.get(collection_id)
 
 
 @lru_cache(maxsize=len(YEARS))

@@ -31,7 +31,7 @@ from rdl_core.study.jobs import StudentConfig, student
 from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run, machine, obtain, project_folder
 
-__all__ = ["LLMS", "PARTS", "Measured", "measure_part", "peers_python", "read", "timings"]
+__all__ = ["LLMS", "PARTS", "Measured", "keep", "measure_part", "peers_python", "read", "timings"]
 
 _MOST_CALLS = 8
 _UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all that BERT reads
@@ -233,7 +233,7 @@ def measure_part(
     }
     measured = Measured(timings=timed, machines=machines, manifest=manifest)
     if folder:
-        _write(measured, folder)
+        keep(measured, folder)
     return measured
 
 
@@ -268,7 +268,7 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> tuple[Meas
             job = Job(systems=systems, work=work, calls=calls, repetitions=repetitions)
             timed, machines, results = race(job)
         manifest = {"part": "timing", "differences": _differences(results), **machine()}
-        _write(Measured(timings=timed, machines=machines, manifest=manifest), folder)
+        keep(Measured(timings=timed, machines=machines, manifest=manifest), folder)
 
     run = obtain(
         "timing", config, data=load(config.candidates.collection).fingerprint,
@@ -341,7 +341,7 @@ def _work(
     """Lists with texts, and weights that every system loads."""
     frame, collection = lists(candidates), load(candidates.collection)
     queries = collection.queries.set_index("query_id")["query"]
-    texts = collection.passages.set_index("doc_id")["text"]
+    texts = collection.passages_of(frame["doc_id"]).set_index("doc_id")["text"]
     asked = [
         {"query": queries[query_id], "passages": texts[rows["doc_id"]].tolist()}
         for query_id, rows in frame.groupby("query_id")
@@ -367,7 +367,13 @@ def _differences(results: dict[str, dict[int, object]]) -> dict[str, float]:
     return found
 
 
-def _write(measured: Measured, folder: Path) -> None:
+def keep(measured: Measured, folder: Path) -> None:
+    """Write a part as `read` reads it.
+
+    >>> keep(read(project_folder() / "results" / "efficiency" / "cpu" / "sample.json"), folder)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['sample.csv', 'sample.json']
+    """
     part = measured.manifest["part"]
     folder.mkdir(parents=True, exist_ok=True)
     measured.timings.round(3).to_csv(folder / f"{part}.csv", index=False)

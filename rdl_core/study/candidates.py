@@ -1,13 +1,15 @@
 """Candidates of a study, and who ordered them: from a collection's name to a frame.
 
-Where a collection comes with published lists (TREC DL) its first stages are those lists, and its
-teachers the LLMs that ranked them; anywhere else candidates are retrieved here, and encoders teach.
+Where a collection comes with published lists (TREC DL, Rank-DistiLLM) its first stages are those
+lists, and its teachers the LLMs that ranked them; anywhere else candidates are retrieved here, and
+encoders teach.
 Everything costly is a run of the store.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pandas as pd
 from transformers import AutoTokenizer
 
-from rdl_core.data import retrieval, trec_dl
+from rdl_core.data import rank_distillm, retrieval, trec_dl
 from rdl_core.data.collections import Collection, fingerprint, load
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path, sha256_of
 from rdl_core.data.formats import read_candidates
@@ -26,25 +28,29 @@ from rdl_core.teachers import encoders
 
 __all__ = [
     "CODE", "FIRST_STAGES", "TEACHERS", "ListsConfig", "chosen_queries", "data_of", "lists",
-    "order_scores", "tokens",
+    "order_scores", "passage_tokens", "tokens",
 ]  # fmt: skip
 
 _COMPUTED = ("bm25", "bi_encoder")
-#: First stages: the two that are computed here, and those of which TREC DL has published lists.
-FIRST_STAGES = (*_COMPUTED, *(name for name in trec_dl.FIRST_STAGES if name not in _COMPUTED))
+#: First stages: the two that are computed here, and those of which there are published lists.
+FIRST_STAGES = tuple(
+    dict.fromkeys((*_COMPUTED, *trec_dl.FIRST_STAGES, *rank_distillm.FIRST_STAGES))
+)
 _AVERAGED = "_mean"
 #: Orders of candidates that a stage can learn from and a ranking can be made with. With ``_mean``
 #: behind its name, an LLM's ranks are averaged over all the times that it was asked.
 TEACHERS = (
     "bi_encoder", "fused", "first_stage", "judgments", "splade",
-    *trec_dl.TEACHERS, *(name + _AVERAGED for name in trec_dl.TEACHERS),
+    *trec_dl.TEACHERS, *(name + _AVERAGED for name in trec_dl.TEACHERS), *rank_distillm.TEACHERS,
 )  # fmt: skip
 #: Modules that decide what `lists` gives, for the ids of runs that use it.
 CODE = (
-    "rdl_core.data.lists", "rdl_core.data.retrieval", "rdl_core.data.trec_dl",
-    "rdl_core.teachers.encoders",
+    "rdl_core.data.lists", "rdl_core.data.rank_distillm", "rdl_core.data.retrieval",
+    "rdl_core.data.trec_dl", "rdl_core.teachers.encoders",
 )  # fmt: skip
 _CANDIDATES = 100  # computed once, cut to any depth up to it
+_DEEPEST = {"colbert": rank_distillm.DEEPEST}  # of lists that are published only
+_WHOLE = 100_000  # of more passages than these, the candidates alone become vectors
 _STORED_TOKENS, _VECTOR_TOKENS = 512, 128
 
 
@@ -58,7 +64,7 @@ class ListsConfig:
     """A member of `FIRST_STAGES`, or the path of a file of candidates that
     `rdl_core.data.formats` reads; several with ``+`` between them: a list from each."""
     depth: int
-    """Candidates per list, cut from the first stage's top 100."""
+    """Candidates per list, cut from the first stage's top 100; ColBERTv2's have 500."""
     skip_queries: int = 0
     """This many queries are left out: those that ``n_queries`` of them would take first."""
     n_queries: int | None = None
@@ -79,8 +85,9 @@ class ListsConfig:
                 raise ValueError(
                     f"{field}: expected one of {', '.join(valid)}, or a file; got {value!r}"
                 )
-        if not 1 <= self.depth <= _CANDIDATES:
-            raise ValueError(f"depth: expected 1 to {_CANDIDATES}, got {self.depth}")
+        deepest = min(_DEEPEST.get(name, _CANDIDATES) for name in self.first_stages)
+        if not 1 <= self.depth <= deepest:
+            raise ValueError(f"depth: expected 1 to {deepest}, got {self.depth}")
         if self.add_relevant and self.teacher != "judgments":
             raise ValueError(
                 f"add_relevant: expected teacher 'judgments', got {self.teacher!r}, which has not "
@@ -100,6 +107,8 @@ class ListsConfig:
     def fingerprint(self) -> str:
         """Of the collection, and of files among the first stages and the teacher."""
         files = [_hash_of(Path(x)) for x in (*self.first_stages, self.teacher) if Path(x).is_file()]
+        for name in self.first_stages:
+            files += rank_distillm.hash_of_lists(self.collection, name, self.teacher)
         return "-".join([load(self.collection).fingerprint, *files])
 
     def each(self) -> list[ListsConfig]:
@@ -139,11 +148,17 @@ def lists(config: ListsConfig) -> pd.DataFrame:
 def chosen_queries(config: ListsConfig) -> list[str]:
     """Query ids in the order of their hashes: more queries contain the fewer.
 
+    Where a published teacher ranked some of the collection's queries, these are what is chosen from.
+
     >>> from dataclasses import replace
     >>> chosen_queries(profile.test)[:3] == chosen_queries(replace(profile.test, n_queries=3))
     True
     """
-    ids = load(config.collection).queries["query_id"]
+    if _has_published_teacher(config):
+        runs = [rank_distillm.teacher_run(config.teacher, name) for name in config.first_stages]
+        ids = pd.concat(runs)["query_id"].unique()
+    else:
+        ids = load(config.collection).queries["query_id"]
     by_hash = sorted(ids, key=lambda query_id: hashlib.sha256(query_id.encode()).digest())
     return by_hash[config.skip_queries :][: config.n_queries]
 
@@ -184,17 +199,19 @@ def tokens(texts: pd.DataFrame, encoder: str) -> tuple[pd.Index, TokenStore]:
     (['q'], 1)
     """
 
-    def tokenise(folder: Path) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(encoder_path(encoder), trust_remote_code=False)
-        TokenStore.build(
-            texts.iloc[:, 1], tokenizer, folder, max_tokens=_STORED_TOKENS, total=len(texts)
-        )
+    return _ids(texts), _token_store(texts.iloc[:, 1], len(texts), fingerprint(texts), encoder)
 
-    run = obtain(
-        "tokens", _TextConfig(encoder=encoder, max_tokens=_STORED_TOKENS),
-        data=data_of(encoder, fingerprint(texts)), code=("rdl_core.data.tokens",), compute=tokenise,
-    )
-    return _ids(texts), TokenStore.open(run.folder)
+
+def passage_tokens(collection: Collection, encoder: str) -> tuple[pd.Index, TokenStore]:
+    """Ids and tokens of a collection's passages, from the store; texts pass through memory in parts.
+
+    >>> ids, store = passage_tokens(load("rdl/pydocs/test"), profile.encoder)
+    >>> len(ids) == len(store)
+    True
+    """
+    texts = (text for part in collection.passage_chunks() for text in part["text"])
+    ids = collection.doc_ids
+    return ids, _token_store(texts, len(ids), collection.passages_fingerprint, encoder)
 
 
 def data_of(encoder: str | None, *fingerprints: str) -> str:
@@ -226,6 +243,22 @@ class _TextConfig:
     max_tokens: int
 
 
+def _token_store(texts: Iterable[str], total: int, of_texts: str, encoder: str) -> TokenStore:
+    def tokenise(folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(encoder_path(encoder), trust_remote_code=False)
+        TokenStore.build(texts, tokenizer, folder, max_tokens=_STORED_TOKENS, total=total)
+
+    run = obtain(
+        "tokens", _TextConfig(encoder=encoder, max_tokens=_STORED_TOKENS),
+        data=data_of(encoder, of_texts), code=("rdl_core.data.tokens",), compute=tokenise,
+    )
+    return TokenStore.open(run.folder)
+
+
+def _has_published_teacher(config: ListsConfig) -> bool:
+    return config.collection == rank_distillm.COLLECTION and config.teacher in rank_distillm.TEACHERS
+
+
 def _candidates(config: ListsConfig) -> pd.DataFrame:
     """The chosen queries' candidates: from a file, published with the collection, or retrieved."""
     year, published = trec_dl.year_of(config.collection), None
@@ -233,6 +266,12 @@ def _candidates(config: ListsConfig) -> pd.DataFrame:
         published = read_candidates(config.first_stage)[["query_id", "doc_id", "rank", "score"]]
     elif year is not None and config.first_stage in trec_dl.FIRST_STAGES:
         published = trec_dl.candidates(year, config.first_stage)
+    elif config.collection == rank_distillm.COLLECTION:
+        every = config.n_queries is None and not (config.skip_queries or _has_published_teacher(config))
+        chosen = None if every else chosen_queries(config)
+        return rank_distillm.candidates(config.first_stage, config.depth, chosen)
+    elif config.first_stage == "colbert":
+        published = rank_distillm.lists_of_tests(config.collection)
     if published is not None:
         return published[published["query_id"].isin(chosen_queries(config))]
     if config.first_stage not in _COMPUTED:
@@ -262,7 +301,7 @@ def _candidates(config: ListsConfig) -> pd.DataFrame:
     )
     run = obtain(
         "candidates", wanted,
-        data=data_of(encoder, fingerprint(collection.queries), fingerprint(collection.passages)),
+        data=data_of(encoder, fingerprint(collection.queries), collection.passages_fingerprint),
         code=("rdl_core.data.retrieval",), compute=retrieve,
     )
     return pd.read_parquet(run.folder / "candidates.parquet")
@@ -274,6 +313,8 @@ def _ranks(config: ListsConfig, order: str) -> list[pd.DataFrame]:
         frame = read_candidates(order)
         stated = "teacher_rank" if "teacher_rank" in frame else "rank"
         return [frame[["query_id", "doc_id", stated]]]
+    if _has_published_teacher(config):
+        return [rank_distillm.teacher_run(order, config.first_stage)]
     if (year := trec_dl.year_of(config.collection)) is None:
         raise ValueError(
             f"teacher: expected an order that can be computed for collection {config.collection!r}, "
@@ -299,7 +340,9 @@ def _similarity(candidates: pd.DataFrame, config: ListsConfig) -> np.ndarray:
     collection = load(config.collection)
     asked = collection.queries["query_id"].isin(candidates["query_id"])
     query_ids, query_vectors = _vectors(collection.queries[asked], config.teacher_encoder)
-    doc_ids, passage_vectors = _vectors(collection.passages, config.teacher_encoder)
+    whole = len(collection.doc_ids) <= _WHOLE
+    passages = collection.passages if whole else collection.passages_of(candidates["doc_id"])
+    doc_ids, passage_vectors = _vectors(passages, config.teacher_encoder)
     return encoders.similarity(candidates, query_ids, query_vectors, doc_ids, passage_vectors)
 
 
@@ -321,8 +364,6 @@ def _vectors(texts: pd.DataFrame, encoder: str) -> tuple[pd.Index, np.ndarray]:
 
 def _ids(texts: pd.DataFrame) -> pd.Index:
     return pd.Index(texts.iloc[:, 0].to_numpy(object))
-
-
 
 def _hash_of(path: Path) -> str:
     """Of a file's content, read once for each state of it that a process sees."""

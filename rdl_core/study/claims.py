@@ -23,7 +23,7 @@ from rdl_core.study.parameters import check_parameters
 from rdl_core.study.profile import Profile
 from rdl_core.study.tables import compare, published
 
-__all__ = ["Claim", "ledger", "verdict"]
+__all__ = ["Claim", "claims", "ledger", "pair_of", "verdict"]
 
 _MARGIN = 0.02
 
@@ -57,7 +57,7 @@ def ledger(profile: Profile) -> HTML:
     >>> "not attempted" in ledger(profile).data
     True
     """
-    lines = "".join(_line(claim, profile) for claim in _claims())
+    lines = "".join(_line(claim, profile) for claim in claims())
     names = ("The paper", "published", "recorded (TREC DL)", "verdict", "this run", "page")
     heads = "".join(f"<th>{name}</th>" for name in names)
     return HTML(
@@ -93,7 +93,7 @@ def verdict(values: pd.DataFrame, claim: Claim) -> tuple[str, str]:
 def _line(claim: Claim, profile: Profile) -> str:
     said, there = "not attempted", ""
     if claim.part and (kept := recorded.read(claim.page, claim.part)):
-        pair = _pair(kept.values, claim)
+        pair = pair_of(kept.values, claim)
         said, there = verdict(pair, claim) if pair is not None else (said, there)
     before = "".join(f"<td>{html.escape(c)}</td>" for c in (claim.text, claim.published, there))
     return (
@@ -109,12 +109,20 @@ def _here(claim: Claim, profile: Profile) -> str:
     part = given.parts_at(profile).get(claim.part)
     if part is None:
         return ""
-    pair = _pair(compare(part).values, claim)
+    pair = pair_of(compare(part).values, claim)
     return "" if pair is None else verdict(pair, claim)[1]
 
 
-def _pair(values: pd.DataFrame, claim: Claim) -> pd.DataFrame | None:
-    """The two systems that a claim speaks of, where both were run."""
+def pair_of(values: pd.DataFrame, claim: Claim) -> pd.DataFrame | None:
+    """The two systems that a claim speaks of, ``better`` and ``worse``, where both were run.
+
+    Args:
+        values: A column per system, a row per query.
+        claim: One of `claims`.
+
+    >>> pair_of(pd.DataFrame({"BM25": [0.4]}), claims()[0]) is None
+    True
+    """
     better = [label for label in values if claim.better(label)]
     worse = [label for label in values if claim.worse(label)]
     if not better or not worse or better[-1] == worse[0]:
@@ -130,7 +138,12 @@ def _starts(prefix: str) -> Callable[[str], bool]:
     return lambda label: label.startswith(prefix)
 
 
-def _claims() -> list[Claim]:
+def claims() -> list[Claim]:
+    """The paper's claims, with what was published for each.
+
+    >>> claims()[0].text
+    "A student matches its LLM teacher on BM25's candidates"
+    """
     trec, depth, loss = published("trec_dl"), published("depth"), published("loss")
     efficiency, tirex = published("efficiency"), published("tirex")
     mean = trec.mean(axis=1)

@@ -20,7 +20,7 @@ from rdl_core.efficiency import summary
 from rdl_core.evaluate import compare
 from rdl_core.samplers import single_relevant
 from rdl_core.study import recorded, speed
-from rdl_core.study.figures import _INK, _OURS, _PAPER, _canvas
+from rdl_core.study.figures import INK, OURS, PAPER, canvas
 from rdl_core.study.runs import project_folder
 from rdl_core.study.tables import published
 from rdl_core.teachers.listwise import plan_windows, rank_lists
@@ -78,7 +78,7 @@ def main_result() -> Figure:
     3
     """
     shown = main_figures()
-    figure, axes = _canvas(3, height=3.9)
+    figure, axes = canvas(3, height=3.9, columns=3, width=9.0)
     for each, year in zip(axes, _YEARS, strict=False):
         found = shown[year]
         spread = [found["mean"] - found["ci_low"], found["ci_high"] - found["mean"]]
@@ -106,7 +106,7 @@ def two_stages() -> Figure:
     >>> two_stages().axes[0].get_ylabel()
     'training lists'
     """
-    figure, (lists, gains) = _canvas(2, height=6.0, stacked=[1.2, 1])
+    figure, (lists, gains) = canvas(2, height=6.0, stacked=[1.2, 1])
     figure.get_layout_engine().set(hspace=0.08)
     generator = torch.Generator().manual_seed(0)
     mask, relevant = torch.ones(8, 200, dtype=torch.bool), torch.zeros(8, 200, dtype=torch.bool)
@@ -114,10 +114,10 @@ def two_stages() -> Figure:
     drawn = single_relevant(mask, 8, generator=generator, relevant=relevant)
     for row, columns in enumerate(drawn.indices):
         good = relevant[row, columns]
-        lists.plot(columns[~good] + 1, [row] * int((~good).sum()), "|", color=_INK, markersize=9)
-        lists.plot(columns[good] + 1, [row] * int(good.sum()), "D", color=_PAPER, markersize=6)
-    lists.plot(range(1, 101), [9] * 100, "|", color=_OURS, markersize=14)
-    lists.text(103, 9, "stage 2: all of the top 100", va="center", color=_OURS, fontsize="small")
+        lists.plot(columns[~good] + 1, [row] * int((~good).sum()), "|", color=INK, markersize=9)
+        lists.plot(columns[good] + 1, [row] * int(good.sum()), "D", color=PAPER, markersize=6)
+    lists.plot(range(1, 101), [9] * 100, "|", color=OURS, markersize=14)
+    lists.text(103, 9, "stage 2: all of the top 100", va="center", color=OURS, fontsize="small")
     lists.set(xlabel="rank for the first stage", ylabel="training lists", yticks=[], ylim=(10, -1))
     lists.set_title("eight lists of stage 1, one of stage 2, of the same query", fontsize="medium")
     lists.grid(visible=False)
@@ -157,15 +157,15 @@ def sliding_window() -> Figure:
     lists = {"query_id": "q", "query": "q", "doc_id": worst, "text": worst, "rank": range(1, n + 1)}
     once, _ = rank_lists(pd.DataFrame(lists), sorter)
     twice, _ = rank_lists(pd.DataFrame(lists), _Sorter(), passes=2)
-    figure, (windows, after) = _canvas(2, height=7.6, stacked=[1, 1])
+    figure, (windows, after) = canvas(2, height=7.6, stacked=[1, 1])
     figure.get_layout_engine().set(hspace=0.08)
     for step, (places,) in enumerate(plan):
         windows.barh(
             step, len(places), left=places.start + 0.5, height=0.7, color="#dfe6ec",
-            edgecolor=_INK, linewidth=0.6,
+            edgecolor=INK, linewidth=0.6,
         )
     for doc_id, name, mark, colour in (
-        ("1", "the best passage", "o", _OURS), ("15", "the 15th best", "D", _PAPER)
+        ("1", "the best passage", "o", OURS), ("15", "the 15th best", "D", PAPER)
     ):
         path = [(worst.index(doc_id) + 1, 0)]  # where it begins, then where each window leaves it
         path += [
@@ -179,7 +179,7 @@ def sliding_window() -> Figure:
     windows.legend(frameon=False, loc="upper left")
     right = np.array([int(doc_id) for doc_id in worst])
     for ranked, mark, colour, label in (
-        (once, "o", _OURS, "after one pass"), (twice, "x", _PAPER, "after two")
+        (once, "o", OURS, "after one pass"), (twice, "x", PAPER, "after two")
     ):
         after.plot(right, ranked["teacher_rank"], mark, color=colour, markersize=4, label=label)
     after.set(xlabel="its right place", ylabel="place that it gets")
@@ -217,19 +217,19 @@ def _mark(
     """Ours as dots with their values, the paper's as open diamonds below."""
     rows = range(len(ours))
     axes.errorbar(
-        ours, rows, xerr=spread, fmt="o", color=_OURS, markersize=8, capsize=4,
+        ours, rows, xerr=spread, fmt="o", color=OURS, markersize=8, capsize=4,
         label=_HERE,
     )
     for x, row in zip(ours, rows, strict=True):
         if pd.notna(x):
             text = f"{x:.3f}".lstrip("0") if x < 1 else f"{x:,.0f}"
             axes.annotate(
-                text, (x, row), (0, 7), textcoords="offset points", ha="center", color=_OURS,
+                text, (x, row), (0, 7), textcoords="offset points", ha="center", color=OURS,
                 fontsize="small",
             )
     if paper is not None:
         axes.plot(
-            paper, [row + 0.28 for row in rows], "D", color=_PAPER, markersize=6, fillstyle="none",
+            paper, [row + 0.28 for row in rows], "D", color=PAPER, markersize=6, fillstyle="none",
             markeredgewidth=1.6, label=_THERE,
         )
 

@@ -115,7 +115,7 @@ def _pairs(results: Results) -> list[tuple[str, str]]:
     test = results.profile.test
     candidates, collection = lists(test).head(_PAIRS), load(test.collection)
     queries = collection.queries.set_index("query_id")["query"]
-    passages = collection.passages.set_index("doc_id")["text"]
+    passages = collection.passages_of(candidates["doc_id"]).set_index("doc_id")["text"]
     return list(
         zip(queries[candidates["query_id"]], passages[candidates["doc_id"]], strict=True)
     )

@@ -21,17 +21,18 @@ __all__ = [
 INK, OURS, PAPER = "#1b1f24", "#0b62a4", "#a4510b"
 #: Marks, in the order in which systems take them.
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
-_WIDTH = 5.8
 
 
 def canvas(
-    panels: int, *, height: float, columns: int = 1, stacked: list[float] | None = None
+    panels: int, *, height: float, width: float = 5.8, columns: int = 1,
+    stacked: list[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """Panels of a figure that is narrow enough to be read on a phone.
 
     Args:
         panels: How many.
         height: Of the whole figure, in inches.
+        width: Likewise; the default suits a phone.
         columns: Panels beside each other.
         stacked: Proportions of the rows' heights; None makes them equal.
 
@@ -43,7 +44,7 @@ def canvas(
         rc={"axes.edgecolor": INK, "text.color": INK, "font.size": 11, "hatch.linewidth": 0.6},
     )
     figure, axes = plt.subplots(
-        math.ceil(panels / columns), columns, figsize=(_WIDTH, height), layout="constrained",
+        math.ceil(panels / columns), columns, figsize=(width, height), layout="constrained",
         squeeze=False, facecolor="white", height_ratios=stacked,
     )
     for each in axes.flat[panels:]:

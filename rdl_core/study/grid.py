@@ -7,10 +7,11 @@ run keeps them under the same names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from rdl_core.data import trec_dl
+from rdl_core.data import rank_distillm, trec_dl
 from rdl_core.study.candidates import ListsConfig
 from rdl_core.study.jobs import RankingConfig, StudentConfig
 from rdl_core.study.profile import Profile
@@ -41,7 +42,8 @@ def rankings(profile: Profile, system: str | StudentConfig) -> list[RankingConfi
     """
     configs = []
     for number, test in enumerate(profile.tests):
-        there = profile.swapped(system) if number and isinstance(system, StudentConfig) else system
+        swapped = number and profile.both_ways and isinstance(system, StudentConfig)
+        there = profile.swapped(system) if swapped else system
         seeded = (
             [replace(there, seed=seed) for seed in profile.seeds]
             if isinstance(there, StudentConfig)
@@ -60,20 +62,22 @@ def effectiveness(profile: Profile, first_stages: Iterable[str]) -> dict[str, Pa
     >>> list(effectiveness(profile, ["bm25"])["bm25"].systems)
     ['first stage', 'bi-encoder', 'teacher (fused)', 'student after stage 1', 'student']
     """
-    taught_by = profile.stage2.lists.teacher
+    taught_by, more = profile.stage2.lists.teacher, profile.more_encoders
     parts = {}
     for name in first_stages:
         there = replace(profile, test=replace(profile.test, first_stage=name))
-        others = (llm for llm in _llms(there.tests) if llm != taught_by)
+        others = [llm for llm in _llms(there.tests) if llm != taught_by]
+        teacher = {} if taught_by in rank_distillm.TEACHERS else {f"teacher ({taught_by})": taught_by}
         parts[name] = Part(
             profile=there, baseline="first stage",
             systems={
                 "first stage": "first_stage",
                 "bi-encoder": "bi_encoder",
                 **{llm: llm for llm in others},
-                f"teacher ({taught_by})": taught_by,
+                **teacher,  # of Rank-DistiLLM's there are no lists of test queries
                 "student after stage 1": profile.student("first"),
                 "student": profile.student(),
+                **{f"student, {x}": replace(profile, encoder=x).student() for x in more},
             },
         )
     return parts
@@ -106,7 +110,7 @@ def depth(
     """
     profile = profile.ablation
     by_depth = {f"depth {n}": _student_at(profile, n) for n in depths}
-    by_number = {_queries(n): profile.student(n_queries=n) for n in n_queries}
+    by_number = {_queries(n): _student_of(profile, n) for n in n_queries}
     parts = {"depths": _part(profile, by_depth, list(by_depth)[-1])}
     if by_number:
         parts["queries"] = _part(profile, by_number, list(by_number)[-1])
@@ -144,7 +148,8 @@ def teacher(profile: Profile, teachers: Iterable[str]) -> dict[str, Part]:
 
 
 def out_of_domain(profile: Profile, collections: Iterable[str], depth: int) -> dict[str, Part]:
-    """Collections that nothing was trained on; a part for each.
+    """Collections that nothing was trained on; a part for each corpus, its collections' queries
+    together.
 
     >>> list(out_of_domain(profile, ["rdl/vaswani"], 100))
     ['vaswani']
@@ -155,16 +160,15 @@ def out_of_domain(profile: Profile, collections: Iterable[str], depth: int) -> d
         "student after stage 1": profile.student("first"),
         "student": profile.student(),
     }
-    there = {
-        name: ListsConfig(collection=name, first_stage="bm25", depth=depth) for name in collections
-    }
-    return {
-        name.rpartition("/")[2]: Part(
-            profile=replace(profile, test=test, both_ways=False), systems=systems,
-            baseline="first stage",
-        )
-        for name, test in there.items()
-    }
+    by_corpus: dict[str, list[str]] = {}
+    for name in collections:
+        by_corpus.setdefault(name.removeprefix("rdl/").partition("/")[0], []).append(name)
+    parts = {}
+    for corpus, (first, *others) in by_corpus.items():
+        test = ListsConfig(collection=first, first_stage="bm25", depth=depth)
+        there = replace(profile, test=test, more_tests=tuple(others), both_ways=False)
+        parts[corpus] = Part(profile=there, systems=systems, baseline="first stage")
+    return parts
 
 
 def _taught(profile: Profile, teachers: list[str]) -> dict[str, Part]:
@@ -174,7 +178,8 @@ def _taught(profile: Profile, teachers: list[str]) -> dict[str, Part]:
         )
         for name in teachers
     }
-    orders = {name: name for name in ("first_stage", *teachers) if name != "judgments"}
+    without = ("judgments", *rank_distillm.TEACHERS)  # these did not rank the test's candidates
+    orders = {name: name for name in ("first_stage", *teachers) if name not in without}
     return {
         "students": _part(profile, students, next(iter(students))),
         "teachers": _part(profile, orders, "first_stage"),
@@ -206,7 +211,7 @@ def your_corpus(
         lists=replace(profile.stage2.lists, **own, n_queries=n_train, teacher=teacher),
     )
     test = replace(profile.test, **own, skip_queries=n_train, n_queries=None)
-    profile = replace(profile, stage2=stage2, test=test, both_ways=False)
+    profile = replace(profile, stage2=stage2, test=test, both_ways=False, more_tests=())
     systems = {
         "first stage": "first_stage",
         "teacher": teacher,
@@ -237,13 +242,23 @@ def _llms(candidates: Iterable[ListsConfig]) -> list[str]:
 
 
 def _student_at(profile: Profile, depth: int) -> StudentConfig:
-    """Trained on lists of another depth, at the same number of passages a step."""
+    """Trained on lists of another depth, at as many passages a step or, if need be, queries."""
     training = profile.stage2.training
+    if profile.alike == "passes":
+        return profile.student(depth=depth, list_size=min(depth, training.list_size))
     passages = training.list_size * training.queries_per_step
     return profile.student(
         depth=depth, list_size=min(depth, training.list_size),
         queries_per_step=max(1, passages // min(depth, training.list_size)),
     )
+
+
+def _student_of(profile: Profile, n_queries: int | None) -> StudentConfig:
+    """Trained on the lists of so many queries, for as many steps or, if need be, passes."""
+    most, steps = profile.stage2.lists.n_queries, profile.stage2.training.steps
+    if profile.alike == "passes" and most and n_queries:
+        steps = math.ceil(steps * n_queries / most)
+    return profile.student(n_queries=n_queries, steps=steps)
 
 
 def _queries(n: int | None) -> str:

@@ -31,6 +31,7 @@ from rdl_core.study.candidates import (
     data_of,
     lists,
     order_scores,
+    passage_tokens,
     tokens,
 )
 from rdl_core.study.runs import Run, obtain
@@ -107,7 +108,7 @@ def student(config: StudentConfig) -> Run:
             start, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens
         ).to(default_device())
         query_ids, queries = tokens(collection.queries, config.encoder)
-        doc_ids, passages = tokens(collection.passages, config.encoder)
+        doc_ids, passages = passage_tokens(collection, config.encoder)
         frames = [lists(one) for one in stage.lists.each()]
         ranked = RankedLists.concat(
             [RankedLists.from_frame(frame, query_ids, doc_ids) for frame in frames]
@@ -187,7 +188,7 @@ def _scores(
     precision: str,
 ) -> pd.DataFrame:
     query_ids, queries = tokens(collection.queries, encoder)
-    doc_ids, passages = tokens(collection.passages, encoder)
+    doc_ids, passages = passage_tokens(collection, encoder)
     return rerank(
         model, candidates, queries, passages, query_ids=query_ids, doc_ids=doc_ids,
         precision=resolve_precision(precision, model.device),

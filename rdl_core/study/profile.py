@@ -47,10 +47,17 @@ class Profile:
     """Listwise stage, on the teacher's order."""
     test: ListsConfig
     """Test queries and their candidates."""
+    more_encoders: tuple[str, ...] = ()
+    """Where further students start that the first page shows."""
+    more_tests: tuple[str, ...] = ()
+    """Further collections tested on like `test`: figures are over the queries of all."""
     ablation_queries: int | None = None
     """Test queries of the pages that compare many students; None takes the test's."""
     ablation_steps: int | None = None
     """Steps of the second stage there; None takes the stage's."""
+    alike: str = "passages"
+    """What students of lists of another depth or number have in common: ``"passages"``, the number
+    that they are trained on, or ``"passes"`` over their queries, as in the paper."""
     both_ways: bool = False
     """Whether the second stage's collection and the test's also change places: every figure is
     then over the queries of both, each ranked by a student that learnt from the other."""
@@ -73,6 +80,10 @@ class Profile:
         for name, least in (("ablation_queries", 2), ("ablation_steps", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if self.alike not in ("passages", "passes"):
+            raise ValueError(f"alike: expected passages or passes, got {self.alike!r}")
+        if self.both_ways and self.more_tests:
+            raise ValueError("more_tests: expected none with both_ways, which has a second of its own")
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(
                 f"precision: expected auto, {', '.join(PRECISIONS)}; got {self.precision!r}"
@@ -92,9 +103,9 @@ class Profile:
 
     @property
     def tests(self) -> list[ListsConfig]:
-        """The test queries: one collection, or two where training and test change places."""
+        """The test queries of each collection; two where training and test change places."""
         other = [self.swapped(self.test)] if self.both_ways else []
-        return [self.test, *other]
+        return [self.test, *other, *(replace(self.test, collection=c) for c in self.more_tests)]
 
     def swapped(self, config: _T) -> _T:
         """A configuration in which training and test collection have changed places.

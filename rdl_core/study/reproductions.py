@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from rdl_core.study import recorded
-from rdl_core.study.claims import _claims, _pair, verdict
+from rdl_core.study.claims import claims, pair_of, verdict
 from rdl_core.study.runs import project_folder
 
 __all__ = ["COLUMNS", "MAINTAINERS", "VERDICTS", "log_file", "own_rows", "read_log", "update"]
@@ -80,9 +80,9 @@ def own_rows(profile: str = "trec-dl") -> pd.DataFrame:
     True
     """
     rows = []
-    for claim in _claims():
+    for claim in claims():
         kept = recorded.read(claim.page, claim.part, profile=profile) if claim.part else None
-        pair = None if kept is None else _pair(kept.values, claim)
+        pair = None if kept is None else pair_of(kept.values, claim)
         if pair is None:
             continue
         said, found = verdict(pair, claim)
