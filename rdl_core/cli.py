@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import typer
 
 from rdl_core.commands import own
-from rdl_core.commands.words import Collection, Format, Precision, refusals
+from rdl_core.commands.shards import merge_runs
+from rdl_core.commands.words import Collection, Format, Precision, Shard, refusals, shard_of
 from rdl_core.data.downloads import fetch_group
 from rdl_core.efficiency import ratios, summary
 from rdl_core.progress import log_plainly
@@ -158,7 +159,7 @@ def teach(
     top_k: Annotated[int, typer.Option(help="Passages that win a tournament's group.")] = 10,
     passes: Annotated[int, typer.Option(help="Passes over each list.")] = 1,
     max_retries: Annotated[int, typer.Option(help="Times to ask again where unusable.")] = 1,
-    shard: Annotated[str, typer.Option(help="Part of the queries, such as 2/8.")] = "1/1",
+    shard: Shard = "1/1",
     dry_run: Annotated[bool, typer.Option(help="Say what would be asked; ask nothing.")] = False,
     max_words: Annotated[int, typer.Option(help="Words of a passage that are shown.")] = 300,
     base_url: Annotated[
@@ -215,7 +216,7 @@ def teach(
         config = TeachConfig(
             candidates=str(candidates), format=format, collection=collection, depth=depth,
             backend=who, schedule=schedule, window_size=window_size, stride=stride, top_k=top_k,
-            passes=passes, max_retries=max_retries, shard=_shard(shard),
+            passes=passes, max_retries=max_retries, shard=shard_of(shard),
         )  # fmt: skip
         said = estimate(config, out) if dry_run else teach_lists(config, out)["totals"]
     typer.echo(said if dry_run else f"lists in {out}: {_totals(said)}")
@@ -223,22 +224,16 @@ def teach(
 
 @app.command()
 def merge(
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
-    shards: Annotated[list[Path], typer.Argument(help="Folders of all shards.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, or a run.")],
+    shards: Annotated[list[Path], typer.Argument(help="Folders, or runs, of all shards.")],
 ) -> None:
-    """Make the shards of one teacher's lists one folder, if nothing is missing."""
+    """Make all shards one, if nothing is missing: a teacher's lists, or runs of rdl rerank."""
     with refusals():
+        if all(shard.is_file() for shard in shards):
+            typer.echo(f"{out}: {merge_runs(shards, out)} queries")
+            return
         report = merge_shards(shards, out)
     typer.echo(f"lists in {out}: {_totals(report['totals'])}")
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """The two numbers of 2/8."""
-    try:
-        number, of = map(int, text.split("/"))
-    except ValueError:
-        raise ValueError(f"shard: expected two numbers, such as 2/8; given {text!r}") from None
-    return number, of
 
 
 def _fields(options: list[str]) -> dict[str, object]:

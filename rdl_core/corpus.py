@@ -82,6 +82,21 @@ class Corpus:
         for _, some in self.candidates.groupby(self.candidates["query_id"].map(part), sort=False):
             yield replace(self, candidates=some)
 
+    def shard(self, number: int, of: int) -> Corpus:
+        """Every so-many-th query: of eight, the second has queries 2, 10, 18, ...
+
+        Raises:
+            ValueError: No such shard, or there are fewer queries than shards.
+        """
+        queries = self.ids("query_id")
+        if not 1 <= number <= of <= len(queries):
+            raise ValueError(
+                f"shard: expected 1/N to N/N, and a query for each of the N; given {number}/{of} "
+                f"and {len(queries)} queries: the second of eight is 2/8"
+            )
+        own = self.candidates["query_id"].isin(queries[number - 1 :: of])
+        return replace(self, candidates=self.candidates[own])
+
     def ids(self, column: str) -> pd.Index:
         """Each id of a column once, as it first appears."""
         return pd.Index(self.candidates[column].unique().astype(object))

@@ -1,11 +1,23 @@
-"""Where and in which precision models compute."""
+"""Where, in which precision, and in how much memory models compute."""
 
 from __future__ import annotations
 
+import logging
+from typing import Protocol, TypeVar
+
 import torch
 from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-__all__ = ["PRECISIONS", "default_device", "processes", "resolve_precision"]
+__all__ = ["PRECISIONS", "default_device", "fitting", "processes", "resolve_precision"]
+
+_T = TypeVar("_T", covariant=True)
+_LEAST_TOKENS = 256
+_log = logging.getLogger(__name__)
+
+
+class _Compute(Protocol[_T]):
+    def __call__(self, *, token_budget: int) -> _T: ...
 
 #: Precisions in which layers compute; scores are float32 always.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -14,7 +26,9 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def processes() -> PartialState:
     """The processes of this run: one, unless ``accelerate launch`` or torchrun started several.
 
-    They talk by NCCL where there is CUDA, else by gloo.
+    They talk by NCCL where there is CUDA, else by gloo. One that waits in vain for another gives up
+    after the process group's time, 10 minutes for NCCL and 30 for gloo; launchers are faster: they
+    end all processes of a machine when one of them has died.
 
     >>> processes().num_processes
     1
@@ -47,3 +61,38 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     can = getattr(torch.cpu, "get_capabilities", dict)()
     return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
+
+
+def fitting(compute: _Compute[_T], token_budget: int) -> tuple[_T, int]:
+    """Compute with a token budget that is halved for as long as the device lacks the memory.
+
+    Args:
+        compute: Takes ``token_budget``; what it did before memory ran out is done again.
+        token_budget: Most tokens that go through the encoder at once.
+
+    Returns:
+        What was computed, and the budget that sufficed.
+
+    Raises:
+        MemoryError: 256 tokens are too many, too.
+
+    >>> fitting(lambda token_budget: f"{token_budget} tokens at once", 2048)
+    ('2048 tokens at once', 2048)
+    """
+    while True:
+        try:
+            return compute(token_budget=token_budget), token_budget
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if token_budget <= _LEAST_TOKENS:
+                raise MemoryError(
+                    f"expected memory for {token_budget} tokens at once, but the device has none: "
+                    "free some, shorten passages, or choose a smaller encoder"
+                ) from error
+        # Out here, as the error holds on to all that had been allocated.
+        clear_device_cache(garbage_collection=True)
+        _log.warning(
+            "out of memory with %d tokens at once; going on with %d", token_budget, token_budget // 2
+        )
+        token_budget //= 2

@@ -17,7 +17,8 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from rdl_core import checkpoint
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
-from rdl_core.devices import processes
+from rdl_core.devices import fitting, processes
 from rdl_core.progress import progress
 from rdl_core.samplers import needs
 from rdl_core.stage import StageConfig
@@ -78,6 +79,8 @@ def distill(
     Raises:
         ValueError: Lists without what the sampler or the targets need; more processes than lists in
             a step; only one of `dev` and ``dev_every``.
+        MemoryError: As `rdl_core.devices.fitting` has it; with less memory than ``token_budget``
+            takes, a smaller one is used, and that is logged.
         FloatingPointError: A loss or gradient that is not finite; names the step and its queries.
             State and lists go to ``nonfinite.safetensors``; the last checkpoint stays.
 
@@ -138,6 +141,7 @@ class Training:
         self.weights = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
         self.optimiser = _optimiser(student, self.weights, config)
         self.standing = _Standing()
+        self._token_budget = config.token_budget
         if (folder / _CHECKPOINT).exists():
             self.standing = _Standing(
                 **checkpoint.load(folder / _CHECKPOINT, self.weights, self.optimiser)
@@ -155,14 +159,21 @@ class Training:
 
     def descend(self, drawn: Step) -> tuple[float, float]:
         """One optimiser step on the lists of all processes; their loss and gradient norm."""
-        self.optimiser.zero_grad()
-        loss = _sum_over_processes(drawn.backward(), self.weights)
+        own, self._token_budget = fitting(partial(self._backward, drawn), self._token_budget)
+        loss = _sum_over_processes(own, self.weights)
         limit = self.config.max_gradient_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), limit)
         self._check_finite(loss, norm, drawn)
         self.optimiser.step()
         self.standing.step += 1
         return loss.item(), norm.item()
+
+    def _backward(self, drawn: Step, *, token_budget: int) -> Tensor:
+        """Gradients of this process's lists alone; held activations shrink with the budget."""
+        self.optimiser.zero_grad()
+        held = self.config.held_tokens * token_budget // self.config.token_budget
+        smaller = replace(self.config, token_budget=token_budget, held_tokens=held)
+        return replace(drawn, config=smaller).backward()
 
     def measure(self, dev: Callable[[CrossEncoder], float] | None) -> dict[str, float]:
         """The dev measure where it is due, taken by the first process for all."""

@@ -6,6 +6,8 @@ memory does not grow with the number of queries.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
@@ -14,6 +16,7 @@ from rdl_core.cpu import ready
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
+from rdl_core.devices import fitting
 from rdl_core.progress import progress
 
 __all__ = ["rerank", "token_budget_of"]
@@ -44,7 +47,8 @@ def rerank(
         passages: Token store of the passages.
         query_ids: Ids in the order of `queries`.
         doc_ids: Ids in the order of `passages`.
-        token_budget: Most tokens in one batch; None takes what suits the device.
+        token_budget: Most tokens in one batch; None takes what suits the device. It is halved, and
+            that is logged, where the device lacks the memory.
         precision: A key of `rdl_core.devices.PRECISIONS`, or on a CPU ``"int8"``, as
             `rdl_core.cpu.ready` has it. Scores are float32.
 
@@ -54,6 +58,7 @@ def rerank(
 
     Raises:
         ValueError: An id that a store does not have, or a score that is not finite.
+        MemoryError: As `rdl_core.devices.fitting` has it.
 
     >>> run = rerank(tiny_student, frame, queries, passages, query_ids=pd.Index(["q", "r"]),
     ...              doc_ids=pd.Index(["a", "b", "c"]))
@@ -73,13 +78,10 @@ def rerank(
     with torch.inference_mode():
         for start in progress(starts, total=len(starts), what="re-ranking"):
             here = slice(start, start + _PAIRS_AT_ONCE)
-            scores.append(
-                engine.score(
-                    queries, passages,
-                    query_rows[here].to(student.device), passage_rows[here].to(student.device),
-                    token_budget=budget, precision=layers,
-                ).cpu()
-            )
+            rows = query_rows[here].to(student.device), passage_rows[here].to(student.device)
+            score = partial(engine.score, queries, passages, *rows, precision=layers)
+            found, budget = fitting(score, budget)
+            scores.append(found.cpu())
     score = torch.cat(scores).numpy()
     run = pd.DataFrame(
         {

@@ -485,7 +485,7 @@ def altered(shards, tmp_path, number, **config):
 
 def test_a_missing_shard_is_named(rdl, shards, tmp_path):
     done = rdl("merge", tmp_path / "out", shards / "1", code=2)
-    assert "given 1/2; missing 2/2: run rdl teach --shard 2/2" in done.stderr
+    assert "given 1/2; missing 2/2: run --shard 2/2" in done.stderr
     of_three = altered(shards, tmp_path, "2", shard=[3, 3])
     done = rdl("merge", tmp_path / "out", of_three, code=2)
     assert "given 3/3; missing 1/3, 2/3" in done.stderr
@@ -496,7 +496,7 @@ def test_shards_that_do_not_belong_together_are_refused(rdl, shards, tmp_path):
     first = shards / "1"
     twice = altered(shards, tmp_path, "1")
     done = rdl("merge", tmp_path / "out", first, twice, shards / "2", code=2)
-    assert "given 1/2 in several folders" in done.stderr
+    assert "given 1/2 more than once" in done.stderr
     other = altered(shards, tmp_path, "2", passes=3)
     done = rdl("merge", tmp_path / "out", first, other, code=2)
     assert f"copy2: expected the same configuration; given passes 3 where {first}" in done.stderr

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,6 +32,7 @@ from rdl_core.distill import distill
 from rdl_core.stage import StageConfig
 from rdl_core.study.candidates import data_of
 from rdl_core.study.profile import checked
+from rdl_core.teachers.folder import LOCK, alone
 
 __all__ = ["DistillConfig", "distill_corpus"]
 
@@ -85,7 +87,8 @@ def distill_corpus(config: DistillConfig, folder: str | Path) -> CrossEncoder:
 
     Raises:
         ValueError: As for `read_corpus`, `open_student` and `distill`; a text is missing; a field
-            of ``training`` does not fit; or the folder holds something else.
+            of ``training`` does not fit; the folder holds something else; or another process, not
+            of this launch, works in it.
 
     >>> lists = [{"query_id": "7", "doc_id": d, "query": "fox", "text": d} for d in ("fox", "tea")]
     >>> pd.DataFrame(lists).to_json(folder / "lists.jsonl", orient="records", lines=True)
@@ -104,26 +107,34 @@ def distill_corpus(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     ).to(default_device())
     stage = _stage(config, corpus, student.device)
     identity = _identity(config, stage, student, corpus)
-    with processes().main_process_first():
-        _claim(folder, identity)
-        if (folder / "manifest.json").exists():
-            _log.info("%s: finished before", folder)
-            return open_student(folder).eval()
-        queries, passages = (
-            _tokens(folder / "tokens" / texts.what, student, ids, texts, limit)
-            for ids, texts, limit in (
-                (query_ids, corpus.queries, student.query_tokens),
-                (doc_ids, corpus.passages, student.passage_tokens),
+    folder.mkdir(parents=True, exist_ok=True)
+    # Of several processes of one launch, the first one holds the folder for all.
+    with alone(folder) if processes().is_main_process else nullcontext():
+        with processes().main_process_first():
+            _claim(folder, identity)
+            if (folder / "manifest.json").exists():
+                _log.info("%s: finished before", folder)
+                return open_student(folder).eval()
+            queries, passages = (
+                _tokens(folder / "tokens" / texts.what, student, ids, texts, limit)
+                for ids, texts, limit in (
+                    (query_ids, corpus.queries, student.query_tokens),
+                    (doc_ids, corpus.passages, student.passage_tokens),
+                )
             )
-        )
+        lists = _lists(corpus, query_ids, doc_ids)
+        distill(student, lists, queries, passages, stage, seed=config.seed, folder=folder)
+        if processes().is_main_process:
+            _write(folder / "manifest.json", identity | _circumstances(student.device, len(lists)))
+    return student
+
+
+def _lists(corpus: Corpus, query_ids: pd.Index, doc_ids: pd.Index) -> RankedLists:
+    """The corpus' lists, whose own order teaches where no other is given."""
     candidates = corpus.candidates
     if "teacher_rank" not in candidates:
         candidates = candidates.assign(teacher_rank=candidates["rank"])
-    lists = RankedLists.from_frame(candidates, query_ids, doc_ids)
-    distill(student, lists, queries, passages, stage, seed=config.seed, folder=folder)
-    if processes().is_main_process:
-        _write(folder / "manifest.json", identity | _circumstances(student.device, len(lists)))
-    return student
+    return RankedLists.from_frame(candidates, query_ids, doc_ids)
 
 
 def _stage(config: DistillConfig, corpus: Corpus, device: torch.device) -> StageConfig:
@@ -172,13 +183,12 @@ def _claim(folder: Path, identity: dict) -> None:
                 f"{folder}: expected the configuration that the folder was begun with; given "
                 f"{shown}: name another folder"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif {path.name for path in folder.iterdir()} - {LOCK}:
         raise ValueError(
             f"{folder}: expected a new or empty folder, or one that rdl distill began; given one "
             "that holds something else: name another"
         )
     else:
-        folder.mkdir(parents=True, exist_ok=True)
         _write(file, identity)
 
 

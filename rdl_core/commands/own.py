@@ -12,16 +12,19 @@ from rdl_core.commands.distill import DistillConfig, distill_corpus
 from rdl_core.commands.evaluate import compare_runs, read_runs, shown
 from rdl_core.commands.export import export_student
 from rdl_core.commands.rerank import rerank_corpus
+from rdl_core.commands.shards import record_shard
 from rdl_core.commands.students import open_student
 from rdl_core.commands.words import (
     Collection,
     Format,
     PassageTokens,
     QueryTokens,
+    Shard,
     refusals,
+    shard_of,
 )
 from rdl_core.corpus import read_corpus, read_judgments
-from rdl_core.devices import default_device
+from rdl_core.devices import default_device, resolve_precision
 
 __all__ = ["COMMANDS"]
 
@@ -79,12 +82,22 @@ def rerank(
         typer.Option(help="In which the layers compute; int8: CPUs only."),
     ] = "auto",
     tag: Annotated[str, typer.Option(help="Name of the system in the run.")] = "rdl",
+    shard: Shard = "1/1",
 ) -> None:
-    """Re-rank candidates with a student."""
+    """Re-rank candidates with a student; rdl merge puts the runs of shards together."""
     with refusals():
-        corpus = read_corpus(candidates, format=format, collection=collection)
+        whole = read_corpus(candidates, format=format, collection=collection)
+        number, of = shard_of(shard)
+        corpus = whole.shard(number, of)
         student = open_student(model, query_tokens=query_tokens, passage_tokens=passage_tokens)
-        rerank_corpus(student.to(default_device()), corpus, out, precision=precision, tag=tag)
+        student = student.to(default_device())
+        rerank_corpus(student, corpus, out, precision=precision, tag=tag)
+        if of > 1:
+            record_shard(
+                out, whole, model, (number, of), tag=tag,
+                precision=resolve_precision(precision, student.device),
+                query_tokens=student.query_tokens, passage_tokens=student.passage_tokens,
+            )  # fmt: skip
 
 
 def evaluate(

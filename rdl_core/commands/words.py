@@ -8,7 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["Collection", "Format", "PassageTokens", "Precision", "QueryTokens", "refusals"]
+__all__ = [
+    "Collection", "Format", "PassageTokens", "Precision", "QueryTokens", "Shard", "refusals",
+    "shard_of",
+]  # fmt: skip
 
 Collection = Annotated[
     str | None,
@@ -26,6 +29,20 @@ PassageTokens = Annotated[
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="In which the layers compute.")
 ]
+Shard = Annotated[str, typer.Option(help="Part of the queries, such as 2/8.")]
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """The two numbers of a shard.
+
+    >>> shard_of("2/8")
+    (2, 8)
+    """
+    try:
+        number, of = map(int, text.split("/"))
+    except ValueError:
+        raise ValueError(f"shard: expected two numbers, such as 2/8; given {text!r}") from None
+    return number, of
 
 
 @contextmanager
@@ -39,7 +56,7 @@ def refusals() -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         refusal = f"{error.filename}: expected a file; given a name of none: check the name"
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, MemoryError) as error:
         refusal = str(error)
     else:
         return

@@ -28,12 +28,13 @@ from filelock import FileLock, Timeout
 
 from rdl_core.data.formats import write_parquet, write_requests, write_run
 
-__all__ = ["ANSWERS", "alone", "claim", "write_folder"]
+__all__ = ["ANSWERS", "LOCK", "alone", "claim", "write_folder"]
 
 #: Name of the log of answers.
 ANSWERS = "answers.jsonl"
 
-_LOCK = ".lock"
+#: Name of the file that whoever works in a folder holds.
+LOCK = ".lock"
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def alone(folder: Path) -> Iterator[None]:
     ...     sorted(path.name for path in folder.iterdir())
     ['.lock']
     """
-    lock = FileLock(folder / _LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -81,7 +82,7 @@ def claim(folder: Path, config: Mapping) -> None:
     begun = json.loads(file.read_text()) if file.exists() else None
     changed = [key for key, value in config.items() if begun and begun.get(key) != value]
     if begun is None:
-        if others := sorted({path.name for path in folder.iterdir()} - {_LOCK, ANSWERS}):
+        if others := sorted({path.name for path in folder.iterdir()} - {LOCK, ANSWERS}):
             raise ValueError(
                 f"{folder}: expected a new or empty folder, or one begun before; given one that "
                 f"holds {others[0]}: name another"

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
 from rdl_core.data.formats import read_candidates, write_run
 from rdl_core.teachers.folder import ANSWERS, alone, claim, write_folder
 
-__all__ = ["merge"]
+__all__ = ["common_config", "in_turn", "merge", "once"]
+
+_T = TypeVar("_T")
 
 
 def merge(shards: Sequence[str | Path], folder: str | Path) -> dict:
@@ -40,15 +43,15 @@ def merge(shards: Sequence[str | Path], folder: str | Path) -> dict:
     >>> _ = (folder / "report.json").write_text(json.dumps(report))
     >>> merge([folder], folder / "whole")
     Traceback (most recent call last):
-    ValueError: expected all 2 shards once; given 2/2; missing 1/2: run rdl teach --shard ...
+    ValueError: expected all 2 shards once; given 2/2; missing 1/2: run --shard 1/2, or ...
     """
     folder, reports = Path(folder), {Path(shard): _report(Path(shard)) for shard in shards}
-    config = _common(reports)
+    config = common_config(reports)
     parts = sorted(reports, key=lambda shard: reports[shard]["config"]["shard"])
     lists = [_lists(part, reports[part]) for part in parts]
-    rows = _in_turn([reports[part]["queries"] for part in parts])
+    rows = in_turn([reports[part]["queries"] for part in parts])
     order = [row["query_id"] for row in rows]
-    _once(order, config["n_queries"])
+    once(order, config["n_queries"])
     first = pd.concat([read_candidates(part / "candidates.run") for part in parts])
     costs = [reports[part]["totals"]["usd"] for part in parts]
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +79,18 @@ def _report(shard: Path) -> dict:
     return json.loads(file.read_text())
 
 
-def _common(reports: dict[Path, dict]) -> dict:
-    """The configuration of all shards, as that of a run without shards."""
+def common_config(reports: Mapping[Path, Mapping]) -> dict:
+    """The configuration of all shards, as that of a run without shards.
+
+    Args:
+        reports: By shard; each with a ``config`` whose ``shard`` is its number and that of all.
+
+    Raises:
+        ValueError: A shard is missing, there twice, or of another configuration.
+
+    >>> common_config({Path("a"): {"config": {"shard": [1, 1], "depth": 9}}})
+    {'shard': [1, 1], 'depth': 9}
+    """
     (first, report), *others = reports.items()
     wanted = report["config"]
     of = wanted["shard"][1]
@@ -94,12 +107,12 @@ def _common(reports: dict[Path, dict]) -> dict:
     if missing := [f"{number}/{of}" for number in range(1, of + 1) if number not in numbers]:
         given = ", ".join(f"{number}/{of}" for number in numbers)
         raise ValueError(
-            f"expected all {of} shards once; given {given}; missing {', '.join(missing)}: run rdl "
-            f"teach --shard {missing[0]}, or name its folder"
+            f"expected all {of} shards once; given {given}; missing {', '.join(missing)}: run "
+            f"--shard {missing[0]}, or name what it left"
         )
     if twice := [f"{number}/{of}" for number, times in numbers.items() if times > 1]:
         raise ValueError(
-            f"expected all {of} shards once; given {twice[0]} in several folders: name one of them"
+            f"expected all {of} shards once; given {twice[0]} more than once: name one of them"
         )
     return wanted | {"shard": [1, 1]}
 
@@ -120,13 +133,23 @@ def _lists(shard: Path, report: dict) -> pd.DataFrame:
     return lists.assign(teacher_rank=lists["rank"])
 
 
-def _in_turn(parts: list[list[dict]]) -> list[dict]:
-    """Rows of all shards in the order of the candidates: the first of each, the second of each."""
+def in_turn(parts: Sequence[Sequence[_T]]) -> list[_T]:
+    """Rows of all shards in the order of the candidates: the first of each, the second of each.
+
+    >>> in_turn([["q1", "q3"], ["q2"]])
+    ['q1', 'q2', 'q3']
+    """
     longest = max(map(len, parts))
     return [part[place] for place in range(longest) for part in parts if place < len(part)]
 
 
-def _once(queries: list[str], n_queries: int) -> None:
+def once(queries: Sequence[str], n_queries: int) -> None:
+    """Refuse queries that are there twice, or are not as many as they should be.
+
+    >>> once(["q1", "q1"], 2)
+    Traceback (most recent call last):
+    ValueError: expected every one of 2 queries once; given 2, twice ['q1']: ...
+    """
     twice = [query for query, times in Counter(queries).items() if times > 1]
     if twice or len(queries) != n_queries:
         raise ValueError(
