@@ -56,7 +56,7 @@ TEXT = {
     "qrels of BEIR": (formats.read_qrels, b"query-id\tcorpus-id\tscore\n7\tx\t2\n7\ty a\t0\n"),
     "triples": (formats.read_triples, b"7\tx\ty\n8\tx\tz\n"),
     "scored triples": (formats.read_triples, b"9.5\t1.5\t7\tx\ty\n2\t1\t8\tx\tz\n"),
-    "queries": (formats.read_queries, "7\twhat is x\n8\tna\u00efve\tq\n".replace("\tq", "").encode()),
+    "queries": (formats.read_queries, "7\twhat is x\n8\tna\u00efve\n".encode()),
     "passages": (formats.read_passages, b"x\tone, two\ny\tthree  four\n"),
     "top 1000": (FORMATS["msmarco_top1000"].read, b"7\tx\tq\tone\n7\ty\tq\ttwo\n"),
 }
@@ -112,7 +112,8 @@ NASTY = [
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
     | st.sampled_from([2**63, -(2**63) - 1, 2**200, 10**400, "", "\ud800", "7", "x", float("nan")]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=5,
 )  # fmt: skip
 
@@ -271,7 +272,7 @@ def test_tables_of_any_types_are_read_or_refused(tmp_path, name, data):
         cells = data.draw(st.lists(st.none() | values, min_size=len(valid), max_size=len(valid)))
         own = data.draw(st.sampled_from(table.schema.names) | NAMES)
         if own in table.schema.names and data.draw(st.integers(0, 9)):
-            table = table.drop_columns([own])
+            table = table.remove_column(table.schema.get_all_field_indices(own)[0])
         table = table.append_column(own, pa.array(cells, kind))
     path = tmp_path / "file"
     pq.write_table(table, path)
