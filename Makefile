@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
-.PHONY: book test peers env lock clean
+.PHONY: audit book clean env licences lock peers test torture
 
 book: $(READY)
 	$(BIN)/rdl book --profile $(PROFILE)
@@ -22,6 +22,20 @@ test: $(READY)
 peers: $(READY)
 	PYTHONPATH=. $$($(BIN)/python -c "from rdl_core.study.bench import peers_python as p; print(p())") \
 		-m pytest -q --noconftest tests/test_losses_parity.py
+
+# Kill, cut, alter and fill up on purpose; the book shows the table. About ten minutes.
+torture: $(READY)
+	PYTHONPATH=. $(BIN)/python -m tests.torture
+
+# Known vulnerabilities of what is locked; asks a service on the network.
+audit: $(READY)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install -qq pip-audit
+	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock
+
+# The licence of every locked package, as it states it itself.
+licences: $(READY)
+	$(BIN)/python book/licences.py > book/licences.csv
 
 env: $(READY)
 
