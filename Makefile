@@ -23,7 +23,7 @@ peers: $(READY)
 	PYTHONPATH=. $$($(BIN)/python -c "from rdl_core.study.bench import peers_python as p; print(p())") \
 		-m pytest -q --noconftest tests/test_losses_parity.py
 
-# Kill, cut, alter and fill up on purpose; the book shows the table. About ten minutes.
+# Kill, cut, alter and fill up on purpose; the book shows the table..
 torture: $(READY)
 	PYTHONPATH=. $(BIN)/python -m tests.torture
 
