@@ -31,7 +31,7 @@ torture: $(READY)
 audit: $(READY)
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install -qq pip-audit
-	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock
 
 # The licence of every locked package, as it states it itself.
 licences: $(READY)

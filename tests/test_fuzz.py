@@ -125,8 +125,8 @@ def damaged(draw, raw):
         start = draw(st.integers(0, len(raw)))
         stop = min(len(raw), start + draw(st.integers(0, 12)))
         raw = draw(
-            st.sampled_from(NASTY).map(lambda new, raw=raw: raw[:start] + new + raw[stop:])
-            | st.binary(max_size=4).map(lambda new, raw=raw: raw[:start] + new + raw[stop:])
+            st.sampled_from(NASTY).map(lambda new, a=raw[:start], b=raw[stop:]: a + new + b)
+            | st.binary(max_size=4).map(lambda new, a=raw[:start], b=raw[stop:]: a + new + b)
             | st.just(raw[:start]) | st.just(raw[:stop] + raw[start:])
             | st.just(raw[:start] + raw[stop:])
         )  # fmt: skip

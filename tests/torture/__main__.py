@@ -1,8 +1,8 @@
 """Break the commands on purpose, run them again, and compare with what nothing disturbed.
 
 ``python -m tests.torture --repetitions 5`` writes ``results/torture/faults.csv``, a row for each
-fault, and a manifest beside it. Every command runs in a process of its own, forked from one that
-has imported all it needs; it is really killed, its disk is really full, its files really change.
+fault, and a manifest beside it. Every command runs in a process of its own, forked from one that has
+imported all it needs; it is really killed, its disk is really full, its files really change.
 
 resumed: the command, run again, ended with the undisturbed result. refused: it first said what to
 do, and ended with that result once that was done. lost: it did neither. wrong: it ended with another
@@ -12,6 +12,7 @@ result, or with one that holds something twice.
 import argparse
 import csv
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -37,7 +38,8 @@ def main():
     started, draw = time.monotonic(), random.Random(given.seed)
     base = Path(tempfile.mkdtemp(prefix="torture-"))
     shop, rows = Workshop(base), []
-    chosen = {n: f for n, f in FAULTS.items() if not given.fault or any(g in n for g in given.fault)}
+    wanted = given.fault or [""]
+    chosen = {n: f for n, f in FAULTS.items() if any(part in n for part in wanted)}
     for name, fault in chosen.items():
         row = dict.fromkeys(COLUMNS, 0) | {"fault": name, "said": ""}
         for number in range(given.repetitions):
@@ -47,7 +49,8 @@ def main():
             row["tried"] += 1
             row[outcome] += 1
             row["said"] = said or row["said"]
-            print(f"{time.monotonic() - started:4.0f} s  {name}: {outcome}  {said[:120]}", flush=True)
+            at = f"{time.monotonic() - started:4.0f} s"
+            print(f"{at}  {name}: {outcome}  {said[:120]}", flush=True)
         rows.append(row)
     shop.close()
     write(given, rows, time.monotonic() - started)
@@ -63,7 +66,8 @@ def write(given, rows, wall_s):
         table.writerows(rows)
     manifest = {
         "command": "make torture", "seed": given.seed, "repetitions": given.repetitions,
-        "wall_s": round(wall_s), "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_s": round(wall_s), "load": os.getloadavg()[1],
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "said": {row["fault"]: row["said"] for row in rows}, **machine(),
     }  # fmt: skip
     (given.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

@@ -22,8 +22,8 @@ LIMITS = ["--query-tokens", "5", "--passage-tokens", "20"]
 
 
 def distil(folder, inputs, url):
-    words = ["--encoder", f"{inputs}/encoder", *LIMITS, "--list-size", "6", "--queries-per-step", "4",
-             "--steps", "40", "--precision", "float32", "--config", f"{inputs}/stage.yaml"]
+    words = ["--encoder", f"{inputs}/encoder", *LIMITS, "--list-size", "6",
+             "--queries-per-step", "4", "--steps", "40", "--precision", "float32", "--config", f"{inputs}/stage.yaml"]
     rdl("distill", f"{inputs}/requests.jsonl", "out", *words)  # fmt: skip
 
 
@@ -47,7 +47,8 @@ def fetch(folder, inputs, url):
 def tokenise(folder, inputs, url):
     tokens._CHUNK = 200
     texts = [f"w{n % 40} w{n % 7} w{n % 11}" for n in range(40_000)]
-    TokenStore.build(texts, make_tokenizer("bert"), folder / "store", max_tokens=8, total=len(texts))
+    tokenizer = make_tokenizer("bert")
+    TokenStore.build(texts, tokenizer, folder / "store", max_tokens=8, total=len(texts))
 
 
 #: What is run, and the files that it is for.
