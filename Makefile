@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
-.PHONY: book test peers kept env lock clean
+.PHONY: audit book clean env kept licences lock peers test torture
 
 book: $(READY)
 	$(BIN)/rdl book --profile $(PROFILE)
@@ -27,6 +27,20 @@ peers: $(READY)
 kept: $(READY)
 	$(BIN)/python -c "from pathlib import Path; from rdl_core.study.drawings import draw; draw(Path('book/_static'))"
 	$(BIN)/python -c "from rdl_core.study.reproductions import update; update()"
+
+# Kill, cut, alter and fill up on purpose; the book shows the table.
+torture: $(READY)
+	PYTHONPATH=. $(BIN)/python -m tests.torture
+
+# Known vulnerabilities of what is locked; asks a service on the network.
+audit: $(READY)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install -qq pip-audit
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock
+
+# The licence of every locked package, as it states it itself.
+licences: $(READY)
+	$(BIN)/python book/licences.py > book/licences.csv
 
 env: $(READY)
 

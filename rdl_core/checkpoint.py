@@ -6,9 +6,10 @@ beside them. Nothing is pickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,10 @@ def save(
     for name, weight in weights.items():
         moments = optimiser.state[weight] if optimiser else {}
         tensors |= {f"{key}.{name}": value for key, value in moments.items()}
-    partial = path.with_name(f"{path.name}.partial")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, partial,
-        metadata={"standing": json.dumps(standing)},
-    )
+    partial, said = path.with_name(f"{path.name}.partial"), json.dumps(standing)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    metadata = {"standing": said, "sha256": _digest(said, sorted(tensors.items()))}
+    save_file(tensors, partial, metadata=metadata)
     os.replace(partial, path)
 
 
@@ -77,8 +77,11 @@ def load(
     """
     try:
         with safe_open(path, "pt") as saved:
-            standing = json.loads(saved.metadata()["standing"])
-            stored = set(saved.keys())
+            said, stored = saved.metadata(), set(saved.keys())
+            tensors = ((name, saved.get_tensor(name)) for name in sorted(stored))
+            if said["sha256"] != _digest(said["standing"], tensors):
+                raise ValueError("its content changed since it was written")
+            standing = json.loads(said["standing"])
             with torch.no_grad():
                 for name, weight in weights.items():
                     weight.copy_(saved.get_tensor(f"weight.{name}"))
@@ -94,3 +97,12 @@ def load(
             "the stage begins anew"
         ) from error
     return standing
+
+
+def _digest(standing: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of names and bytes, in the order of the names."""
+    seen = hashlib.sha256(standing.encode())
+    for name, tensor in tensors:
+        seen.update(name.encode())
+        seen.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return seen.hexdigest()

@@ -103,7 +103,7 @@ def _write_onnx(
     folder: Path, quantise: bool, pairs: Sequence[tuple[str, str]]
 ) -> list[Difference]:
     """ONNX files of the model that transformers finds in a folder, compared with it."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     columns = (map(list, zip(*batch, strict=True)) for batch in _batches(pairs))
     batches = [

@@ -404,7 +404,7 @@ def _distill_and_die(folder, out, place, calls):
     if place == "loss":
         LOSSES["ranknet"] = dying(LOSSES["ranknet"])
     elif place == "write":
-        distill_command._write = dying(distill_command._write)
+        distill_command.write_record = dying(distill_command.write_record)
     words = ["distill", "requests.jsonl", str(out), "--encoder", "student", *STAGE]
     cli.app(words, standalone_mode=False)
 

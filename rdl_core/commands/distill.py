@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -25,10 +24,12 @@ from rdl_core.commands.students import model_path, open_student, record_of
 from rdl_core.corpus import Corpus, Texts, read_corpus
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import fingerprint
+from rdl_core.data.downloads import sha256_of
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
 from rdl_core.devices import default_device, processes, resolve_precision
 from rdl_core.distill import distill
+from rdl_core.records import read_record, write_record
 from rdl_core.stage import StageConfig
 from rdl_core.study.candidates import data_of
 from rdl_core.study.profile import checked
@@ -42,6 +43,7 @@ _STAGE = {
     "queries_per_step": 32, "learning_rate": 1e-5, "precision": "auto",
 }  # fmt: skip
 _PASSES = 3
+_WEIGHTS = "model/model.safetensors"
 _VERSIONS = ("rdl-core", "torch", "transformers", "tokenizers")
 _log = logging.getLogger(__name__)
 
@@ -125,7 +127,9 @@ def distill_corpus(config: DistillConfig, folder: str | Path) -> CrossEncoder:
         lists = _lists(corpus, query_ids, doc_ids)
         distill(student, lists, queries, passages, stage, seed=config.seed, folder=folder)
         if processes().is_main_process:
-            _write(folder / "manifest.json", identity | _circumstances(student.device, len(lists)))
+            made = _circumstances(student.device, len(lists))
+            files = {_WEIGHTS: sha256_of(folder / _WEIGHTS)}
+            write_record(folder / "manifest.json", identity | made | {"files": files})
     return student
 
 
@@ -174,7 +178,7 @@ def _claim(folder: Path, identity: dict) -> None:
     """Take a new or empty folder, or one of the same identity."""
     file = folder / "config.json"
     if file.is_file():
-        begun, now = _flat(json.loads(file.read_text())), _flat(identity)
+        begun, now = _flat(read_record(file)), _flat(identity)
         if differing := [key for key in begun | now if begun.get(key) != now.get(key)]:
             shown = "; ".join(
                 f"{key} {now.get(key)!r} where it was {begun.get(key)!r}" for key in differing[:3]
@@ -189,14 +193,17 @@ def _claim(folder: Path, identity: dict) -> None:
             "that holds something else: name another"
         )
     else:
-        _write(file, identity)
+        write_record(file, identity)
 
 
 def _tokens(
     folder: Path, student: CrossEncoder, ids: pd.Index, texts: Texts, max_tokens: int
 ) -> TokenStore:
     if (folder / "store.json").exists():
-        return TokenStore.open(folder)
+        try:
+            return TokenStore.open(folder, check=True)
+        except ValueError as error:
+            _log.warning("%s", error)  # which is done now
     return TokenStore.build(
         texts.each(ids), student.tokenizer, folder, max_tokens=max_tokens, total=len(ids)
     )
@@ -211,12 +218,6 @@ def _circumstances(device: torch.device, n_lists: int) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _write(file: Path, content: dict) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, file)
 
 
 def _flat(value: object, key: str = "") -> dict[str, object]:

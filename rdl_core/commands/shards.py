@@ -6,7 +6,6 @@ the scores, so that runs of different students, candidates or precisions are nev
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rdl_core.corpus import Corpus
 from rdl_core.data.collections import fingerprint
 from rdl_core.data.downloads import sha256_of
 from rdl_core.data.formats import read_run, write_run
+from rdl_core.records import read_record, write_record
 from rdl_core.teachers.merge import common_config, in_turn, once
 
 __all__ = ["merge_runs", "record_shard"]
@@ -41,7 +41,7 @@ def record_shard(
         "shard": list(shard), **settings,
     }
     record = run.with_name(f"{run.name}.json")
-    record.write_text(json.dumps({"config": config, "sha256": sha256_of(run)}, indent=1))
+    write_record(record, {"config": config, "sha256": sha256_of(run)})
     return record
 
 
@@ -79,7 +79,7 @@ def _record(shard: Path) -> dict:
             f"{shard}: expected the run of a shard, with {record.name} beside it; given none: run "
             "rdl rerank --shard for it, and bring both files"
         )
-    found = json.loads(record.read_text())
+    found = read_record(record)
     if found["sha256"] != sha256_of(shard):
         raise ValueError(
             f"{shard}: expected the run that {record.name} was written for; given one that changed "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.downloads import encoder_path
+from rdl_core.data.downloads import encoder_path, sha256_of
+from rdl_core.records import read_record
 
 __all__ = ["model_path", "open_student", "record_of"]
 
@@ -35,7 +35,8 @@ def open_student(
         trained: Whether a model without a head is refused, which would be drawn at random.
 
     Raises:
-        ValueError: No such model, one that gives no single score, or limits past the encoder's.
+        ValueError: No such model, one that gives no single score, limits past the encoder's, or
+            weights that changed since they were trained.
 
     >>> open_student(profile.encoder, query_tokens=5).passage_tokens
     256
@@ -46,12 +47,15 @@ def open_student(
     except (OSError, ValueError) as error:
         raise _refusal(name, error) from None
     _check(name, config, trained)
+    _check_whole(name, path)
     recorded = getattr(config, _KEY, None) or record_of(name).get("config", {})
     given = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
     limits = {key: given[key] or recorded.get(key, _LIMITS[key]) for key in _LIMITS}
     try:
         student = CrossEncoder.from_pretrained(path, **limits)
-    except OSError as error:
+    except ValueError:
+        raise
+    except Exception as error:  # safetensors and tokenizers have errors of their own
         raise _refusal(name, error) from None
     _log.info("%s: queries are cut to %d tokens, passages to %d", name, *limits.values())
     setattr(student.model.config, _KEY, limits)
@@ -66,7 +70,7 @@ def record_of(name: str | Path) -> dict:
     """
     for folder in (Path(name), Path(name).parent):
         if (manifest := folder / "manifest.json").is_file():
-            return json.loads(manifest.read_text())
+            return read_record(manifest)
     return {}
 
 
@@ -86,6 +90,17 @@ def _refusal(name: str | Path, error: Exception) -> ValueError:
         f"{name}: expected a folder or hub id of a model that transformers loads; given one that "
         f"it does not ({reason}): check the name"
     )
+
+
+def _check_whole(name: str | Path, path: str) -> None:
+    """Refuse weights that are not those that were trained, where their run says which these are."""
+    weights = Path(path) / "model.safetensors"
+    trained = record_of(name).get("files", {}).get("model/model.safetensors")
+    if trained and weights.is_file() and (found := sha256_of(weights)) != trained:
+        raise ValueError(
+            f"{weights}: expected the weights that were trained, SHA-256 {trained}; given {found}: "
+            "the file is damaged; put a copy in its place, or train again in another folder"
+        )
 
 
 def _check(name: str | Path, config: PretrainedConfig, trained: bool) -> None:

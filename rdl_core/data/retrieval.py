@@ -74,7 +74,7 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, what: str) ->
     dtype = PRECISIONS[resolve_precision("auto", device)]
     model = SentenceTransformer(
         encoder_path(encoder), device=str(device), trust_remote_code=False,
-        model_kwargs={"dtype": dtype},
+        model_kwargs={"dtype": dtype, "use_safetensors": True},
     )
     model.max_seq_length = max_tokens
     by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]

@@ -20,7 +20,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -31,6 +31,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from rdl_core.data._stored import (
+    FINISHED,
+    OFFSETS,
+    TOKENS,
+    UNFINISHED,
+    Written,
+    digests,
+    hashes,
+    record,
+    resume,
+)
 from rdl_core.progress import progress
 
 __all__ = ["Packed", "PairTemplate", "TokenStore", "pack", "plan_batches"]
@@ -38,8 +49,6 @@ __all__ = ["Packed", "PairTemplate", "TokenStore", "pack", "plan_batches"]
 # Texts handed to the tokenizer at once, and fewer where they are long: it spreads them over its own
 # threads and needs some 100 bytes for each token meanwhile.
 _CHUNK, _CHUNK_CHARACTERS = 4096, 2**22
-_TOKENS, _OFFSETS = "tokens.bin", "offsets.bin"
-_UNFINISHED, _FINISHED = "progress.json", "store.json"
 _log = logging.getLogger(__name__)
 
 
@@ -79,8 +88,9 @@ class TokenStore:
         """
         encoder = _encoder(tokenizer, max_tokens)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _FINISHED).unlink(missing_ok=True)  # unfinished from here on
-        written = _resume(folder, _Written.nothing(encoder, max_tokens))
+        (folder / FINISHED).unlink(missing_ok=True)  # unfinished from here on
+        written = resume(folder, Written.nothing(encoder, max_tokens))
+        contents = hashes(folder, written)
         seen = hashlib.blake2b()
         texts = _hashed(texts, seen)
         for _ in islice(texts, written.rows):
@@ -91,29 +101,39 @@ class TokenStore:
                 "begins with, got others: give the same in the same order, or delete the folder"
             )
         shown = progress(texts, total=total, what="tokenising", done=written.rows)
-        with (folder / _TOKENS).open("ab") as tokens, (folder / _OFFSETS).open("ab") as offsets:
+        with (folder / TOKENS).open("ab") as tokens, (folder / OFFSETS).open("ab") as offsets:
             for chunk in _chunks(shown):
                 ids, lengths = _tokenise(chunk, encoder, written.dtype)
-                for file, part in ((tokens, ids), (offsets, written.tokens + lengths.cumsum())):
+                ends = written.tokens + lengths.cumsum()
+                for file, name, part in ((tokens, TOKENS, ids), (offsets, OFFSETS, ends)):
                     file.write(part)
                     file.flush()  # before the record that counts on it
-                rows, n_tokens = written.rows + len(chunk), written.tokens + len(ids)
-                written = replace(written, rows=rows, tokens=n_tokens, texts=seen.hexdigest())
-                _record(folder, written)
-        os.replace(folder / _UNFINISHED, folder / _FINISHED)
+                    contents[name].update(part)
+                written = replace(
+                    written, rows=written.rows + len(chunk), tokens=written.tokens + len(ids),
+                    texts=seen.hexdigest(), contents=digests(contents),
+                )  # fmt: skip
+                record(folder, written)
+        os.replace(folder / UNFINISHED, folder / FINISHED)
         return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: Path) -> TokenStore:
+    def open(cls, folder: Path, *, check: bool = False) -> TokenStore:
         """Map a store that `build` finished; reads its sizes and one offset, however large it is.
+
+        Args:
+            folder: Where it is.
+            check: Whether to read all of it, to see that it is as it was written.
 
         Raises:
             ValueError: The folder holds no finished store, or one whose files disagree.
         """
         try:
-            written = _Written(**json.loads((folder / _FINISHED).read_text()))
+            written = Written(**json.loads((folder / FINISHED).read_text()))
             sizes = {name: (folder / name).stat().st_size for name in written.sizes}
-            offsets = np.memmap(folder / _OFFSETS, np.int64, mode="c")
+            offsets = np.memmap(folder / OFFSETS, np.int64, mode="c")
+            if check and digests(hashes(folder, written)) != written.contents:
+                raise ValueError("its files changed since they were written")
             if sizes != written.sizes or offsets[-1] != written.tokens:
                 raise ValueError(f"files of {sizes} bytes, {offsets[-1]} tokens, for {written}")
         except (OSError, TypeError, ValueError) as error:
@@ -121,7 +141,7 @@ class TokenStore:
                 f"expected a finished token store in {folder}, but {error}: build it again"
             ) from error
         dtype = written.dtype.replace("uint16", "int16")  # no file without tokens can be mapped
-        ids = np.memmap(folder / _TOKENS, dtype, mode="c") if written.tokens else np.empty(0, dtype)
+        ids = np.memmap(folder / TOKENS, dtype, mode="c") if written.tokens else np.empty(0, dtype)
         return cls(flat=torch.from_numpy(ids), offsets=torch.from_numpy(offsets))
 
     @classmethod
@@ -296,53 +316,6 @@ def plan_batches(lengths: Tensor, token_budget: int) -> list[Tensor]:
         batches.append(order[start : start + size])
         start += size
     return batches
-
-
-@dataclass(frozen=True)
-class _Written:
-    """How far a store is written, and from what: ``progress.json`` and ``store.json``."""
-
-    encoder: str  # hash of the tokenizer and its settings
-    max_tokens: int
-    dtype: str
-    rows: int
-    tokens: int
-    texts: str  # hash of the texts of these rows
-
-    @classmethod
-    def nothing(cls, encoder: Tokenizer, max_tokens: int) -> _Written:
-        described = f"{encoder.encode_special_tokens} {encoder.to_str()}".encode()
-        large = max(encoder.get_vocab().values(), default=0) >= 2**16
-        dtype = "int32" if large else "uint16"
-        return cls(hashlib.blake2b(described).hexdigest(), max_tokens, dtype, 0, 0, "")
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of the files as far as they are whole."""
-        return {_TOKENS: self.tokens * np.dtype(self.dtype).itemsize, _OFFSETS: 8 * self.rows + 8}
-
-
-def _resume(folder: Path, fresh: _Written) -> _Written:
-    """Cut the files to what an earlier build of the same kind finished, else to nothing."""
-    try:
-        written = _Written(**json.loads((folder / _UNFINISHED).read_text()))
-        whole = all((folder / name).stat().st_size >= n for name, n in written.sizes.items())
-    except (OSError, TypeError, ValueError):
-        whole = False
-    if not whole or replace(written, rows=0, tokens=0, texts="") != fresh:
-        written = fresh
-        _record(folder, written)
-        (folder / _TOKENS).touch()
-        (folder / _OFFSETS).write_bytes(bytes(8))
-    for name, n_bytes in written.sizes.items():
-        os.truncate(folder / name, n_bytes)
-    return written
-
-
-def _record(folder: Path, written: _Written) -> None:
-    partial = folder / f"{_UNFINISHED}.partial"
-    partial.write_text(json.dumps(asdict(written), indent=1))
-    os.replace(partial, folder / _UNFINISHED)
 
 
 def _hashed(texts: Iterable[str], seen: hashlib.blake2b) -> Iterator[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from transformers import AutoTokenizer
 
 from rdl_core.data import rank_distillm, retrieval, trec_dl
 from rdl_core.data.collections import Collection, fingerprint, load
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path, sha256_of
+from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.formats import read_candidates
 from rdl_core.data.tokens import TokenStore
-from rdl_core.study.runs import obtain
+from rdl_core.study.runs import content_hash, obtain
 from rdl_core.teachers import encoders
 
 __all__ = [
@@ -106,7 +105,8 @@ class ListsConfig:
     @property
     def fingerprint(self) -> str:
         """Of the collection, and of files among the first stages and the teacher."""
-        files = [_hash_of(Path(x)) for x in (*self.first_stages, self.teacher) if Path(x).is_file()]
+        paths = map(Path, (*self.first_stages, self.teacher))
+        files = [content_hash(path)[:16] for path in paths if path.is_file()]
         for name in self.first_stages:
             files += rank_distillm.hash_of_lists(self.collection, name, self.teacher)
         return "-".join([load(self.collection).fingerprint, *files])
@@ -221,7 +221,7 @@ def data_of(encoder: str | None, *fingerprints: str) -> str:
     'texts-judgments'
     """
     weights = Path(encoder_path(encoder)) / "model.safetensors" if encoder else None
-    of_weights = _hash_of(weights) if weights and weights.exists() else ""
+    of_weights = content_hash(weights)[:16] if weights and weights.exists() else ""
     return "-".join(filter(None, (*fingerprints, of_weights)))
 
 
@@ -364,13 +364,3 @@ def _vectors(texts: pd.DataFrame, encoder: str) -> tuple[pd.Index, np.ndarray]:
 
 def _ids(texts: pd.DataFrame) -> pd.Index:
     return pd.Index(texts.iloc[:, 0].to_numpy(object))
-
-def _hash_of(path: Path) -> str:
-    """Of a file's content, read once for each state of it that a process sees."""
-    state = path.stat()
-    return _hash_at(path, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache
-def _hash_at(path: Path, mtime_ns: int, size: int) -> str:
-    return sha256_of(path)[:16]

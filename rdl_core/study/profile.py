@@ -7,6 +7,7 @@ or a value out of range is an error that names the key.
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -169,7 +170,12 @@ def load_profile(name: str) -> Profile:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise ValueError(f"unknown profile {name!r}: expected one of {known}, or a path to a .yaml")
-    return checked(Profile, yaml.safe_load(path.read_text()), what=str(path))
+    try:
+        values = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: expected YAML; given what is none ({said}): correct it") from None
+    return checked(Profile, values, what=str(path))
 
 
 def checked(kind: type[_T], values: object, *, what: str) -> _T:
@@ -206,7 +212,7 @@ def _line(problem: dict) -> str:
         return f"  {key}: missing"
     if problem["type"] == "value_error":  # raised by __post_init__, which names the field itself
         return f"  {key}.{text}" if key else f"  {text}"
-    return f"  {key}: {text[0].lower()}{text[1:]}, got {problem['input']!r}"
+    return f"  {key}: {text[0].lower()}{text[1:]}, got {reprlib.repr(problem['input'])}"
 
 
 def _changed(stage: Stage, changes: dict[str, Any]) -> Stage:

@@ -4,7 +4,8 @@ A run is a folder ``<kind>-<id>/`` whose id is the hash of all that can change i
 configuration, the fingerprint of its data, and the code that computes it. That code is the module
 which does the work and every module of ours that it imports, read as syntax trees without
 docstrings and comments, so that better prose recomputes nothing. ``manifest.json`` is written last;
-a folder without one is unfinished, and the computation goes on in it.
+a folder without one is unfinished, and the computation goes on in it. It names the files with their
+hashes: what was damaged since is computed anew.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -29,7 +31,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-__all__ = ["Run", "code_hash", "machine", "obtain", "project_folder", "runs_folder", "stored"]
+from rdl_core.data.downloads import sha256_of
+from rdl_core.records import read_record, write_record
+
+__all__ = [
+    "Run", "code_hash", "content_hash", "machine", "obtain", "project_folder", "runs_folder",
+    "stored",
+]  # fmt: skip
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "sentence-transformers", "bm25s")
 _log = logging.getLogger(__name__)
@@ -100,23 +108,32 @@ def obtain(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         manifest_file = folder / "manifest.json"
-        if manifest_file.exists():
-            manifest = json.loads(manifest_file.read_text())
+        if manifest := _finished(folder, identity):
             _log.info("%s: reused, same configuration, data and code", run_id)
             return Run(folder, manifest)
-        (folder / "config.json").write_text(json.dumps(identity, indent=1))
+        write_record(folder / "config.json", identity)
         _log.info("%s: computing", run_id)
         started = time.monotonic()
         more = compute(folder) or {}
         manifest = {
             "id": run_id, **identity, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_s": round(time.monotonic() - started, 2), **machine(), **more,
+            "files": {name: content_hash(folder / name) for name in _results(folder)},
         }
-        partial = folder / "manifest.json.partial"
-        partial.write_text(json.dumps(manifest, indent=1))
-        os.replace(partial, manifest_file)
+        write_record(manifest_file, manifest)
         _log.info("%s: finished in %.0f s", run_id, manifest["wall_s"])
         return Run(folder, manifest)
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, read once for each state of it that a process sees.
+
+    >>> _ = (folder / "empty").write_bytes(b"")
+    >>> content_hash(folder / "empty")[:8]
+    'e3b0c442'
+    """
+    state = path.stat()
+    return _hash_at(path, state.st_mtime_ns, state.st_size)
 
 
 def stored(run_id: str) -> Run:
@@ -126,7 +143,7 @@ def stored(run_id: str) -> Run:
     'rank'
     """
     folder = runs_folder() / run_id
-    return Run(folder, json.loads((folder / "manifest.json").read_text()))
+    return Run(folder, read_record(folder / "manifest.json"))
 
 
 @lru_cache
@@ -145,6 +162,41 @@ def code_hash(*modules: str) -> str:
             waiting += _own_imports(tree)
             trees[module] = ast.dump(_without_docstrings(tree))
     return _hash(json.dumps(trees, sort_keys=True))
+
+
+def _finished(folder: Path, identity: dict) -> dict | None:
+    """A run's manifest, or None where it has none; a damaged run is emptied."""
+    file = folder / "manifest.json"
+    if not file.exists():
+        return None
+    try:
+        manifest = read_record(file)
+        wrong = [n for n, h in manifest.get("files", {}).items() if content_hash(folder / n) != h]
+        as_asked = {key: manifest.get(key) for key in identity} == json.loads(json.dumps(identity))
+    except (OSError, ValueError) as error:
+        wrong, as_asked = [error], True
+    if as_asked and not wrong:
+        return manifest
+    changed = wrong[0] if wrong else file
+    _log.warning("%s: %s is not as it was written; computing it anew", folder.name, changed)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+    return None
+
+
+def _results(folder: Path) -> list[str]:
+    """Files of a run that others read."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    aside = ("config.json", "tensorboard")
+    return sorted(f.as_posix() for f in files if f.parts[0] not in aside and f.name[0] != ".")
+
+
+@lru_cache
+def _hash_at(path: Path, mtime_ns: int, size: int) -> str:
+    return sha256_of(path)
 
 
 def _hash(text: str) -> str:

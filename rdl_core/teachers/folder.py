@@ -18,7 +18,7 @@
 
 from __future__ import annotations
 
-import json
+import json  # noqa: F401 - for the example
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from rdl_core.data.formats import write_parquet, write_requests, write_run
+from rdl_core.records import read_record, write_record
 
 __all__ = ["ANSWERS", "LOCK", "alone", "claim", "write_folder"]
 
@@ -79,7 +80,7 @@ def claim(folder: Path, config: Mapping) -> None:
     ValueError: ...: expected what the folder was begun with; given passes 2 where it was 1: ...
     """
     file, log = folder / "config.json", folder / ANSWERS
-    begun = json.loads(file.read_text()) if file.exists() else None
+    begun = read_record(file) if file.exists() else None
     changed = [key for key, value in config.items() if begun and begun.get(key) != value]
     if begun is None:
         if others := sorted({path.name for path in folder.iterdir()} - {LOCK, ANSWERS}):
@@ -95,7 +96,7 @@ def claim(folder: Path, config: Mapping) -> None:
         )
     elif changed:  # begun in vain, such as with a misspelt model
         log.unlink(missing_ok=True)
-    _write(file, config)
+    write_record(file, config)
 
 
 def write_folder(
@@ -129,16 +130,10 @@ def write_folder(
     sums = {name: None if None in column else sum(column) for name, column in columns.items()}
     totals = {"n_queries": len(rows), "n_passages": len(lists)} | sums | {"usd": usd}
     report = {"config": config, "totals": totals, "made": made, "queries": list(rows)}
-    _write(folder / "report.json", report)
+    write_record(folder / "report.json", report)
     return report
 
 
 def _is_answered(log: Path) -> bool:
     """Whether there is a line behind the first, which names the teacher."""
     return log.exists() and log.read_bytes().count(b"\n") > 1
-
-
-def _write(file: Path, content: Mapping) -> None:
-    beside = file.with_name(f"{file.name}.partial")
-    beside.write_text(json.dumps(content, indent=1))
-    beside.replace(file)

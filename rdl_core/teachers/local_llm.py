@@ -176,7 +176,9 @@ class LocalLLM:
         """
         where = torch.device(device) if device else default_device()
         dtype = PRECISIONS[resolve_precision(precision, where)]
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(where)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        ).to(where)
         return cls(model, AutoTokenizer.from_pretrained(name), **own)
 
     @property

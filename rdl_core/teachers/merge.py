@@ -9,7 +9,7 @@ ValueError: ...: expected a finished shard; given a folder without report.json: 
 
 from __future__ import annotations
 
-import json
+import json  # noqa: F401 - for the example
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TypeVar
 import pandas as pd
 
 from rdl_core.data.formats import read_candidates, write_run
+from rdl_core.records import read_record
 from rdl_core.teachers.folder import ANSWERS, alone, claim, write_folder
 
 __all__ = ["common_config", "in_turn", "merge", "once"]
@@ -76,7 +77,7 @@ def _report(shard: Path) -> dict:
             f"{shard}: expected a finished shard; given a folder without {file.name}: run rdl "
             "teach for it again, which goes on where it was"
         )
-    return json.loads(file.read_text())
+    return read_record(file)
 
 
 def common_config(reports: Mapping[Path, Mapping]) -> dict:

@@ -66,7 +66,7 @@ class AnswerLog:
         for number, line in enumerate(lines, start=1):
             try:
                 self._read(json.loads(line), teacher, first=number == 1)
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(
                     f"expected answers of {teacher!r}, one JSON object a line; {self.path}, line "
                     f"{number}: {error!r}: repair or remove that line, or name another file"
@@ -280,15 +280,19 @@ def _similar(left: str, right: str) -> bool:
 
 def _documents(path: Path) -> Iterator[tuple[int, Any]]:
     """JSON values that stand one after the other, with or without commas between them."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 in {path}, found {error}: convert it first") from None
     decoder, place = json.JSONDecoder(), _next(text, 0)
     while place < len(text):
         try:
             item, end = decoder.raw_decode(text, place)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also numbers and nesting past all measure
+            at = getattr(error, "pos", place)
             raise ValueError(
-                f"expected JSON in {path}, line {error.lineno}, found "
-                f"{text[error.pos :][:40]!r}: was the file cut off? Fetch it again"
+                f"expected JSON in {path}, line {text.count(chr(10), 0, at) + 1}, found "
+                f"{text[at:][:40]!r}: was the file cut off? Fetch it again"
             ) from error
         yield place, item
         place = _next(text, end)

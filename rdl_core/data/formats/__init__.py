@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from rdl_core.data.formats import _unpack
-from rdl_core.data.formats._files import Source, each_record, first_line, is_parquet, read_parquet
+from rdl_core.data.formats._files import Source, each_record, first_line, is_parquet, parquet
 from rdl_core.data.formats.order import NAMES, from_frame, ranked
 from rdl_core.data.formats.records import (
     from_records,
@@ -174,7 +174,9 @@ def read_beir(folder: str | Path, split: str = "test") -> tuple[pd.DataFrame, ..
 def _recognise(path: str | Path) -> str:
     """Name of the format, by the file's name and first record."""
     if is_parquet(path):
-        return _by_keys(path, set(read_parquet(path).schema_arrow.names))
+        with parquet(path) as file:
+            names = set(file.schema_arrow.names)
+        return _by_keys(path, names)
     line = first_line(path)[1]
     if _RUN_NAME.search(str(path)):
         return "trec_run"

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import textwrap
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _BLANKS = " \t\r\n"
+_NO_JSON = (ValueError, RecursionError)  # also numbers of thousands of digits, a thousand brackets
 _GAP = re.compile(r"[\s,\[\]]*")
 _SHOWN = 80  # characters of a line that an error shows
+_LONGEST = 500  # characters of what an error says was given
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Source:
     def refuse(self, row: int | None, expected: str, given: object, remedy: str) -> NoReturn:
         """Raise `ValueError` about a row, counted from 0, or about the whole (None)."""
         place = "" if row is None else f", {self.unit} {self.number(row)}"
+        given = textwrap.shorten(str(given), _LONGEST)
         raise ValueError(f"{self.path}{place}: expected {expected}; given {given}: {remedy}")
 
     def number(self, row: int) -> int:
@@ -161,8 +165,7 @@ def each_record(path: str | Path) -> tuple[Iterator[tuple[int, Any]], str]:
     JSON may be JSON Lines, arrays, or objects one after another; arrays are taken apart.
     """
     if is_parquet(path):
-        batches = read_parquet(path).iter_batches()
-        return enumerate((row for batch in batches for row in batch.to_pylist()), 1), "row"
+        return enumerate(_parquet_rows(path), 1), "row"
     return (_json_lines(path) if _parses(first_line(path)[1]) else _json_values(path)), "line"
 
 
@@ -172,12 +175,13 @@ def is_parquet(path: str | Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def read_parquet(path: str | Path) -> pq.ParquetFile:
-    """Open a parquet file, or refuse it."""
+@contextmanager
+def parquet(path: str | Path) -> Iterator[pq.ParquetFile]:
+    """A parquet file, refused by name where it does not open or, in this context, read."""
     try:
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        return Source(path).refuse(None, "a whole parquet file", error, "fetch it again")
+        yield pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, MemoryError, OSError, UnicodeDecodeError) as error:
+        Source(path).refuse(None, "a whole parquet file", error, "fetch it again")
 
 
 def _cells(line: str, separator: str = r"\s+") -> list[str]:
@@ -195,10 +199,16 @@ def _refuse_width(path: str | Path, width: int, separator: str, what: str) -> No
     Source(path).refuse(None, what, "lines that could not be separated", "check its line ends")
 
 
+def _parquet_rows(path: str | Path) -> Iterator[dict]:
+    with parquet(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
 def _parses(line: str) -> bool:
     try:
         json.loads(line)
-    except json.JSONDecodeError:
+    except _NO_JSON:
         return False
     return True
 
@@ -207,10 +217,9 @@ def _json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     for number, line in lines(path):
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            Source(path, numbers=[number]).refuse(
-                0, "JSON", f"{error.msg} in {line[:_SHOWN]!r}", "is the file whole?"
-            )
+        except _NO_JSON as error:
+            given = f"{getattr(error, 'msg', error)} in {line[:_SHOWN]!r}"
+            Source(path, numbers=[number]).refuse(0, "JSON", given, "is the file whole?")
         nested = isinstance(value, list) and (not value or isinstance(value[0], (dict, list)))
         yield from ((number, element) for element in (value if nested else [value]))
 
@@ -233,9 +242,10 @@ def _json_values(path: str | Path) -> Iterator[tuple[int, Any]]:
             break
         try:
             value, at = decoder.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            given = f"{error.msg} in the record of line {number}"
-            Source(path, numbers=[error.lineno]).refuse(0, "JSON", given, "is the file whole?")
+        except _NO_JSON as error:
+            given = f"{getattr(error, 'msg', error)} in the record of line {number}"
+            at = getattr(error, "lineno", number)
+            Source(path, numbers=[at]).refuse(0, "JSON", given, "is the file whole?")
         yield number, value
         number += text.count("\n", start, at)
     if depth:

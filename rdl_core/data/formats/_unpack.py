@@ -115,7 +115,7 @@ def _permutation(answer: str, size: int, counts: dict[str, int]) -> list[int] | 
 def hard_negatives(record: Any) -> Rows:
     systems = {"pos": _each(record, "pos")}
     for system in _object(_get(record, "neg")):
-        systems[system] = _each(record["neg"], system)
+        systems[_encodable(system)] = _each(record["neg"], system)
     entries = [
         (system, entry if isinstance(entry, dict) else {"pid": entry})
         for system, passages in systems.items() for entry in passages
@@ -134,7 +134,10 @@ def invocations(record: Any) -> Rows:
     prompts = [_get(call, "prompt") for call in calls]
     return {
         "query_id": id_of(_get(record, "query"), "qid") if history else None,
-        "prompt": [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts],
+        "prompt": [
+            _encodable(prompt) if isinstance(prompt, str) else json.dumps(prompt)
+            for prompt in prompts
+        ],
         "response": [_str(call, "response") for call in calls],
         "input_tokens": [_integer(call, "input_token_count") for call in calls],
         "output_tokens": [_integer(call, "output_token_count") for call in calls],
@@ -165,7 +168,7 @@ def _each(record: Any, name: str) -> list:
 
 def id_of(record: Any, *names: str) -> str:
     value = _get(record, *names)
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+    if not isinstance(value, str) and not _is_integer(value) or value == "":
         raise Misfit(f"{' or '.join(names)} as a string or an integer", repr(value)[:80])
     return _encodable(str(value))
 
@@ -194,9 +197,13 @@ def _encodable(value: str) -> str:
 def _integer(record: Any, name: str) -> int | None:
     """An integer, or None where there is none."""
     value = _object(record).get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+    if value is None or (_is_integer(value) and -(2**63) <= value < 2**63):
         return value
-    raise Misfit(f"{name} as an integer", repr(value)[:80])
+    raise Misfit(f"{name} as an integer of 64 bits", repr(value)[:80])
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _number(record: Any, name: str) -> float | None:
@@ -204,6 +211,10 @@ def _number(record: Any, name: str) -> float | None:
     value = _object(record).get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise Misfit(f"{name} as a finite number", repr(value)[:80])
-    return float(value)
+    try:
+        if isinstance(value, float) or _is_integer(value):
+            if math.isfinite(number := float(value)):
+                return number
+    except OverflowError:  # an integer past all floats
+        pass
+    raise Misfit(f"{name} as a finite number", repr(value)[:80])

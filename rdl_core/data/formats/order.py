@@ -49,6 +49,9 @@ def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 def from_columns(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
     """`from_frame` for a frame of which `source` knows where its rows stand."""
+    if not frame.columns.is_unique:
+        given = f"{frame.columns[frame.columns.duplicated()][0]!r} twice"
+        source.refuse(None, "each column once", given, "rename or remove one")
     found = {}
     for name, others in NAMES.items():
         if present := [other for other in others if other in frame.columns]:

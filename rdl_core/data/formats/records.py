@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from rdl_core.data.formats._files import Source, each_record, first_line, is_parquet, read_parquet
+from rdl_core.data.formats._files import Source, each_record, first_line, is_parquet, parquet
 from rdl_core.data.formats._unpack import (
     TEXT,
     Misfit,
@@ -165,9 +165,11 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     """Read one candidate per row, from parquet by columns; which of `from_frame`'s names it has."""
     if not is_parquet(path):
         return from_records(path, row, one_each=False)
-    file, known = read_parquet(path), {name for names in NAMES.values() for name in names}
-    present = [name for name in file.schema_arrow.names if name in known]
-    return from_columns(file.read(present).to_pandas(), Source(path, unit="row"))
+    known = {name for names in NAMES.values() for name in names}
+    with parquet(path) as file:
+        present = [name for name in file.schema_arrow.names if name in known]
+        frame = file.read(present).to_pandas(ignore_metadata=True)
+    return from_columns(frame, Source(path, unit="row"))
 
 
 def from_records(

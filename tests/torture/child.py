@@ -1,0 +1,89 @@
+"""What runs in the processes that are broken: the real commands, in a folder of their own."""
+
+import os
+import resource
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from transformers import BertModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where pytest finds them by itself
+from chat_server import ChatServer
+from conftest import make_model, make_student, make_tokenizer
+
+from rdl_core import cli
+from rdl_core.data import downloads, tokens
+from rdl_core.data.tokens import TokenStore
+
+torch.set_num_threads(1)
+LIMITS = ["--query-tokens", "5", "--passage-tokens", "20"]
+
+
+def distil(folder, inputs, url):
+    words = ["--encoder", f"{inputs}/encoder", *LIMITS, "--list-size", "6",
+             "--queries-per-step", "4", "--steps", "40", "--precision", "float32", "--config", f"{inputs}/stage.yaml"]
+    rdl("distill", f"{inputs}/requests.jsonl", "out", *words)  # fmt: skip
+
+
+def rerank(folder, inputs, url):
+    rdl("rerank", f"{inputs}/student", f"{inputs}/requests.jsonl", "out.run", *LIMITS,
+        "--precision", "float32")  # fmt: skip
+
+
+def teach(folder, inputs, url):
+    words = ["--base-url", url, "--model", "m", "--window-size", "6", "--stride", "3"]
+    rdl("teach", f"{inputs}/worth.jsonl", "out", *words, "--in-flight", "2")
+
+
+def fetch(folder, inputs, url):
+    os.environ["RDL_CACHE"] = str(folder / "cache")
+    os.environ.pop("RDL_MIRROR", None)
+    downloads._REGISTRY = inputs / "registry.json"
+    rdl("fetch", "vaswani")
+
+
+def tokenise(folder, inputs, url):
+    tokens._CHUNK = 200
+    texts = [f"w{n % 40} w{n % 7} w{n % 11}" for n in range(40_000)]
+    tokenizer = make_tokenizer("bert")
+    TokenStore.build(texts, tokenizer, folder / "store", max_tokens=8, total=len(texts))
+
+
+#: What is run, and the files that it is for.
+TASKS = {
+    "fetch": (fetch, ["cache/downloads/vaswani/[abc]"]),
+    "token store": (tokenise, ["store/*"]),
+    "teach": (teach, ["out/*.run", "out/*.parquet", "out/requests.jsonl"]),
+    "distill": (distil, ["out/model/*", "out/log.jsonl", "out/config.json"]),
+    "rerank": (rerank, ["out.run"]),
+}  # fmt: skip
+
+
+def rdl(*words):
+    cli.app(list(words), standalone_mode=True)
+
+
+def run(task, folder, inputs, url, most_bytes):
+    """The target of a process: what it says goes to ``said.txt``."""
+    os.chdir(folder)
+    said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+    TASKS[task][0](folder, inputs, url)
+
+
+def make_inputs(folder):
+    make_student().save_pretrained(folder / "student")
+    BertModel(make_model("bert").config).save_pretrained(folder / "encoder")
+    make_tokenizer("bert").save_pretrained(folder / "encoder")
+    (folder / "stage.yaml").write_text("checkpoint_every: 4\n")
+
+
+def chat_server():
+    server = ChatServer(fault=lambda *_: {"wait_s": 0.02})
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    return server
