@@ -5,6 +5,7 @@ Apart from `rdl_core.cli`, so that each of many processes imports less.
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from rdl_core.study.site import broken_links
 __all__ = ["build", "plan", "run"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_log = logging.getLogger(__name__)
 Profile = Annotated[str, typer.Option(help="Profile of the study.")]
 
 
@@ -71,7 +73,7 @@ def build(profile: Profile = "mini") -> None:
     if broken := broken_links(site):
         typer.echo("error: the book has broken links\n" + "\n".join(broken), err=True)
         raise typer.Exit(1)
-    typer.echo(f"book {time.monotonic() - started:.0f} s; open {(site / 'index.html').as_uri()}")
+    _log.info("book built in %.0f s", time.monotonic() - started)
 
 
 if __name__ == "__main__":
