@@ -47,6 +47,7 @@ def book(
     ] = None,
     jobs: Annotated[int, typer.Option(help="Most at once, or cores here; 0: as many as fit.")] = 0,
     threads: Annotated[int, typer.Option(help="Of each job; 0: all of this machine.")] = 0,
+    gpus: Annotated[int, typer.Option(help="That each job asks the executor for.")] = 0,
     more: Annotated[
         list[str], typer.Argument(help="For Snakemake, behind --, such as -n or study.")
     ] = [],  # noqa: B006
@@ -55,8 +56,9 @@ def book(
     started = time.monotonic()
     with refusals():
         failed = snakemake(
-            profile, executor=executor, jobs=jobs or None, threads=threads or None, more=more
-        )
+            profile, executor=executor, jobs=jobs or None, threads=threads or None, gpus=gpus,
+            more=more,
+        )  # fmt: skip
     if failed:
         typer.echo("\n".join(f"error: {line}" for line in failed), err=True)
         raise typer.Exit(1)

@@ -136,8 +136,10 @@ def test_an_unknown_executor_is_refused():
         snakemake("mini", executor="cloud")
 
 
-@pytest.mark.parametrize("profile", ["mini", "trec-dl"])
-@pytest.mark.parametrize("executor", [None, "generic", "slurm", "kubernetes"])
+@pytest.mark.parametrize(
+    ("profile", "executor"),
+    [("trec-dl", None), ("mini", "generic"), ("mini", "slurm"), ("mini", "kubernetes")],
+)
 def test_a_dry_run_names_every_node_once(profile, executor):
     plan = graph.plan(profile)
     there = ["--workflow-profile", f"cluster/{executor}"] if executor else ["--cores", "2"]
@@ -162,13 +164,15 @@ def test_slurm_is_asked_for_threads_memory_time_and_a_gpu(tmp_path):
     first = next(iter(graph.nodes("mini")))
     call(
         str(graph.marker(first)), "--workflow-profile", "cluster/slurm", "--retries", "0",
-        plan=plan, config=["gpu=1"],
+        "--slurm-init-seconds-before-status-checks", "1", plan=plan, config=["gpu=1"],
         environment={"PATH": f"{bin_folder}:{os.environ['PATH']}"},
     )  # fmt: skip
     asked = (tmp_path / "asked").read_text()
     assert "sbatch" in asked
     assert "--cpus-per-task=7" in asked
-    assert "--mem 4000" in asked.replace("\n", " ")
+    assert "--gpus=1" in asked
+    assert "-t 60 --mem 4000" in asked.replace("\n", " ")
+    assert f"plan={plan}" in asked  # jobs read the plan that was made once
     assert "Snakefile" in asked
     assert first in asked
 
@@ -177,13 +181,32 @@ def test_slurm_is_asked_for_threads_memory_time_and_a_gpu(tmp_path):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Two pages' worth of students, on a few queries."""
+    """A study of a few queries."""
     values = yaml.safe_load((ROOT / "profiles" / "mini.yaml").read_text())
     for stage, n in (("stage1", 30), ("stage2", 10)):
-        values[stage]["lists"]["n_queries"] = n
-        values[stage]["training"] |= {"steps": 2, "warmup_steps": 1}
+        values[stage]["lists"] |= {"n_queries": n, "teacher": "judgments"}
+        values[stage]["training"] |= {"steps": 2, "warmup_steps": 1, "targets": "judgments"}
     values["test"] |= {"n_queries": 10, "depth": 10}
-    values |= {"ablation_queries": 10, "ablation_steps": 1}
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))
     return file
+
+
+@pytest.mark.slow
+def test_jobs_with_working_copies_of_their_own_give_the_same_bytes(tiny, tmp_path, monkeypatch):
+    """Two training runs, one after the other, here and through cluster-generic."""
+    found = []
+    executors = (("here", ["--cores", "2"]), ("there", ["--workflow-profile", "cluster/generic"]))
+    for name, there in executors:
+        monkeypatch.setenv("RDL_RUNS", str(tmp_path / name))
+        given = graph.nodes(str(tiny))
+        plan = graph.plan(str(tiny))
+        last = next(n for n in given.values() if any(x.startswith("student") for x in n.needs))
+        done = call(str(graph.marker(last.name)), *there, "--scheduler", "greedy", plan=plan)
+        assert done.returncode == 0, done.stderr
+        runs = sorted((tmp_path / name).glob("rank-*/run.parquet"))
+        weights = sorted((tmp_path / name).glob("train-*/model/model.safetensors"))
+        found.append({file.parent.name: file.read_bytes() for file in runs})
+        found[-1] |= {file.parts[-3]: file.read_bytes() for file in weights}
+    assert found[0] == found[1]
+    assert sum(run.startswith("train-") for run in found[0]) == 2

@@ -29,6 +29,7 @@ def snakemake(
     executor: str | None = None,
     jobs: int | None = None,
     threads: int | None = None,
+    gpus: int = 0,
     more: Sequence[str] = (),
 ) -> list[str]:
     """Run the graph of a profile as far as it is not done.
@@ -40,6 +41,7 @@ def snakemake(
         jobs: Most jobs at the same time, or cores of this machine; None takes the executor's
             number, or all cores.
         threads: Of each job that computes; None takes this machine's.
+        gpus: That each of these jobs asks the executor for.
         more: Further arguments for Snakemake, such as ``-n``.
 
     Returns:
@@ -67,7 +69,7 @@ def snakemake(
     planned = graph.plan(profile, threads)
     command = [
         str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(root / "Snakefile"),
-        *there, *_ALWAYS, *more, "--config", f"plan={planned}",
+        *there, *_ALWAYS, *more, "--config", f"plan={planned}", f"gpu={gpus}",
     ]  # fmt: skip
     environment = {**os.environ, "RDL_RUNS": str(runs_folder())}
     started = time.time()
