@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from rdl_core.commands import own
+from rdl_core.commands import nodes, own
 from rdl_core.commands.book import snakemake
-from rdl_core.commands.nodes import run as run_node
 from rdl_core.commands.words import Collection, Format, Precision, refusals
 from rdl_core.data.downloads import fetch_group
 from rdl_core.efficiency import ratios, summary
@@ -243,7 +242,7 @@ def _totals(totals: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in totals.items() if value is not None)
 
 
-for command in (run_node, *own.COMMANDS):
+for command in (nodes.run, *own.COMMANDS):
     app.command()(command)
 
 

@@ -17,7 +17,7 @@ __all__ = ["snakemake"]
 
 _ALWAYS = (
     # Markers are named by all that they depend on: whether they are there is all that counts. Two
-    # processes never compute the same run, so that a lock left by a killed one need not stop anybody.
+    # processes never compute the same run, so that a lock left by a killed one need stop nobody.
     "--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", "--scheduler", "greedy",
     "--keep-going",
 )  # fmt: skip

@@ -21,7 +21,7 @@ from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
 from rdl_core.study.site import broken_links
 
-__all__ = ["build", "plan", "run"]
+__all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _log = logging.getLogger(__name__)

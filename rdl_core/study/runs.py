@@ -142,7 +142,7 @@ def noted() -> Iterator[dict[str, None]]:
     """Collect the ids of the runs that are asked for meanwhile, in their order, as keys.
 
     >>> with noted() as ids:
-    ...     _ = obtain("example", profile.test, data="none", code=(), compute=lambda folder: None)
+    ...     _ = obtain("noted", profile.test, data="none", code=(), compute=lambda folder: None)
     >>> len(ids)
     1
     """
