@@ -1,6 +1,8 @@
 """The graph: what waits for what, what is made again, and what executors are told.
 
 Jobs are planned, and one graph is run for real, at a profile of a few queries.
+
+Mutation seen to fail: this machine's precision counted in a node's name.
 """
 
 import json
