@@ -54,9 +54,9 @@ $(READY): requirements.lock pyproject.toml
 # After a change of dependencies: solve them anew and write down what was chosen.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install -qq --no-compile torch==2.13.0 --editable ".[test]"
+	$(VENV)-lock/bin/python -m pip install -qq --no-compile torch==2.13.0 --editable ".[test,cluster]"
 	$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf _build book/pages
+	rm -rf _build book/pages .snakemake

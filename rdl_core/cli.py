@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from rdl_core.commands import own
+from rdl_core.commands import nodes, own
+from rdl_core.commands.book import snakemake
 from rdl_core.commands.shards import merge_runs
 from rdl_core.commands.words import Collection, Format, Precision, Shard, refusals, shard_of
 from rdl_core.data.downloads import fetch_group
@@ -22,9 +21,7 @@ from rdl_core.study.batch import run_pages
 from rdl_core.study.bench import LLMS, PARTS, measure_part, peers_python
 from rdl_core.study.full_size import MS_MARCO, full_size_table, measure_full_size
 from rdl_core.study.profile import load_profile
-from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
-from rdl_core.study.site import broken_links
 from rdl_core.teachers.endpoint import EndpointConfig
 from rdl_core.teachers.listwise import SCHEDULES
 from rdl_core.teachers.local_llm import MODES
@@ -46,26 +43,29 @@ def main() -> None:
 @app.command()
 def book(
     profile: Annotated[str, typer.Option(help="Profile that the notebooks run at.")] = "mini",
+    executor: Annotated[
+        str | None, typer.Option(help="Where jobs run: generic, kubernetes, slurm; none: here.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Most at once, or cores here; 0: as many as fit.")] = 0,
+    threads: Annotated[int, typer.Option(help="Of each job; 0: all of this machine.")] = 0,
+    gpus: Annotated[int, typer.Option(help="That each job asks the executor for.")] = 0,
+    more: Annotated[
+        list[str], typer.Argument(help="For Snakemake, behind --, such as -n or study.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Run the study at a profile, as far as the store does not hold it, and build the book."""
     started = time.monotonic()
-    root = project_folder()
     with refusals():
-        publish(profile, root / "book" / "pages")
-    studied = time.monotonic()
-    builder = str(Path(sys.executable).with_name("jupyter-book"))
-    command = [builder, "build", ".", "--all", "-W", "-n", "--keep-going", "-q"]
-    built = subprocess.run(command, cwd=root, check=False)
-    if built.returncode:
-        raise typer.Exit(built.returncode)
-    site = root / "_build" / "html"
-    if broken := broken_links(site):
-        typer.echo("error: the book has broken links\n" + "\n".join(broken), err=True)
+        failed = snakemake(
+            profile, executor=executor, jobs=jobs or None, threads=threads or None, gpus=gpus,
+            more=more,
+        )  # fmt: skip
+    if failed:
+        typer.echo("\n".join(f"error: {line}" for line in failed), err=True)
         raise typer.Exit(1)
-    page = site / "index.html"
-    typer.echo(
-        f"study {studied - started:.0f} s, book {time.monotonic() - studied:.0f} s; open {page.as_uri()}"
-    )
+    page = project_folder() / "_build" / "html" / "index.html"
+    if not more:
+        typer.echo(f"done in {time.monotonic() - started:.0f} s; open {page.as_uri()}")
 
 
 @app.command()
@@ -255,7 +255,7 @@ def _totals(totals: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in totals.items() if value is not None)
 
 
-for command in own.COMMANDS:
+for command in (nodes.run, *own.COMMANDS):
     app.command()(command)
 
 

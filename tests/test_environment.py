@@ -16,7 +16,8 @@ from rdl_core.study.runs import project_folder
 
 ROOT = project_folder()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-WANTED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+EXTRAS = PROJECT["optional-dependencies"]
+WANTED = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["cluster"]]
 LOCKED = {
     canonicalize_name(r.name): r
     for r in map(Requirement, (ROOT / "requirements.lock").read_text().splitlines())

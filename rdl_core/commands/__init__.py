@@ -3,4 +3,4 @@
 ``own`` and ``words`` take the command line apart; the other modules do what it asks for.
 """
 
-__all__ = ["distill", "evaluate", "export", "own", "rerank", "students", "words"]
+__all__ = ["book", "distill", "evaluate", "export", "nodes", "own", "rerank", "students", "words"]

@@ -1,6 +1,7 @@
 """Pages without notebooks: train and rank all that they compare, and record it.
 
-What a cluster or a GPU for an hour is for; the notebooks then find everything in the store.
+All nodes of the graph in one process: what a GPU for an hour is for, where a student takes less
+time than a process takes to start. The notebooks, and the graph, then find everything done.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from rdl_core.study import recorded
+from rdl_core.study.graph import jobs, marker, run
+from rdl_core.study.grid import Part
 from rdl_core.study.parameters import NOTEBOOKS, check_parameters
 from rdl_core.study.profile import load_profile
 from rdl_core.study.runs import project_folder
@@ -50,13 +53,25 @@ def run_pages(
         )
         for page in (list(pages) or NOTEBOOKS)
     }
-    for page, parameters in given.items():
+    parts = {
+        page: {name: _at_seeds(part, n_seeds) for name, part in parameters.parts.items()}
+        for page, parameters in given.items()
+    }
+    graph, of_page = jobs({page: each.values() for page, each in parts.items()})
+    for page, each in parts.items():
+        for node in of_page[page]:
+            if not marker(node).exists():
+                run(graph[node])
         results = {}
-        for name, part in parameters.parts.items():
-            seeds = part.profile.seeds[: n_seeds or None]
-            results[name] = compare(replace(part, profile=replace(part.profile, seeds=seeds)))
+        for name, part in each.items():
+            results[name] = compare(part)
             means = results[name].values.mean().map("{:.4f}".format)
             _log.info("%s, %s: %s %s", page, name, profile.measure, means.to_dict())
         if recording and results:
             folder = project_folder() / "results" / profile.name
             _log.info("recorded %s", recorded.write(page, profile, results, folder))
+
+
+def _at_seeds(part: Part, n_seeds: int) -> Part:
+    seeds = part.profile.seeds[: n_seeds or None]
+    return replace(part, profile=replace(part.profile, seeds=seeds))

@@ -21,9 +21,9 @@ from rdl_core.data.collections import load
 from rdl_core.study import files
 from rdl_core.study.parameters import NOTEBOOKS, check_parameters
 from rdl_core.study.profile import Profile, load_profile
-from rdl_core.study.runs import obtain, project_folder
+from rdl_core.study.runs import Run, obtain, project_folder
 
-__all__ = ["publish"]
+__all__ = ["page", "publish", "shown_in"]
 
 _log = logging.getLogger(__name__)
 
@@ -54,16 +54,12 @@ def publish(profile_name: str, pages: Path) -> list[Path]:
     Traceback (most recent call last):
     ValueError: unknown profile 'no such profile': ...
     """
-    profile = load_profile(profile_name)
-    parameters = {
-        name: {"profile": profile_name, **profile.notebooks.get(name, {})} for name in NOTEBOOKS
-    }
-    for name, values in parameters.items():
-        check_parameters(name, values)
+    for name in NOTEBOOKS:
+        _parameters(profile_name, name)
     pages.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, values in parameters.items():
-        executed = _executed(_PageConfig(notebook=name, parameters=values, profile=profile))
+    for name in NOTEBOOKS:
+        executed = nbformat.read(page(profile_name, name).folder / "page.ipynb", as_version=4)
         written.append(pages / f"{name}.ipynb")
         nbformat.write(_cleaned(executed), written[-1])
         if f"files/{name}.csv" in written[-1].read_text():
@@ -71,25 +67,58 @@ def publish(profile_name: str, pages: Path) -> list[Path]:
     return written
 
 
-def _executed(config: _PageConfig) -> nbformat.NotebookNode:
-    template = project_folder() / "notebooks" / f"{config.notebook}.ipynb"
+def page(profile_name: str, name: str) -> Run:
+    """A notebook executed at a profile, ``page.ipynb`` in its folder.
+
+    Args:
+        profile_name: Name of a profile.
+        name: A key of `NOTEBOOKS`.
+
+    Raises:
+        ValueError: A parameter in the profile that the notebook does not take.
+        papermill.PapermillExecutionError: The notebook failed.
+
+    >>> page("mini", "no such page")
+    Traceback (most recent call last):
+    ValueError: expected a notebook of effectiveness, ...; got 'no such page'
+    """
+    values, profile = _parameters(profile_name, name), load_profile(profile_name)
 
     def execute(folder: Path) -> None:
-        _log.info("executing notebooks/%s.ipynb", config.notebook)
+        _log.info("executing notebooks/%s.ipynb", name)
         papermill.execute_notebook(
-            str(template), str(folder / "page.partial.ipynb"), parameters=config.parameters,
+            str(_template(name)), str(folder / "page.partial.ipynb"), parameters=values,
             kernel_name="python3", progress_bar=False, log_output=True,
         )
         (folder / "page.partial.ipynb").rename(folder / "page.ipynb")
 
-    recorded = (path for path in (project_folder() / "results").rglob("*") if path.is_file())
-    shown = [template, *sorted(recorded)]
-    of_files = hashlib.sha256(b"".join(path.read_bytes() for path in shown)).hexdigest()[:16]
-    of_data = load(config.profile.test.collection).fingerprint
-    run = obtain(
-        "page", config, data=f"{of_files}-{of_data}", code=("rdl_core.study",), compute=execute
+    return obtain(
+        "page", _PageConfig(notebook=name, parameters=values, profile=profile),
+        data=f"{shown_in(name)}-{load(profile.test.collection).fingerprint}",
+        code=("rdl_core.study",), compute=execute,
     )
-    return nbformat.read(run.folder / "page.ipynb", as_version=4)
+
+
+def shown_in(name: str) -> str:
+    """Hash of a notebook's template and of all that is recorded in ``results/``.
+
+    >>> shown_in("depth") == shown_in("loss")
+    False
+    """
+    recorded = (path for path in (project_folder() / "results").rglob("*") if path.is_file())
+    content = b"".join(path.read_bytes() for path in (_template(name), *sorted(recorded)))
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _template(name: str) -> Path:
+    return project_folder() / "notebooks" / f"{name}.ipynb"
+
+
+def _parameters(profile_name: str, name: str) -> dict[str, Any]:
+    """What papermill injects into a notebook, checked."""
+    values = {"profile": profile_name, **load_profile(profile_name).notebooks.get(name, {})}
+    check_parameters(name, values)
+    return values
 
 
 def _cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -21,7 +21,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -35,11 +37,12 @@ from rdl_core.data.downloads import sha256_of
 from rdl_core.records import read_record, write_record
 
 __all__ = [
-    "Run", "code_hash", "content_hash", "machine", "obtain", "project_folder", "runs_folder",
-    "stored",
+    "Run", "code_hash", "content_hash", "machine", "noted", "obtain", "project_folder",
+    "runs_folder", "stored", "versions",
 ]  # fmt: skip
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "sentence-transformers", "bm25s")
+_asked: ContextVar[dict[str, None] | None] = ContextVar("asked", default=None)
 _log = logging.getLogger(__name__)
 
 
@@ -101,9 +104,11 @@ def obtain(
     """
     identity = {
         "kind": kind, "config": asdict(config), "data": data, "inputs": list(inputs),
-        "code": code_hash(*code), "versions": _versions(),
+        "code": code_hash(*code), "versions": versions(),
     }
     run_id = f"{kind}-{_hash(json.dumps(identity, sort_keys=True))}"
+    if (noting := _asked.get()) is not None:
+        noting[run_id] = None
     folder = runs_folder() / run_id
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -144,6 +149,23 @@ def stored(run_id: str) -> Run:
     """
     folder = runs_folder() / run_id
     return Run(folder, read_record(folder / "manifest.json"))
+
+
+@contextmanager
+def noted() -> Iterator[dict[str, None]]:
+    """Collect the ids of the runs that are asked for meanwhile, in their order, as keys.
+
+    >>> with noted() as ids:
+    ...     _ = obtain("noted", profile.test, data="none", code=(), compute=lambda folder: None)
+    >>> len(ids)
+    1
+    """
+    ids: dict[str, None] = {}
+    token = _asked.set(ids)
+    try:
+        yield ids
+    finally:
+        _asked.reset(token)
 
 
 @lru_cache
@@ -233,7 +255,12 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that can change a result.
+
+    >>> "torch" in versions()
+    True
+    """
     return {name: metadata.version(name) for name in _VERSIONS}
 
 

@@ -1,0 +1,69 @@
+"""The study as a graph of jobs; `rdl book` calls this.
+
+    snakemake -n --config profile=mini     what would run, and why
+    snakemake --cores all                  run it and build the book
+    snakemake study --cores all            students and rankings, no pages
+
+What exists is enumerated once, by rdl_core.study.graph, into a plan: jobs on other machines read this
+file again, and none of them has to import torch to learn what the nodes are.
+"""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+node = f"{sys.executable} -m rdl_core.commands.nodes"
+if "plan" not in config:
+    asked = f"{node} plan --profile {config.get('profile', 'mini')} --threads {config.get('threads', 0)}"
+    config["plan"] = subprocess.run(
+        asked.split(), stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
+plan = json.loads(Path(config["plan"]).read_text())
+nodes = {one["name"]: one for one in plan["nodes"]}
+folder, threads_of_all = plan["folder"], plan["threads"]
+mem_mb, minutes = {"smoke": (4000, 60), "subset": (16000, 240), "full": (64000, 2880)}[plan["scale"]]
+# Late digits of a result depend on the number of threads. So it is the plan's in every process that
+# computes, whatever the executor gives it; Snakemake would set the rule's, which only schedules.
+fixed = " ".join(f"{library}_NUM_THREADS={threads_of_all}" for library in ("OMP", "MKL", "OPENBLAS"))
+
+
+def markers(*kinds):
+    return [f"{folder}/{name}.json" for name, one in nodes.items() if one["kind"] in kinds]
+
+
+def needed(wildcards):
+    return [f"{folder}/{name}.json" for name in nodes[wildcards.name]["needs"]]
+
+
+localrules: book, study
+
+
+rule book:
+    message: "the book of profile {plan[profile]}"
+    input: ancient(markers("fetch", "lists", "student", "page"))
+    shell: "{fixed} {node} build --profile {plan[profile]}"
+
+
+rule study:
+    message: "students and rankings of profile {plan[profile]} are done"
+    input: ancient(markers("fetch", "lists", "student"))
+
+
+for kind in ("fetch", "lists", "student", "page"):
+
+    rule:
+        name: kind
+        message: "{wildcards.name}: {params.what}"
+        # Only whether a marker exists counts: its name changes with all that it depends on.
+        input: ancient(needed)
+        output: f"{folder}/{{name,{kind}-.*}}.json"
+        log: f"{folder}/logs/{{name,{kind}-.*}}.log"
+        params: what=lambda wildcards: nodes[wildcards.name]["what"]
+        priority: 0 if kind == "page" else 1
+        threads: lambda wildcards: threads_of_all if nodes[wildcards.name]["alone"] else 1
+        resources:
+            mem_mb=mem_mb,
+            runtime=minutes,
+            # pages ask for the same machine as students: "auto" precision must mean the same
+            **({"gpu": int(config["gpu"])} if config.get("gpu") and kind != "fetch" else {}),
+        shell: "{fixed} {node} run {wildcards.name} --profile {plan[profile]} 2>&1 | tee {log}"

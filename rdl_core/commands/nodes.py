@@ -1,0 +1,80 @@
+"""What the ``Snakefile`` calls: one process plans, others run a node each, one makes the book.
+
+Apart from `rdl_core.cli`, so that each of many processes imports less.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rdl_core.commands.words import refusals
+from rdl_core.progress import log_plainly
+from rdl_core.study import graph
+from rdl_core.study.publish import publish
+from rdl_core.study.runs import project_folder
+from rdl_core.study.site import broken_links
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_log = logging.getLogger(__name__)
+Profile = Annotated[str, typer.Option(help="Profile of the study.")]
+
+
+@app.callback()
+def _main() -> None:
+    log_plainly()
+
+
+@app.command()
+def plan(
+    profile: Profile = "mini",
+    threads: Annotated[int, typer.Option(help="Of each job; 0: this machine's.")] = 0,
+) -> None:
+    """Write down the nodes of a profile's graph, and say where."""
+    with refusals():
+        typer.echo(graph.plan(profile, threads or None))
+
+
+@app.command()
+def run(
+    node: Annotated[str, typer.Argument(help="Its name, such as student-0123456789ab.")],
+    profile: Profile = "mini",
+) -> None:
+    """Run one node of the graph, as far as the store does not hold it."""
+    with refusals():
+        nodes = graph.nodes(profile)
+        if node not in nodes:
+            raise ValueError(
+                f"expected one of {len(nodes)} nodes of profile {profile!r}, given {node!r}: code "
+                "or configuration changed since it was planned; plan again"
+            )
+        graph.run(nodes[node])
+
+
+@app.command()
+def build(profile: Profile = "mini") -> None:
+    """Gather the executed pages and build the book from them."""
+    started, root = time.monotonic(), project_folder()
+    with refusals():
+        publish(profile, root / "book" / "pages")
+    builder = str(Path(sys.executable).with_name("jupyter-book"))
+    command = [builder, "build", ".", "--all", "-W", "-n", "--keep-going", "-q"]
+    if built := subprocess.run(command, cwd=root, check=False).returncode:
+        raise typer.Exit(built)
+    site = root / "_build" / "html"
+    if broken := broken_links(site):
+        typer.echo("error: the book has broken links\n" + "\n".join(broken), err=True)
+        raise typer.Exit(1)
+    _log.info("book built in %.0f s", time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    app()
