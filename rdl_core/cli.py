@@ -19,6 +19,7 @@ from rdl_core.efficiency import ratios, summary
 from rdl_core.progress import log_plainly
 from rdl_core.study.batch import run_pages
 from rdl_core.study.bench import LLMS, PARTS, measure_part, peers_python
+from rdl_core.study.live import make_live
 from rdl_core.study.profile import load_profile
 from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
@@ -57,6 +58,8 @@ def book(
     if built.returncode:
         raise typer.Exit(built.returncode)
     site = root / "_build" / "html"
+    with refusals():
+        typer.echo(make_live(profile, site))
     if broken := broken_links(site):
         typer.echo("error: the book has broken links\n" + "\n".join(broken), err=True)
         raise typer.Exit(1)
