@@ -2,8 +2,8 @@
 
 Beside the built pages come the student as an 8-bit ONNX file, its tokenizer, the passages of the
 embedded collection and, from npm, onnxruntime-web; scripts in ``book/_static/live`` do the rest.
-One example is computed here and stands in the page itself: for browsers that cannot run the model, and
-for builds without npm.
+One example is computed here and stands in the page itself: for browsers that cannot run the model,
+and for builds without npm.
 """
 
 from __future__ import annotations
