@@ -113,6 +113,7 @@ def site(folder):
 @pytest.mark.usefixtures("made")
 def test_without_npm_the_page_keeps_its_example(tmp_path, monkeypatch):
     monkeypatch.setenv("RDL_CACHE", str(tmp_path / "cache"))  # where npm's files may lie already
+    (tmp_path / "git").symlink_to(shutil.which("git"))
     monkeypatch.setenv("PATH", str(tmp_path))
     said = live.make_live("tiny", site(tmp_path))
     assert said == "live page: an example without the model, because npm is not installed"

@@ -8,7 +8,7 @@ const arrows = { up: "▲", down: "▼", same: "=" };
 let worker;
 let shown = [];
 
-if (page.dataset.ready !== undefined) start();
+if (page?.dataset.ready !== undefined) start(); // a build without make_live has no such part
 
 function start() {
   if (typeof WebAssembly === "undefined" || typeof DecompressionStream === "undefined") {
