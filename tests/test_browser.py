@@ -111,7 +111,7 @@ def test_a_page_is_accessible(look, address, name, axe):
 
 
 @pytest.mark.xfail(
-    reason="of 20 scores measured, 11 were Python's and 9 were off by .03 to .14; not yet understood"
+    reason="of 20 scores, 11 were Python's and 9 were off by .03 to .14; not yet understood"
 )
 def test_the_live_page_answers_as_python_does(look, address, axe):
     page, wrong = look
