@@ -10,13 +10,18 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
 
-.PHONY: audit book clean env kept licences lock peers test torture
+.PHONY: audit book check clean env kept licences lock peers test torture
 
 book: $(READY)
 	$(BIN)/rdl book --profile $(PROFILE)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The built book in a browser; needs chromium, and npm for the accessibility rules.
+check: $(READY)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[browser]"
+	$(BIN)/python -m pytest -m browser tests/test_browser.py
 
 # Losses against Lightning IR's, in the environment that `rdl bench --peers` makes for it.
 peers: $(READY)

@@ -14,8 +14,8 @@ from importlib import metadata
 import numpy as np
 import pandas as pd
 import pytest
-from Stemmer import Stemmer
 from sentence_transformers import SentenceTransformer
+from Stemmer import Stemmer
 
 from rdl_core.data import retrieval
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path

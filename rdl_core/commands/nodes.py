@@ -17,6 +17,7 @@ import typer
 from rdl_core.commands.words import refusals
 from rdl_core.progress import log_plainly
 from rdl_core.study import graph
+from rdl_core.study.live import make_live
 from rdl_core.study.publish import publish
 from rdl_core.study.runs import project_folder
 from rdl_core.study.site import broken_links
@@ -70,6 +71,8 @@ def build(profile: Profile = "mini") -> None:
     if built := subprocess.run(command, cwd=root, check=False).returncode:
         raise typer.Exit(built)
     site = root / "_build" / "html"
+    with refusals():
+        _log.info(make_live(profile, site))
     if broken := broken_links(site):
         typer.echo("error: the book has broken links\n" + "\n".join(broken), err=True)
         raise typer.Exit(1)

@@ -54,8 +54,7 @@ def publish(profile_name: str, pages: Path) -> list[Path]:
     Traceback (most recent call last):
     ValueError: unknown profile 'no such profile': ...
     """
-    for name in NOTEBOOKS:
-        _parameters(profile_name, name)
+    given = {name: check_parameters(name, _parameters(profile_name, name)) for name in NOTEBOOKS}
     pages.mkdir(parents=True, exist_ok=True)
     written = []
     for name in NOTEBOOKS:
@@ -63,7 +62,7 @@ def publish(profile_name: str, pages: Path) -> list[Path]:
         written.append(pages / f"{name}.ipynb")
         nbformat.write(_cleaned(executed), written[-1])
         if f"files/{name}.csv" in written[-1].read_text():
-            files.write(name, check_parameters(name, values).parts, pages / "files")
+            files.write(name, given[name].parts, pages / "files")
     return written
 
 
