@@ -400,8 +400,8 @@ def test_without_files_and_network_the_error_names_both_and_the_remedy(tmp_path,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     said = done.stderr.splitlines()[-1]
-    assert said.startswith(f"error: expected queries of collection {DL19!r} in {tmp_path / 'ir'}")
-    assert "set IR_DATASETS_HOME to a copy of that folder from a machine with a network" in said
+    assert said.startswith("error: expected trec-dl/retrieve_results/")
+    assert "or run `rdl fetch trec-dl` on a machine with a network and set RDL_MIRROR" in said
     assert "Traceback" not in done.stderr
     for name, value in nothing.items():
         monkeypatch.setenv(name, value)
