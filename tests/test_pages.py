@@ -10,6 +10,8 @@ import pandas as pd
 
 from rdl_core.data import pydocs
 from rdl_core.data.collections import load
+from rdl_core.efficiency import ratios
+from rdl_core.study import speed
 from rdl_core.study.profile import load_profile
 from rdl_core.study.runs import project_folder
 from rdl_core.study.tables import published
@@ -66,3 +68,29 @@ def test_table_of_collections_has_the_embedded_ones_words_right():
     low, high = map(int, re.search(r"(\d+) to (\d+) words\. Sentences", page).groups())
     assert low <= words.min()
     assert words.max() <= high
+
+
+def test_readme_says_what_was_recorded():
+    readme = " ".join((project_folder() / "README.md").read_text().split())
+    table = pd.read_csv(project_folder() / "results" / "trec-dl" / "effectiveness.csv")
+    table = table[table["part"] == "bm25"]
+    by_query = table.groupby(["system", "query_id"])["nDCG@10"].mean()
+    mean = by_query.groupby("system").mean().map(lambda value: f"{value:.3f}".lstrip("0"))
+    assert f"({by_query['student'].size} queries" in readme
+    assert f"BM25 {mean['first stage']}, the student {mean['student']}, its teacher" in readme
+    assert f"(7 B) {mean['teacher (rank_vicuna)']}, the bi-encoder" in readme
+    assert f"started from {mean['bi-encoder']}" in readme
+
+
+def test_readme_says_what_was_raced():
+    readme = " ".join((project_folder() / "README.md").read_text().split())
+    ranked, trained = (speed.recorded(part).timings for part in ("rank", "train"))
+    theirs = ranked[ranked["system"].str.startswith("sentence-transformers")]
+    best = theirs.groupby("system")["ms"].median().idxmin()
+    times = [ratios(ranked, name).loc["ours", "median"] for name in (best, "Lightning IR")]
+    assert f"100 passages {times[0]:.2f} times as fast as sentence-transformers" in readme
+    assert f"and {times[1]:.2f} times as fast as Lightning IR" in readme
+    theirs = trained[trained["system"].str.startswith("sentence-transformers")]
+    best = theirs.groupby("system")["ms"].median().idxmin()
+    step = ratios(trained, best).loc["ours", "median"]
+    assert f"on a list of 32 {step:.2f} times as fast" in readme
