@@ -134,7 +134,8 @@ def _in_eight_bits(source: Path, target: Path) -> None:
     model = onnx.load(source)
     graph, nodes = model.graph, []
     tokens = {node.input[0] for node in graph.node if node.op_type == "Gather"}
-    for weight in [one for one in graph.initializer if len(one.dims) == 2]:
+    matrices = [x for x in graph.initializer if len(x.dims) == 2 and x.data_type == _FLOAT]
+    for weight in matrices:
         name, values = weight.name, numpy_helper.to_array(weight)
         axis = 1 if name in tokens else 0  # that a scale is shared along
         scale = np.abs(values).max(axis, keepdims=True).clip(np.finfo(np.float32).tiny) / 127
