@@ -1,11 +1,13 @@
 """What runs in the processes that are broken: the real commands, in a folder of their own."""
 
+import json
 import os
 import resource
 import sys
 import threading
 from pathlib import Path
 
+import nbformat
 import torch
 from transformers import BertModel
 
@@ -16,15 +18,22 @@ from conftest import make_model, make_student, make_tokenizer
 from rdl_core import cli
 from rdl_core.data import downloads, tokens
 from rdl_core.data.tokens import TokenStore
+from rdl_core.study import publish
 
 torch.set_num_threads(1)
 LIMITS = ["--query-tokens", "5", "--passage-tokens", "20"]
 
 
+def distil_words(inputs):
+    return [
+        "distill", f"{inputs}/requests.jsonl", "out", "--encoder", f"{inputs}/encoder", *LIMITS,
+        "--list-size", "6", "--queries-per-step", "4", "--steps", "40", "--precision", "float32",
+        "--config", f"{inputs}/stage.yaml",
+    ]  # fmt: skip
+
+
 def distil(folder, inputs, url):
-    words = ["--encoder", f"{inputs}/encoder", *LIMITS, "--list-size", "6",
-             "--queries-per-step", "4", "--steps", "40", "--precision", "float32", "--config", f"{inputs}/stage.yaml"]
-    rdl("distill", f"{inputs}/requests.jsonl", "out", *words)  # fmt: skip
+    rdl(*distil_words(inputs))
 
 
 def rerank(folder, inputs, url):
@@ -51,6 +60,14 @@ def tokenise(folder, inputs, url):
     TokenStore.build(texts, tokenizer, folder / "store", max_tokens=8, total=len(texts))
 
 
+def execute_page(folder, inputs, url):
+    """A notebook, by papermill; the kernel of one that is killed ends by itself."""
+    os.environ["RDL_RUNS"] = str(folder / "runs")
+    executed = publish.page("mini", "costs").folder / "page.ipynb"
+    cells = nbformat.read(executed, as_version=4).cells
+    (folder / "outputs.json").write_text(json.dumps([cell.get("outputs") for cell in cells]))
+
+
 #: What is run, and the files that it is for.
 TASKS = {
     "fetch": (fetch, ["cache/downloads/vaswani/[abc]"]),
@@ -58,6 +75,7 @@ TASKS = {
     "teach": (teach, ["out/*.run", "out/*.parquet", "out/requests.jsonl"]),
     "distill": (distil, ["out/model/*", "out/log.jsonl", "out/config.json"]),
     "rerank": (rerank, ["out.run"]),
+    "page": (execute_page, ["outputs.json"]),
 }  # fmt: skip
 
 

@@ -1,7 +1,13 @@
 """The faults: each breaks one thing, runs again, and says how it ended."""
 
 import functools
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
@@ -111,7 +117,45 @@ def weights_of_nan(task, shop, draw):
     return ended(shop, task, folder, said, refused=True)
 
 
+@functools.cache
+def trained_by_two(shop):
+    folder = shop.folder()
+    launched = launch(shop, folder)
+    if launched.wait(300):
+        raise RuntimeError(f"two processes failed undisturbed: {folder}/said.txt")
+    return result("distill", folder)
+
+
+def launch(shop, folder):
+    """One training by two processes, as torchrun and accelerate launch start them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with (folder / "said.txt").open("w") as said:
+        return subprocess.Popen(
+            [*command, "-m", "rdl_core.cli", *child.distil_words(shop.inputs)], cwd=folder,
+            stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+
+def worker_dies(shop, draw):
+    """SIGKILL for one of two processes at a random step; the launch must end by itself."""
+    code = 0
+    while code == 0:  # it was done before
+        folder = shop.folder()
+        launched, log, steps = launch(shop, folder), folder / "out" / "log.jsonl", draw.randrange(25)
+        while launched.poll() is None and (not log.exists() or log.read_text().count("\n") < steps):
+            time.sleep(0.01)
+        children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children")
+        if launched.poll() is None and (workers := children.read_text().split()):
+            os.kill(int(draw.choice(workers)), signal.SIGKILL)
+        code = launched.wait(120)
+    if launch(shop, folder).wait(300):
+        return "lost", line_of((folder / "said.txt").read_text())
+    good = result("distill", folder) == trained_by_two(shop)
+    return ("resumed" if good else "wrong"), ""
+
+
 FAULTS = {f"SIGKILL, {task}": functools.partial(killed, task) for task in child.TASKS}
+FAULTS["SIGKILL, one of two processes"] = worker_dies
 FAULTS |= {f"disk full, {task}": functools.partial(disk_full, task)
            for task in ("fetch", "teach", "distill", "rerank")}  # fmt: skip
 for how, cut in (("truncated", True), ("altered", False)):
