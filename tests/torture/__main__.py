@@ -60,6 +60,7 @@ def main():
 
 def write(given, rows, wall_s):
     given.out.mkdir(parents=True, exist_ok=True)
+    here = machine()  # before the table itself changes the checkout
     with (given.out / "faults.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS[:-1], extrasaction="ignore", lineterminator="\n")
         table.writeheader()
@@ -68,7 +69,7 @@ def write(given, rows, wall_s):
         "command": "make torture", "seed": given.seed, "repetitions": given.repetitions,
         "wall_s": round(wall_s), "load": os.getloadavg()[1],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "said": {row["fault"]: row["said"] for row in rows}, **machine(),
+        "said": {row["fault"]: row["said"] for row in rows}, **here,
     }  # fmt: skip
     (given.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
