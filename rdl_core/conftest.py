@@ -56,7 +56,7 @@ def _shared(_store, tmp_path_factory):
     profile = _tiny(str(encoder))
     page = tables.compare(effectiveness(profile, ["bm25"])["bm25"])
     return {
-        "effectiveness": page,
+        "main_page": page,
         "example": worked.pick(page),
         "tiny_student": student,
         "queries": TokenStore.of_texts(["red fox", "blue whale"], tokenizer),

@@ -33,6 +33,13 @@ def record_shard(
         model: Name of the student.
         shard: Its number, from 1, and how many there are.
         settings: What else decides the run, such as its precision.
+
+    >>> from rdl_core.corpus import Texts
+    >>> texts = Texts(what="text", source="this", find=lambda ids: dict.fromkeys(ids, "a fox"))
+    >>> whole = Corpus(candidates=frame, queries=texts, passages=texts)
+    >>> _ = (folder / "1.run").write_text("q Q0 a 1 2.5 rdl")
+    >>> record_shard(folder / "1.run", whole, profile.encoder, (1, 2), tag="rdl").name
+    '1.run.json'
     """
     weights = Path(model_path(model)) / "model.safetensors"
     config = {

@@ -33,7 +33,7 @@ from rdl_core.rerank import token_budget_of
 from rdl_core.stage import StageConfig
 from rdl_core.step import Step, draw
 from rdl_core.teachers.listwise import rank_lists
-from rdl_core.teachers.local_llm import LocalLLM
+from rdl_core.teachers.local_llm import MODES, LocalLLM  # noqa: F401 - the example goes through the modes
 
 __all__ = [
     "rank_bi_encoder", "rank_bm25", "rank_listwise_llm", "rank_ours",

@@ -133,7 +133,7 @@ def pick(results: Results, query_id: str = "") -> Example:
     Raises:
         ValueError: A query that was not tested on.
 
-    >>> pick(effectiveness).teacher
+    >>> pick(main_page).teacher
     'teacher (fused)'
     """
     teacher = next(label for label in results.values if label.startswith("teacher"))
@@ -249,7 +249,7 @@ def draws(example: Example, config: StageConfig, n: int, *, seed: int) -> pd.Dat
     Returns:
         bool, a row for each draw, a column for each first-stage rank.
 
-    >>> example = pick(effectiveness)
+    >>> example = pick(main_page)
     >>> draws(example, profile.stage2.training, 2, seed=0).sum(axis=1).tolist()
     [3, 3]
     """
@@ -264,7 +264,7 @@ def draws(example: Example, config: StageConfig, n: int, *, seed: int) -> pd.Dat
 def first_step(profile: Profile, example: Example) -> FirstStep:
     """Take the first step of the second stage again, and look what it did.
 
-    >>> example = pick(effectiveness)
+    >>> example = pick(main_page)
     >>> step = first_step(profile, example)
     >>> bool(abs(step.loss - step.logged) < 1e-5)
     True
@@ -299,7 +299,7 @@ def first_step(profile: Profile, example: Example) -> FirstStep:
 def times(profile: Profile, step: FirstStep) -> pd.DataFrame:
     """What the way took: each stage as its manifest has it, the rest as measured just now.
 
-    >>> example = pick(effectiveness)
+    >>> example = pick(main_page)
     >>> times(profile, first_step(profile, example))["took"].str.split().str[1].tolist()
     ['s', 's', 's', 'ms']
     """
