@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Protocol, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ __all__ = ["PRECISIONS", "default_device", "fitting", "processes", "resolve_prec
 
 _T = TypeVar("_T", covariant=True)
 _LEAST_TOKENS = 256
+_LONGEST_WAIT = timedelta(hours=2)
 _log = logging.getLogger(__name__)
 
 
@@ -26,14 +28,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def processes() -> PartialState:
     """The processes of this run: one, unless ``accelerate launch`` or torchrun started several.
 
-    They talk by NCCL where there is CUDA, else by gloo. One that waits in vain for another gives up
-    after the process group's time, 10 minutes for NCCL and 30 for gloo; launchers are faster: they
-    end all processes of a machine when one of them has died.
+    They talk by NCCL where there is CUDA, else by gloo. One waits for another for two hours, as the
+    first one may have to tokenise a collection; launchers are faster to end all processes of a
+    machine when one of them has died.
 
     >>> processes().num_processes
     1
     """
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
 
 
 def default_device() -> torch.device:

@@ -21,6 +21,9 @@ _CORRECTIONS = (
     (r'(<button class="btn search-button-field[^>]*?) aria-label="Search"', r"\1"),
     (r'(<i class="theme-switch [^>]*?) +title="[^"]*"', r"\1"),  # read beside the button's own
     (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
+    # A signature of several lines is a list of definitions without a term.
+    (r'<dl>(\s*<dd><em class="sig-param">)', r'<dl role="presentation">\1'),
+    (r'<dd>(<em class="sig-param">)', r'<dd role="presentation">\1'),
 )
 
 
