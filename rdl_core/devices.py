@@ -15,6 +15,7 @@ __all__ = ["PRECISIONS", "default_device", "fitting", "processes", "resolve_prec
 _T = TypeVar("_T", covariant=True)
 _LEAST_TOKENS = 256
 _LONGEST_WAIT = timedelta(hours=2)
+_ONEDNN_HAS_NONE = "could not create a primitive"  # all that it says where its memory ran out
 _log = logging.getLogger(__name__)
 
 
@@ -85,12 +86,12 @@ def fitting(compute: _Compute[_T], token_budget: int) -> tuple[_T, int]:
         try:
             return compute(token_budget=token_budget), token_budget
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not (should_reduce_batch_size(error) or _ONEDNN_HAS_NONE in str(error)):
                 raise
             if token_budget <= _LEAST_TOKENS:
                 raise MemoryError(
-                    f"expected memory for {token_budget} tokens at once, but the device has none: "
-                    "free some, shorten passages, or choose a smaller encoder"
+                    f"expected memory for {token_budget} tokens at once, but the device has none "
+                    f"({error}): free some, shorten passages, or choose a smaller encoder"
                 ) from error
         # Out here, as the error holds on to all that had been allocated.
         clear_device_cache(garbage_collection=True)
