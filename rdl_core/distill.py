@@ -280,6 +280,11 @@ def _check(
             f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every} "
             f"and {'no' if dev is None else 'a'} measure: give both or neither"
         )
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ValueError(
+            "expected processes that each hold the whole student, but --use_fsdp asks for pieces: "
+            "leave it out; where memory is short, lower token_budget and held_tokens"
+        )
     if (n_processes := processes().num_processes) > config.queries_per_step:
         raise ValueError(
             f"queries_per_step: expected at least one list for each of {n_processes} processes, got "

@@ -35,10 +35,19 @@ from dataclasses import dataclass
 import ir_measures
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_integer_dtype, is_string_dtype
+from pandas.api.types import is_integer_dtype
 from scipy.stats import bootstrap, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
+
+from rdl_core._frames import (
+    as_numbers,
+    check_frame,
+    checked_values,
+    expect,
+    expect_rows,
+    finite_scores,
+)
 
 __all__ = ["Equivalence", "compare", "equivalence", "per_query", "settle_ties"]
 
@@ -80,13 +89,13 @@ def per_query(
     """
     names = [measures] if isinstance(measures, str) else list(measures)
     once = len(set(names)) == len(names) > 0
-    _expect(once, "one or more measures, each once", names, f"name them as {_EXAMPLES}")
+    expect(once, "one or more measures, each once", names, f"name them as {_EXAMPLES}")
     parsed = {name: _parse(name) for name in names}
-    _expect(len(qrels) > 0, "judgments", "empty qrels", "check which file or id was read")
-    _check_frame("qrels", qrels, "relevance")
+    expect(len(qrels) > 0, "judgments", "empty qrels", "check which file or id was read")
+    check_frame("qrels", qrels, "relevance")
     grades = qrels["relevance"].dtype
-    _expect(is_integer_dtype(grades), "relevance as integers", grades, "use .astype(int) on it")
-    run = run.assign(score=_scores(run).astype(np.float32))
+    expect(is_integer_dtype(grades), "relevance as integers", grades, "use .astype(int) on it")
+    run = run.assign(score=finite_scores(run).astype(np.float32))
     kept = run[run["query_id"].isin(qrels["query_id"])]
     judged, retrieved = _by_query(qrels, "relevance"), _by_query(kept, "score")
     _log_gaps(run, kept, judged, retrieved)
@@ -130,7 +139,7 @@ def settle_ties(run: pd.DataFrame, first_stage: pd.DataFrame | None = None) -> p
     >>> settled["doc_id"].tolist(), settled["score"].tolist()
     (['a', 'b', 'c'], [2.0, 1.0, 0.9999999403953552])
     """
-    scores = _scores(run)
+    scores = finite_scores(run)
     query = pd.factorize(run["query_id"])[0]
     order = np.lexsort((_tie_ranks(run, first_stage), -scores, query))
     settled = run.iloc[order].reset_index(drop=True)
@@ -173,8 +182,8 @@ def compare(
     >>> compare(values, "bm25").loc["student", ["mean", "delta", "p_holm"]].round(3).tolist()
     [0.6, 0.35, 0.012]
     """
-    _expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
-    checked = _checked(values, [baseline], list(values.columns))
+    expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
+    checked = checked_values(values, [baseline], list(values.columns))
     rows = [_compare_one(checked[name], checked[baseline], seed) for name in checked]
     table = pd.DataFrame(rows, index=pd.Index(checked.columns, name="system"))
     table.loc[baseline, "p_value"] = table["p_holm"] = np.nan
@@ -242,9 +251,9 @@ def equivalence(
     >>> round(result.p_value, 3), result.equivalent
     (0.01, True)
     """
-    _expect(0 < alpha < 0.5, "alpha in (0, 0.5)", alpha, "0.05 is usual")
-    _expect(0 < margin < np.inf, "a margin > 0", margin, "state from where differences matter")
-    checked = _checked(values, [system, reference], [system, reference])
+    expect(0 < alpha < 0.5, "alpha in (0, 0.5)", alpha, "0.05 is usual")
+    expect(0 < margin < np.inf, "a margin > 0", margin, "state from where differences matter")
+    checked = checked_values(values, [system, reference], [system, reference])
     differences = (checked[system] - checked[reference]).round(_DECIMALS).to_numpy()
     delta = float(differences.mean())
     if np.ptp(differences) == 0:
@@ -300,12 +309,12 @@ def _tie_ranks(run: pd.DataFrame, first_stage: pd.DataFrame | None) -> np.ndarra
     if first_stage is None:
         ranks = run.get("rank", pd.Series(np.arange(len(run)), index=run.index))
     else:
-        _check_frame("first_stage", first_stage, "rank")
+        check_frame("first_stage", first_stage, "rank")
         ids = ["query_id", "doc_id"]
         ranks = run[ids].merge(first_stage[[*ids, "rank"]], on=ids, how="left")["rank"]
-    numbers = _numbers(ranks)
+    numbers = as_numbers(ranks)
     expected = "a first-stage rank for every passage of the run"
-    _expect_rows(run, np.isfinite(numbers), expected, "give the first stage they were drawn from")
+    expect_rows(run, np.isfinite(numbers), expected, "give the first stage they were drawn from")
     return numbers
 
 
@@ -348,67 +357,3 @@ def _interval(sample: np.ndarray, seed: int) -> tuple[float, float]:
         batch=batch, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return tuple(map(float, result.confidence_interval))
-
-
-def _check_frame(name: str, frame: pd.DataFrame, column: str) -> None:
-    """Columns are there, ids are strings, no passage stands twice in a query."""
-    columns = ["query_id", "doc_id", column]
-    there = set(columns) <= set(frame.columns)
-    _expect(there, f"{name} with columns {columns}", list(frame.columns), "rename or add columns")
-    for key in columns[:2]:
-        strings = is_string_dtype(frame[key]) and not frame[key].isna().any()
-        given = f"{frame[key].dtype}, {frame[key].isna().sum()} missing"
-        _expect(strings, f"{name} with {key} as strings", given, "read ids as str, drop empty rows")
-    repeated = frame.duplicated(columns[:2]).to_numpy()
-    _expect_rows(frame, ~repeated, f"each passage once in a query's {name}", "keep one row of each")
-
-
-def _scores(run: pd.DataFrame) -> np.ndarray:
-    """Scores of a checked run, float64 and finite in float32."""
-    _check_frame("run", run, "score")
-    scores = _numbers(run["score"])
-    finite = np.abs(scores) <= np.finfo(np.float32).max
-    _expect_rows(run, finite, "scores finite in float32", "check the model or file they are from")
-    return scores
-
-
-def _numbers(column: pd.Series) -> np.ndarray:
-    """As float64; NaN for what is no number."""
-    return pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
-
-
-def _checked(values: pd.DataFrame, named: list[str], used: list[str]) -> pd.DataFrame:
-    """Columns `used` as finite float64, queries in one order whatever the order given."""
-    wide = "query_id" not in values.columns
-    _expect(wide, "values indexed by query_id", "a column", "use values.set_index('query_id')")
-    for what, labels in (("query", values.index), ("system", values.columns)):
-        twice = labels[labels.duplicated()].tolist()
-        _expect(not twice, f"each {what} once", f"twice {twice[:3]}", "average or rename them")
-    unknown = [name for name in named if name not in values.columns]
-    _expect(not unknown, f"systems among {list(values.columns)}", unknown, "name a column")
-    _expect(len(values) > 1, "two or more queries", len(values), "add judged queries")
-    numbers = values[list(dict.fromkeys(used))].apply(pd.to_numeric, errors="coerce")
-    numbers = numbers.astype(float).sort_index()
-    bad = np.argwhere(~np.isfinite(numbers.to_numpy()))
-    first = [(numbers.index[row], numbers.columns[column]) for row, column in bad[:3]]
-    _expect(
-        not first, "a finite value for every query and system",
-        f"{len(bad)} others, first (query, system) {first}",
-        "measure all over the same judged queries (per_query counts an unanswered one as 0)",
-    )  # fmt: skip
-    return numbers
-
-
-def _expect(good: bool, expected: str, given: object, remedy: str) -> None:
-    """Raise unless `good`, in three parts: what was expected, what was given, what to do."""
-    if not good:
-        raise ValueError(f"expected {expected}; given {given}: {remedy}")
-
-
-def _expect_rows(frame: pd.DataFrame, good: np.ndarray, expected: str, remedy: str) -> None:
-    """Raise unless every row is `good`, and show the first that is not."""
-    if not good.all():
-        shown = frame.columns.intersection(["query_id", "doc_id", "score"])
-        first = frame[shown].iloc[int(good.argmin())].to_dict()
-        given = f"{(~good).sum()} of {len(frame)} rows that are not so, first {first}"
-        _expect(False, expected, given, remedy)

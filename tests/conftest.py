@@ -1,6 +1,7 @@
 """Tiny encoders and token stores, made from configurations: no test needs a network."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,6 +102,13 @@ def make_texts(n, *, seed, longest):
     """`n` texts of 1 to `longest` words."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, longest))) for _ in range(n)]
+
+
+def small_stage(stage, *, steps, lists=(), **training):
+    """A stage of the study that draws three passages of each of six queries."""
+    few = {"steps": steps, "queries_per_step": 2, "list_size": 3, **training}
+    own = replace(stage.lists, n_queries=6, **dict(lists))
+    return replace(stage, lists=own, training=replace(stage.training, **few))
 
 
 @pytest.fixture(params=KINDS)

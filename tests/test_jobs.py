@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from conftest import small_stage
 
 from rdl_core.data.collections import load
 from rdl_core.study import candidates, jobs
@@ -27,13 +28,8 @@ def store(tmp_path_factory):
 def config(encoder_folder):
     """Two short stages; the second learns the order of the first stage, which costs nothing."""
     mini = load_profile("mini")
-    few = {"steps": 4, "queries_per_step": 2, "list_size": 3}
     stages = [
-        replace(
-            stage,
-            lists=replace(stage.lists, n_queries=6, **lists),
-            training=replace(stage.training, **few),
-        )
+        small_stage(stage, steps=4, lists=lists)
         for stage, lists in ((mini.stage1, {}), (mini.stage2, {"teacher": "first_stage"}))
     ]
     return jobs.StudentConfig(

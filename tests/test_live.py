@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+from conftest import small_stage
 from Stemmer import Stemmer
 
 from rdl_core.data.collections import load
@@ -88,11 +89,7 @@ def test_rankings_are_those_of_python(collection):
 def made(tmp_path_factory, encoder_folder):
     """A profile of a tiny student, in the place of all others."""
     mini = load_profile("mini")
-    few = {"steps": 1, "queries_per_step": 2, "list_size": 3}
-    stage = replace(
-        mini.stage1, lists=replace(mini.stage1.lists, n_queries=6),
-        training=replace(mini.stage1.training, **few),
-    )
+    stage = small_stage(mini.stage1, steps=1)
     profile = replace(
         mini, encoder=encoder_folder, stage1=stage, stage2=stage, label="<b>tiny</b>",
         precision="float32",

@@ -102,6 +102,15 @@ def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, launch, tm
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
 
 
+def test_pieces_of_a_student_are_refused(rdl, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch --use_fsdp has it
+    lists, *options = DISTILL
+    (tmp_path / "exact.yaml").write_text("dropout: 0.0\n")
+    options[options.index("exact.yaml")] = str(tmp_path / "exact.yaml")
+    done = rdl("distill", lists, tmp_path / "student", *options, code=2)
+    assert "--use_fsdp asks for pieces: leave it out" in done.stderr
+
+
 # --- shards -------------------------------------------------------------------------------------
 
 

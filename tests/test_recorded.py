@@ -7,6 +7,7 @@ from io import StringIO
 
 import pandas as pd
 import pytest
+from conftest import small_stage
 
 from rdl_core.study import batch, recorded
 from rdl_core.study.grid import Part
@@ -18,11 +19,7 @@ from rdl_core.study.tables import compare
 def results(tmp_path_factory, encoder_folder):
     """Two seeds of a tiny student beside BM25, on six queries."""
     mini = load_profile("mini")
-    few = {"steps": 2, "queries_per_step": 2, "list_size": 3}
-    stage = replace(
-        mini.stage1, lists=replace(mini.stage1.lists, n_queries=6),
-        training=replace(mini.stage1.training, **few),
-    )
+    stage = small_stage(mini.stage1, steps=2)
     test = replace(mini.test, n_queries=6, depth=5)
     profile = replace(
         mini, encoder=encoder_folder, stage1=stage, test=test, seeds=(0, 1), precision="float32",

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import small_stage
 
 from rdl_core.data.formats import read_candidates
 from rdl_core.losses import ranknet, targets_from_ranks
@@ -25,11 +26,10 @@ from rdl_core.study.tables import compare
 def part(tmp_path_factory, encoder_folder):
     """The effectiveness page's systems, with a tiny student, on eight queries."""
     mini = load_profile("mini")
-    few = {"steps": 4, "queries_per_step": 2, "list_size": 3, "learning_rate": 0.01}
 
     def small(stage):
-        own = replace(stage.lists, n_queries=6, teacher_encoder=encoder_folder)
-        return replace(stage, lists=own, training=replace(stage.training, **few))
+        own = {"teacher_encoder": encoder_folder}
+        return small_stage(stage, steps=4, lists=own, learning_rate=0.01)
 
     test = replace(mini.test, n_queries=8, depth=6, teacher_encoder=encoder_folder)
     profile = replace(

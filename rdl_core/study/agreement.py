@@ -7,6 +7,7 @@ stands the agreement with the first stage: a teacher that changes nothing agrees
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from rdl_core.data import trec_dl
-from rdl_core.study.runs import project_folder
+from rdl_core.data.collections import load
+from rdl_core.records import write_record
+from rdl_core.study.runs import machine, project_folder
 
 __all__ = ["between", "recorded", "summary", "write"]
 
@@ -63,7 +66,7 @@ def write(folder: Path, first_stage: str = "bm25") -> Path:
     """Write the agreement of every LLM that ranked a first stage's lists of a year more than once.
 
     Args:
-        folder: Gets ``teacher_agreement.csv``.
+        folder: Gets ``teacher_agreement.csv``, and a manifest beside it.
         first_stage: Whose lists.
 
     >>> write(folder).name  # doctest: +SKIP
@@ -78,8 +81,12 @@ def write(folder: Path, first_stage: str = "bm25") -> Path:
                 found = between(runs, trec_dl.candidates(year, first_stage))
                 parts.append(found.reset_index().assign(**about))
     columns = ["teacher", "year", "repetitions", "query_id", *_MEASURES]
-    path = folder / "teacher_agreement.csv"
+    path, here = folder / "teacher_agreement.csv", machine()  # before the file changes the checkout
     pd.concat(parts)[columns].round(4).to_csv(path, index=False)
+    data = {name: load(f"rdl/trec-dl-{name}").fingerprint for name in (2019, 2020)}
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest = {"first_stage": first_stage, "data": data, "finished": finished, **here}
+    write_record(path.with_suffix(".json"), manifest)
     return path
 
 

@@ -315,7 +315,7 @@ def _forget_if_lost(file: Path) -> None:
 
 
 def _write(file: Path, content: dict) -> None:
-    """In one stroke, so that nobody finds half of it."""
+    """In one stroke, and under a name of its own until then: two calls may do the same node."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}.partial")
     unfinished.write_text(json.dumps(content, indent=1))

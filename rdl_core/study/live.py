@@ -1,7 +1,8 @@
 """The live page: BM25's candidates, re-ranked in the reader's browser by the student of this build.
 
-Beside the built pages come the student as an ONNX file with weights of 8 bits, its tokenizer, the passages of the
-embedded collection and, from npm, onnxruntime-web; scripts in ``book/_static/live`` do the rest.
+Beside the built pages come the student as an ONNX file with weights of 8 bits, its tokenizer, the
+passages of the embedded collection and, from npm, onnxruntime-web; scripts in ``book/_static/live``
+do the rest.
 One example is computed here and stands in the page itself: for browsers that cannot run the model,
 and for builds without npm.
 """

@@ -186,7 +186,8 @@ def provenance(results: Results, page: str) -> HTML:
     return HTML(
         f'<div class="rdl-provenance"><span class="rdl-badge rdl-badge-{profile.scale}">'
         f"{profile.scale}</span> profile <code>{html.escape(profile.name)}</code>"
-        f"<details><summary>Where these figures come from, and the command that makes them</summary><dl>{rows}</dl></details></div>"
+        "<details><summary>Where these figures come from, and the command that makes them</summary>"
+        f"<dl>{rows}</dl></details></div>"
     )
 
 

@@ -29,13 +29,12 @@ from filelock import FileLock, Timeout
 from rdl_core.data.formats import write_parquet, write_requests, write_run
 from rdl_core.records import read_record, write_record
 
-__all__ = ["ANSWERS", "LOCK", "alone", "claim", "write_folder"]
+__all__ = ["ANSWERS", "alone", "claim", "holds_something", "write_folder"]
 
 #: Name of the log of answers.
 ANSWERS = "answers.jsonl"
 
-#: Name of the file that whoever works in a folder holds.
-LOCK = ".lock"
+_LOCK = ".lock"
 
 
 @contextmanager
@@ -49,7 +48,7 @@ def alone(folder: Path) -> Iterator[None]:
     ...     sorted(path.name for path in folder.iterdir())
     ['.lock']
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -61,6 +60,21 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def holds_something(folder: Path, besides: str = "") -> str | None:
+    """A name in a folder, if there is any but the lock's and those of files begun in vain.
+
+    Args:
+        folder: It exists.
+        besides: Another name that may be there.
+
+    >>> _ = (folder / "config.json.partial").write_text("{")
+    >>> holds_something(folder) is None
+    True
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.suffix != ".partial")
+    return next((name for name in names if name not in (_LOCK, besides)), None)
 
 
 def claim(folder: Path, config: Mapping) -> None:
@@ -83,10 +97,10 @@ def claim(folder: Path, config: Mapping) -> None:
     begun = read_record(file) if file.exists() else None
     changed = [key for key, value in config.items() if begun and begun.get(key) != value]
     if begun is None:
-        if others := sorted({path.name for path in folder.iterdir()} - {LOCK, ANSWERS}):
+        if other := holds_something(folder, besides=ANSWERS):
             raise ValueError(
                 f"{folder}: expected a new or empty folder, or one begun before; given one that "
-                f"holds {others[0]}: name another"
+                f"holds {other}: name another"
             )
     elif changed and _is_answered(log):
         shown = "; ".join(f"{k} {config[k]!r} where it was {begun.get(k)!r}" for k in changed)
