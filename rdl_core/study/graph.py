@@ -28,7 +28,7 @@ from typing import Any
 from rdl_core.data import pydocs
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import fetch_group, registry
-from rdl_core.study.candidates import ListsConfig, lists, tokens
+from rdl_core.study.candidates import ListsConfig, lists, passage_tokens, tokens
 from rdl_core.study.grid import Part, rankings
 from rdl_core.study.jobs import RankingConfig, StudentConfig, ranking, student
 from rdl_core.study.parameters import NOTEBOOKS, check_parameters
@@ -252,7 +252,7 @@ def _read(collection: str) -> str:
 def _tokens(what: tuple[str, str]) -> None:
     collection, encoder = load(what[0]), what[1]
     tokens(collection.queries, encoder)
-    tokens(collection.passages, encoder)
+    passage_tokens(collection, encoder)  # in parts, however many there are
 
 
 def _node(

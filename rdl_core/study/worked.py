@@ -28,7 +28,7 @@ from rdl_core.losses import LOSSES, targets_from_ranks
 from rdl_core.rerank import rerank
 from rdl_core.stage import StageConfig
 from rdl_core.step import Step, draw
-from rdl_core.study.candidates import chosen_queries, lists, tokens
+from rdl_core.study.candidates import chosen_queries, lists, passage_tokens, tokens
 from rdl_core.study.jobs import StudentConfig, student
 from rdl_core.study.profile import Profile
 from rdl_core.study.runs import machine
@@ -166,7 +166,7 @@ def example_of(results: Results, query_id: str, systems: list[str]) -> Example:
     collection = load(next(iter(found.values())).name)
     scores = pd.DataFrame(found).sort_values(systems[0], ascending=False)
     judged = collection.qrels[collection.qrels["query_id"] == query_id].set_index("doc_id")
-    texts = collection.passages.set_index("doc_id")["text"].loc[scores.index]
+    texts = collection.passages_of(scores.index).set_index("doc_id")["text"].loc[scores.index]
     return Example(
         query_id=query_id,
         query=collection.queries.set_index("query_id").loc[query_id, "query"],
@@ -345,7 +345,7 @@ def _training_data(config: StudentConfig) -> tuple[RankedLists, TokenStore, Toke
     configs = config.stages[-1].lists.each()
     collection = load(configs[0].collection)
     query_ids, queries = tokens(collection.queries, config.encoder)
-    doc_ids, passages = tokens(collection.passages, config.encoder)
+    doc_ids, passages = passage_tokens(collection, config.encoder)
     frames = map(lists, configs)
     ranked = [RankedLists.from_frame(frame, query_ids, doc_ids) for frame in frames]
     return tuple(x.to(default_device()) for x in (RankedLists.concat(ranked), queries, passages))
@@ -375,7 +375,7 @@ def _rank(model: CrossEncoder, example: Example, profile: Profile) -> tuple[Tens
     """Scores ``[1, n]`` of the example's candidates, and what that took, once warm."""
     collection = load(profile.test.collection)
     query_ids, queries = tokens(collection.queries, profile.encoder)
-    doc_ids, passages = tokens(collection.passages, profile.encoder)
+    doc_ids, passages = passage_tokens(collection, profile.encoder)
     candidates = pd.DataFrame({"query_id": example.query_id, "doc_id": example.ranks.index})
     candidates["rank"] = range(1, len(candidates) + 1)
     own = {"query_ids": query_ids, "doc_ids": doc_ids}
