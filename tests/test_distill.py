@@ -376,7 +376,9 @@ def _measure_peak(file, size, n_lists):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peaks are read from /proc")
 def test_memory_does_not_grow_with_the_list(server, tmp_path):
-    """Lists of 10, 100 and 1000 passages. The allocator adds up to 15 % by chance, never less."""
+    """Lists of 10, 100 and 1000 passages. The allocator adds some 15 % by chance, never less; held
+    activations of the longest list would add 150 %.
+    """
     peaks = {}
     for size, n_lists in 3 * ((10, 40), (100, 4), (1000, 1)):
         process = server.Process(target=_measure_peak, args=(tmp_path / "peak", size, n_lists))
@@ -385,7 +387,7 @@ def test_memory_does_not_grow_with_the_list(server, tmp_path):
         peak = int((tmp_path / "peak").read_text())
         peaks[size] = min(peak, peaks.get(size, peak))
     assert min(peaks.values()) > 50_000  # activations, not noise
-    assert max(peaks.values()) < 1.1 * min(peaks.values()), peaks
+    assert max(peaks.values()) < 1.3 * min(peaks.values()), peaks
 
 
 # --- the dev measure ----------------------------------------------------------------------------
