@@ -18,6 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rdl_core.devices import processes
+from rdl_core.pieces import like, whole
+
 __all__ = ["load", "save"]
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -33,6 +36,8 @@ def save(
 ) -> None:
     """Write weights, and the optimiser's moments of them, so that a kill leaves the old file whole.
 
+    Of several processes the first one writes; all must call, as each may hold pieces alone.
+
     Args:
         path: File to write; its folder exists.
         weights: By name.
@@ -44,10 +49,12 @@ def save(
     >>> load(folder / "a.safetensors", {"w": torch.zeros(2)})
     {'step': 3}
     """
-    tensors = {f"weight.{name}": weight.detach() for name, weight in weights.items()} | more
+    tensors = {f"weight.{name}": whole(weight.detach()) for name, weight in weights.items()} | more
     for name, weight in weights.items():
         moments = optimiser.state[weight] if optimiser else {}
-        tensors |= {f"{key}.{name}": value for key, value in moments.items()}
+        tensors |= {f"{key}.{name}": whole(value) for key, value in moments.items()}
+    if not processes().is_main_process:
+        return
     partial, said = path.with_name(f"{path.name}.partial"), json.dumps(standing)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"standing": said, "sha256": _digest(said, sorted(tensors.items()))}
@@ -84,11 +91,11 @@ def load(
             standing = json.loads(said["standing"])
             with torch.no_grad():
                 for name, weight in weights.items():
-                    weight.copy_(saved.get_tensor(f"weight.{name}"))
+                    weight.copy_(like(weight, saved.get_tensor(f"weight.{name}")))
                     if optimiser and f"step.{name}" in stored:
                         moments = {key: saved.get_tensor(f"{key}.{name}") for key in _MOMENTS}
                         optimiser.state[weight] = {  # AdamW counts its steps on the CPU
-                            key: value if key == "step" else value.to(weight.device)
+                            key: value if key == "step" else like(weight, value)
                             for key, value in moments.items()
                         }
     except Exception as error:  # safetensors has errors of its own, and others for a cut file

@@ -124,7 +124,7 @@ class CrossEncoder(nn.Module):
         pooled = encode(self.model, Layout(packed), self._run)
         # In bfloat16, scores of a list of 100 tie by the handful, and ties are settled elsewhere.
         with torch.autocast(self.device.type, enabled=False):
-            return head(self.model, pooled.float()).squeeze(-1)
+            return head(self.model, pooled.float()).squeeze(-1).clone()  # FSDP wants no view
 
     def score(
         self,
@@ -182,6 +182,11 @@ class CrossEncoder(nn.Module):
         """
         self._checkpointing = on
 
+    def layers(self) -> list[nn.Module]:
+        """The encoder's layers that are called as a whole: all but the last."""
+        base = self.model.base_model
+        return list(base.encoder.layer if hasattr(base, "encoder") else base.layers)[:-1]
+
     def head_names(self) -> set[str]:
         """Names, in the wrapped model, of the weights after the encoder; BERT's pooler included."""
         encoder = f"{self.model.base_model_prefix}."
@@ -191,12 +196,17 @@ class CrossEncoder(nn.Module):
             if not name.startswith(encoder) or name.startswith(f"{encoder}pooler.")
         }
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write a folder that transformers and sentence-transformers load unaided."""
+    def save_pretrained(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write a folder that transformers and sentence-transformers load unaided.
+
+        Args:
+            folder: Made where it is missing.
+            weights: The wrapped model's, by name, where it does not hold them whole itself.
+        """
         self.model.config.sentence_transformers = {
             "activation_fn": "torch.nn.modules.linear.Identity"  # scores are logits there as here
         }
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
     def _run(self, layer: nn.Module, hidden: Tensor, **inputs: object) -> Tensor:

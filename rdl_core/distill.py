@@ -31,6 +31,7 @@ from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
 from rdl_core.devices import fitting, processes
+from rdl_core.pieces import asked, in_pieces, split, whole
 from rdl_core.progress import progress
 from rdl_core.samplers import needs
 from rdl_core.stage import StageConfig
@@ -58,7 +59,7 @@ def distill(
     """Train a student on ranked lists; resumes from the folder's checkpoint, if there is one.
 
     Started by ``accelerate launch``, processes share the lists of each step and add up their
-    gradients; the first of them writes.
+    gradients; the first of them writes. With ``--use_fsdp`` each holds a piece of every weight.
 
     Args:
         student: Changed in place.
@@ -74,7 +75,8 @@ def distill(
             `lists`.
 
     Returns:
-        The student in evaluation mode: its last state, or with `dev` the best that was measured.
+        The student in evaluation mode: its last state, or with `dev` the best that was measured;
+        in pieces, where it was trained in pieces.
 
     Raises:
         ValueError: Lists without what the sampler or the targets need; more processes than lists in
@@ -137,6 +139,8 @@ class Training:
 
     def __init__(self, student: CrossEncoder, config: StageConfig, folder: Path) -> None:
         _set_up(student, config)
+        if asked():
+            split(student)
         self.student, self.config, self.folder = student, config, folder
         self.weights = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
         self.optimiser = _optimiser(student, self.weights, config)
@@ -159,10 +163,13 @@ class Training:
 
     def descend(self, drawn: Step) -> tuple[float, float]:
         """One optimiser step on the lists of all processes; their loss and gradient norm."""
-        own, self._token_budget = fitting(partial(self._backward, drawn), self._token_budget)
-        loss = _sum_over_processes(own, self.weights)
+        if in_pieces(self.student):  # one process with smaller batches would leave the others waiting
+            loss = reduce(self._backward(drawn, token_budget=self._token_budget), "sum")
+        else:
+            own, self._token_budget = fitting(partial(self._backward, drawn), self._token_budget)
+            loss = _sum_over_processes(own, self.weights)
         limit = self.config.max_gradient_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.weights.values(), limit))
         self._check_finite(loss, norm, drawn)
         self.optimiser.step()
         self.standing.step += 1
@@ -176,10 +183,14 @@ class Training:
         return replace(drawn, config=smaller).backward()
 
     def measure(self, dev: Callable[[CrossEncoder], float] | None) -> dict[str, float]:
-        """The dev measure where it is due, taken by the first process for all."""
+        """The dev measure where it is due, taken by the first process for all.
+
+        In pieces no process can take it alone.
+        """
         if dev is None or self.standing.step % self.config.dev_every:
             return {}
-        value = [dev(self.student.eval()) if processes().is_main_process else None]
+        takes = processes().is_main_process or in_pieces(self.student)
+        value = [dev(self.student.eval()) if takes else None]
         broadcast_object_list(value)
         self.student.train()
         if value[0] > self.standing.best:
@@ -191,19 +202,16 @@ class Training:
 
     def save(self, name: str, **more: Tensor) -> None:
         """Write weights, moments and standing into a file of the folder."""
-        if processes().is_main_process:
-            checkpoint.save(
-                self.folder / name, self.weights, self.optimiser, standing=asdict(self.standing),
-                **more,
-            )
+        standing = asdict(self.standing)
+        checkpoint.save(self.folder / name, self.weights, self.optimiser, standing=standing, **more)
 
     def finish(self) -> CrossEncoder:
         """Put the best state back, where there was a choice, and write the student."""
         if (self.folder / _BEST).exists():
             checkpoint.load(self.folder / _BEST, self.weights)
-        self.student.eval()
+        weights = {name: whole(w) for name, w in self.student.eval().model.state_dict().items()}
         if processes().is_main_process:
-            self.student.save_pretrained(self.folder / "model")
+            self.student.save_pretrained(self.folder / "model", weights)
         processes().wait_for_everyone()
         for name in (_CHECKPOINT, _BEST):
             (self.folder / name).unlink(missing_ok=True)
@@ -279,11 +287,6 @@ def _check(
         raise ValueError(
             f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every} "
             f"and {'no' if dev is None else 'a'} measure: give both or neither"
-        )
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise ValueError(
-            "expected processes that each hold the whole student, but --use_fsdp asks for pieces: "
-            "leave it out; where memory is short, lower token_budget and held_tokens"
         )
     if (n_processes := processes().num_processes) > config.queries_per_step:
         raise ValueError(

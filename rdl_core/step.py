@@ -23,6 +23,7 @@ from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore, plan_batches
 from rdl_core.losses import LOSSES, has_preference, targets_from_ranks
+from rdl_core.pieces import in_pieces, rounds
 from rdl_core.samplers import SAMPLERS, SampledLists, needs
 from rdl_core.stage import StageConfig
 
@@ -139,18 +140,23 @@ class Step:
     def backward(self) -> Tensor:
         """Add the gradient of these lists to the weights'; gives their part of the mean loss."""
         batches, n_tokens = self._plan()
-        if not batches:
+        n = rounds(self.student, len(batches))
+        if n == 0:
             return torch.zeros((), device=self.sampled.mask.device)
-        held = n_tokens <= self.config.held_tokens
+        # In pieces, a process with fewer batches goes along with a pair that counts for nothing.
+        spare = [self.sampled.indices.new_zeros(1)] * (n - len(batches))
+        held = n_tokens <= self.config.held_tokens and not in_pieces(self.student)
         with torch.set_grad_enabled(held):
-            scores = self._together(batches, [self._score(i, b) for i, b in enumerate(batches)])
+            scored = [self._score(i, places) for i, places in enumerate(batches + spare)]
+            scores = self._together(batches, scored)
         if not held:
             scores.requires_grad_()
         loss = self._loss(scores)
         loss.backward()
         if not held:
-            for i, places in enumerate(batches):
-                self._score(i, places).backward(scores.grad.flatten()[places])
+            for i, places in enumerate(batches + spare):
+                gradient = scores.grad.flatten()[places] * (i < len(batches))
+                self._score(i, places).backward(gradient)
         return loss.detach()
 
     def drawn(self) -> dict[str, Tensor]:
@@ -185,7 +191,9 @@ class Step:
     def _together(self, batches: list[Tensor], scores: list[Tensor]) -> Tensor:
         """Scores of all batches back in their lists; 0 in the padding."""
         flat = torch.zeros(self.sampled.mask.numel(), device=self.sampled.mask.device)
-        return flat.index_copy(0, torch.cat(batches), torch.cat(scores)).view(self.sampled.mask.shape)
+        for places, some in zip(batches, scores, strict=False):
+            flat = flat.index_copy(0, places, some)
+        return flat.view(self.sampled.mask.shape)
 
     def _loss(self, scores: Tensor) -> Tensor:
         each = LOSSES[self.config.loss](
