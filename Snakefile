@@ -22,6 +22,8 @@ plan = json.loads(Path(config["plan"]).read_text())
 nodes = {one["name"]: one for one in plan["nodes"]}
 folder, threads_of_all = plan["folder"], plan["threads"]
 mem_mb, minutes = {"smoke": (4000, 60), "subset": (16000, 240), "full": (64000, 2880)}[plan["scale"]]
+# On one machine two jobs side by side keep the cores busy, as one computes while the other imports.
+side_by_side = 2 if int(config.get("memory_mb", 0)) >= 2 * mem_mb else 1
 # Late digits of a result depend on the number of threads. So it is the plan's in every process that
 # computes, whatever the executor gives it; Snakemake would set the rule's, which only schedules.
 fixed = " ".join(f"{library}_NUM_THREADS={threads_of_all}" for library in ("OMP", "MKL", "OPENBLAS"))
@@ -29,6 +31,14 @@ fixed = " ".join(f"{library}_NUM_THREADS={threads_of_all}" for library in ("OMP"
 
 def markers(*kinds):
     return [f"{folder}/{name}.json" for name, one in nodes.items() if one["kind"] in kinds]
+
+
+def threads(wildcards):
+    """What a job counts for when cores are dealt out: pages mostly wait, and one must run alone."""
+    one = nodes[wildcards.name]
+    if one["alone"]:
+        return threads_of_all
+    return 1 if one["kind"] in ("fetch", "page") else max(1, threads_of_all // side_by_side)
 
 
 def needed(wildcards):
@@ -40,16 +50,16 @@ localrules: book, study
 
 rule book:
     message: "the book of profile {plan[profile]}"
-    input: ancient(markers("fetch", "lists", "student", "page"))
+    input: ancient(markers("fetch", "teach", "lists", "student", "page"))
     shell: "{fixed} {node} build --profile {plan[profile]}"
 
 
 rule study:
     message: "students and rankings of profile {plan[profile]} are done"
-    input: ancient(markers("fetch", "lists", "student"))
+    input: ancient(markers("fetch", "teach", "lists", "student"))
 
 
-for kind in ("fetch", "lists", "student", "page"):
+for kind in ("fetch", "teach", "lists", "student", "page"):
 
     rule:
         name: kind
@@ -60,7 +70,7 @@ for kind in ("fetch", "lists", "student", "page"):
         log: f"{folder}/logs/{{name,{kind}-.*}}.log"
         params: what=lambda wildcards: nodes[wildcards.name]["what"]
         priority: 0 if kind == "page" else 1
-        threads: lambda wildcards: threads_of_all if nodes[wildcards.name]["alone"] else 1
+        threads: threads
         resources:
             mem_mb=mem_mb,
             runtime=minutes,

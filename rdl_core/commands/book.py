@@ -10,6 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+import torch
+
 from rdl_core.study import graph
 from rdl_core.study.runs import project_folder, runs_folder
 
@@ -55,7 +58,7 @@ def snakemake(
     ValueError: executor: expected one of generic, kubernetes, slurm, ...
     """
     root = project_folder()
-    there = ["--cores", str(jobs or "all")]
+    there, memory_mb = ["--cores", str(jobs or "all")], _memory_mb()
     if executor:
         known = {path.parent.name: path.parent for path in root.glob("cluster/*/config.yaml")}
         folder = known.get(executor, Path(executor).resolve())
@@ -64,17 +67,24 @@ def snakemake(
                 f"executor: expected one of {', '.join(sorted(known))}, or a folder with "
                 f"config.yaml; given {executor!r}"
             )
+        memory_mb = 0  # the executor's matter
         there = ["--workflow-profile", str(folder), *(["--jobs", str(jobs)] if jobs else [])]
     profile = str(Path(profile).resolve()) if profile.endswith(".yaml") else profile
     planned = graph.plan(profile, threads)
     command = [
         str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(root / "Snakefile"),
         *there, *_ALWAYS, *more, "--config", f"plan={planned}", f"gpu={gpus}",
+        f"memory_mb={memory_mb}",
     ]  # fmt: skip
     environment = {**os.environ, "RDL_RUNS": str(runs_folder())}
     started = time.time()
     done = subprocess.run(command, cwd=root, env=environment, check=False).returncode
     return _failures(planned, started) if done else []
+
+
+def _memory_mb() -> int:
+    """For jobs side by side; none where they would share a GPU, whose memory nobody deals out."""
+    return 0 if torch.cuda.is_available() else psutil.virtual_memory().total // 2**20
 
 
 def _failures(planned: Path, started: float) -> list[str]:
