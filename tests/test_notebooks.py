@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from rdl_core.study.parameters import NOTEBOOKS, check_parameters
-from rdl_core.study.profile import Profile, checked, load_profile
+from rdl_core.settings import checked
+from rdl_core.study.profile import Profile, load_profile
 from rdl_core.study.runs import project_folder
 
 FOLDER = project_folder() / "notebooks"

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from rdl_core.study.parameters import check_parameters, parameters
-from rdl_core.study.profile import Profile, checked, load_profile
+from rdl_core.settings import checked
+from rdl_core.study.profile import Profile, load_profile
 from rdl_core.study.runs import project_folder
 
 MINI = yaml.safe_load((project_folder() / "profiles" / "mini.yaml").read_text())

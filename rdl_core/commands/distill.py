@@ -30,9 +30,9 @@ from rdl_core.data.tokens import TokenStore
 from rdl_core.devices import default_device, processes, resolve_precision
 from rdl_core.distill import distill
 from rdl_core.records import read_record, write_record
+from rdl_core.settings import checked
 from rdl_core.stage import StageConfig
 from rdl_core.study.candidates import data_of
-from rdl_core.study.profile import checked
 from rdl_core.teachers.folder import alone, holds_something
 
 __all__ = ["DistillConfig", "distill_corpus"]

@@ -23,11 +23,12 @@ from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.formats import read_candidates
 from rdl_core.data.tokens import TokenStore
 from rdl_core.study.runs import content_hash, obtain
+from rdl_core.study.taught import taught
 from rdl_core.teachers import encoders
 
 __all__ = [
-    "CODE", "FIRST_STAGES", "TEACHERS", "ListsConfig", "chosen_queries", "data_of", "lists",
-    "order_scores", "passage_tokens", "tokens",
+    "CODE", "FIRST_STAGES", "TEACHERS", "ListsConfig", "candidates_of", "chosen_queries", "data_of",
+    "lists", "order_scores", "passage_tokens", "tokens",
 ]  # fmt: skip
 
 _COMPUTED = ("bm25", "bi_encoder")
@@ -69,7 +70,8 @@ class ListsConfig:
     n_queries: int | None = None
     """This many queries, chosen by the hash of their ids; None takes all."""
     teacher: str = "judgments"
-    """A member of `TEACHERS`, or the path of a file of the same kind: its order is the teacher's."""
+    """A member of `TEACHERS`, or the path of a file of the same kind: its order is the teacher's. A
+    file that ends in ``.yaml`` names an LLM to ask, as `rdl_core.study.taught.LLMTeacher` has it."""
     teacher_encoder: str = EMBEDDED_ENCODER
     """The bi-encoder behind the dense first stage and the encoder teachers."""
     add_relevant: bool = False
@@ -134,7 +136,7 @@ def lists(config: ListsConfig) -> pd.DataFrame:
     >>> lists(profile.stage2.lists).columns.tolist()
     ['query_id', 'doc_id', 'rank', 'score', 'teacher_rank']
     """
-    frame = _candidates(config)
+    frame = candidates_of(config)
     frame = frame[frame["rank"] <= config.depth].reset_index(drop=True)
     if config.teacher != "judgments":
         scores = order_scores(frame, config, config.teacher)
@@ -259,8 +261,21 @@ def _has_published_teacher(config: ListsConfig) -> bool:
     return config.collection == rank_distillm.COLLECTION and config.teacher in rank_distillm.TEACHERS
 
 
-def _candidates(config: ListsConfig) -> pd.DataFrame:
-    """The chosen queries' candidates: from a file, published with the collection, or retrieved."""
+def candidates_of(config: ListsConfig) -> pd.DataFrame:
+    """The chosen queries' candidates: from a file, published with the collection, or retrieved.
+
+    Args:
+        config: Of one first stage.
+
+    Returns:
+        ``query_id``, ``doc_id``, ``rank``, ``score``, no less deep than `config` asks.
+
+    Raises:
+        ValueError: As for `lists`.
+
+    >>> bool(candidates_of(profile.test)["rank"].max() >= profile.test.depth)
+    True
+    """
     year, published = trec_dl.year_of(config.collection), None
     if Path(config.first_stage).is_file():
         published = read_candidates(config.first_stage)[["query_id", "doc_id", "rank", "score"]]
@@ -309,6 +324,8 @@ def _candidates(config: ListsConfig) -> pd.DataFrame:
 
 def _ranks(config: ListsConfig, order: str) -> list[pd.DataFrame]:
     """Ranks that somebody stated, as often as was asked: two ids and a rank in each row."""
+    if order.endswith(".yaml"):
+        return [taught(candidates_of(config), config.collection, Path(order))]
     if Path(order).is_file():
         frame = read_candidates(order)
         stated = "teacher_rank" if "teacher_rank" in frame else "rank"

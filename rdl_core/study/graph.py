@@ -3,8 +3,8 @@
 The graph schedules, the store decides. A node names work that `rdl_core.study.runs.obtain` does or
 finds done; Snakemake (``Snakefile``) brings nodes in order and spreads them. Each training run is a
 node of its own. The rankings with its student belong to it: a process takes longer to start than
-most of them take. What is listed and ranked without a student is one node for each collection. A
-page needs all that it compares, so that notebooks only gather.
+most of them take. What is listed and ranked without a student is one node for each collection,
+behind one for each shard of the lists of an LLM that the study asks itself. A page needs all that it compares, so that notebooks only gather.
 
 A node's name ends with a hash of its configuration, its code and the versions of libraries: a
 change of these makes new nodes and leaves the others alone. A node that is done has a marker, which
@@ -28,13 +28,21 @@ from typing import Any
 from rdl_core.data import pydocs
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import fetch_group, registry
-from rdl_core.study.candidates import ListsConfig, lists, passage_tokens, tokens
+from rdl_core.settings import read_settings
+from rdl_core.study.candidates import (
+    ListsConfig,
+    candidates_of,
+    lists,
+    passage_tokens,
+    tokens,
+)
 from rdl_core.study.grid import Part, rankings
 from rdl_core.study.jobs import RankingConfig, StudentConfig, ranking, student
 from rdl_core.study.parameters import NOTEBOOKS, check_parameters
 from rdl_core.study.profile import load_profile
 from rdl_core.study.publish import page, shown_in
 from rdl_core.study.runs import code_hash, noted, runs_folder, versions
+from rdl_core.study.taught import LLMTeacher, shard
 
 __all__ = ["Node", "jobs", "marker", "nodes", "plan", "run"]
 
@@ -48,7 +56,7 @@ class Node:
     """A job of the graph."""
 
     kind: str
-    """``"fetch"``, ``"lists"``, ``"student"`` or ``"page"``."""
+    """``"fetch"``, ``"teach"``, ``"lists"``, ``"student"`` or ``"page"``."""
     key: str
     """A hash, behind a page's name."""
     what: str
@@ -116,8 +124,10 @@ def jobs(parts: dict[str, Iterable[Part]]) -> tuple[dict[str, Node], dict[str, l
     graph: dict[str, Node] = {}
     names: dict[str, str] = {}  # of the node that makes it, by a collection or a student's id
     for collection, work in listed.items():
+        fetched = _fetched(graph, collection)
+        asked_first = _taught(graph, work.values(), fetched)
         what = f"first stage and teacher of {collection}"
-        node = _node("lists", what, _fetched(graph, collection), work.values())
+        node = _node("lists", what, [*fetched, *asked_first], work.values())
         graph[node.name], names[collection] = node, node.name
     for student_id, work in trained.items():
         (_, config), *others = work.values()
@@ -175,7 +185,7 @@ def plan(profile_name: str, threads: int | None = None) -> Path:
         _forget_if_lost(marker(name))
     rows = [
         {"name": node.name, "kind": node.kind, "what": node.what, "needs": node.needs,
-         "alone": node.kind != "page" or node.key.startswith(f"{_TIMING}-")}
+         "alone": node.kind == "page" and node.key.startswith(f"{_TIMING}-")}
         for node in graph.values()
     ]  # fmt: skip
     planned = {
@@ -242,6 +252,36 @@ def _fetched(graph: dict[str, Node], collection: str) -> list[str]:
     node = _node("fetch", f"files of {group or base}", (), [work])
     graph[node.name] = node
     return [node.name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    lists: ListsConfig
+    number: int
+
+
+def _taught(
+    graph: dict[str, Node], work: Iterable[tuple[Callable[[Any], object], Any]], needs: list[str]
+) -> list[str]:
+    """The nodes of LLMs that are asked for lists or for rankings: one for each shard."""
+    asked = [one for do, one in work if do is lists]
+    asked += [replace(one.candidates, teacher=one.system) for do, one in work if do is ranking]
+    names = []
+    for config in asked:
+        if config.teacher.endswith(".yaml"):
+            of = read_settings(LLMTeacher, Path(config.teacher)).shards
+            for number in range(1, of + 1):
+                what = f"{config.teacher} orders {config.collection}, shard {number} of {of}"
+                node = _node("teach", what, needs, [(_teach, _Shard(lists=config, number=number))])
+                graph[node.name] = node
+                names.append(node.name)
+    return names
+
+
+def _teach(part: _Shard) -> None:
+    candidates = candidates_of(part.lists)
+    if part.number <= candidates["query_id"].nunique():  # else there is nothing for it to do
+        shard(candidates, part.lists.collection, Path(part.lists.teacher), part.number)
 
 
 def _read(collection: str) -> str:

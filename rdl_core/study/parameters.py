@@ -16,10 +16,11 @@ import yaml
 from rdl_core.losses import LOSSES
 from rdl_core.progress import log_plainly
 from rdl_core.samplers import SAMPLERS
+from rdl_core.settings import checked
 from rdl_core.study import grid
 from rdl_core.study.candidates import FIRST_STAGES, TEACHERS
 from rdl_core.study.grid import Part
-from rdl_core.study.profile import Profile, checked, load_profile
+from rdl_core.study.profile import Profile, load_profile
 
 __all__ = ["NOTEBOOKS", "check_parameters", "parameters"]
 

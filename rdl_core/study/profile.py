@@ -7,23 +7,18 @@ or a value out of range is an error that names the key.
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
+from rdl_core.settings import read_settings
 from rdl_core.study.candidates import ListsConfig
 from rdl_core.study.jobs import Stage, StudentConfig
 from rdl_core.study.runs import project_folder
 
-__all__ = ["Profile", "checked", "load_profile"]
-
-_T = TypeVar("_T")
+__all__ = ["Profile", "load_profile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,49 +165,7 @@ def load_profile(name: str) -> Profile:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise ValueError(f"unknown profile {name!r}: expected one of {known}, or a path to a .yaml")
-    try:
-        values = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{path}: expected YAML; given what is none ({said}): correct it") from None
-    return checked(Profile, values, what=str(path))
-
-
-def checked(kind: type[_T], values: object, *, what: str) -> _T:
-    """Make a dataclass of untyped values, each checked and named if wrong.
-
-    Args:
-        kind: The dataclass.
-        values: A mapping of its fields; numbers may be strings that spell them (YAML reads 1e-5 as
-            one).
-        what: Where the values come from, for the error.
-
-    Raises:
-        ValueError: One line for each value that does not fit.
-
-    >>> checked(Stage, {"lists": {}}, what="stage")
-    Traceback (most recent call last):
-    ValueError: stage does not fit:
-      lists.collection: missing
-    ...
-    """
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        lines = [_line(problem) for problem in error.errors()]
-        raise ValueError(f"{what} does not fit:\n" + "\n".join(lines)) from None
-
-
-def _line(problem: dict) -> str:
-    key = ".".join(map(str, problem["loc"]))
-    text = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"  {key}: unknown key"
-    if problem["type"] == "missing":
-        return f"  {key}: missing"
-    if problem["type"] == "value_error":  # raised by __post_init__, which names the field itself
-        return f"  {key}.{text}" if key else f"  {text}"
-    return f"  {key}: {text[0].lower()}{text[1:]}, got {reprlib.repr(problem['input'])}"
+    return read_settings(Profile, path)
 
 
 def _changed(stage: Stage, changes: dict[str, Any]) -> Stage:
