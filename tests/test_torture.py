@@ -39,8 +39,8 @@ def test_a_refusal_says_what_to_do(rows):
 @pytest.mark.parametrize(
     ("told", "fault"),
     [*((f"SIGKILL, {task}", f"SIGKILL, {task}")
-       for task in ("fetch", "token store", "teach", "distill", "rerank", "page")),
-     ("a killed book", None), ("", "SIGKILL, one of two processes"), ("runs out", None)],
+       for task in ("fetch", "token store", "teach", "distill", "rerank", "page", "book")),
+     ("", "SIGKILL, one of two processes"), ("runs out", None)],
 )  # fmt: skip
 def test_faults_that_should_be_tried_are_or_the_page_says_that_they_are_not(rows, told, fault):
     assert fault in rows or told in PAGE.partition("Not in the table")[2]

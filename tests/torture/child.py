@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -16,9 +17,11 @@ from chat_server import ChatServer
 from conftest import make_model, make_student, make_tokenizer
 
 from rdl_core import cli
+from rdl_core.commands import nodes
 from rdl_core.data import downloads, tokens
 from rdl_core.data.tokens import TokenStore
 from rdl_core.study import publish
+from rdl_core.study.runs import project_folder
 
 torch.set_num_threads(1)
 LIMITS = ["--query-tokens", "5", "--passage-tokens", "20"]
@@ -68,6 +71,31 @@ def execute_page(folder, inputs, url):
     (folder / "outputs.json").write_text(json.dumps([cell.get("outputs") for cell in cells]))
 
 
+def build_book(folder, inputs, url):
+    """The last job of the graph, for a book of two pages; a builder that it started lives on."""
+    os.environ["RDL_RUNS"] = str(folder / "runs")
+    shutil.copytree(inputs / "book", folder, dirs_exist_ok=True)
+    publish.NOTEBOOKS = {"costs": publish.NOTEBOOKS["costs"]}
+    nodes.project_folder = lambda: folder
+    nodes.make_live = lambda *_: "without a live page, which needs a student"
+    nodes.app(["build"], standalone_mode=True)
+
+
+def make_book(folder):
+    """What the book of two pages is built from."""
+    for name in ("_config.yml", "book/references.bib"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(project_folder() / name, folder / name)
+    for name in ("book/_ext", "book/_static"):
+        shutil.copytree(project_folder() / name, folder / name)
+    (folder / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/costs}]\n"
+    )
+    (folder / "book" / "pages").mkdir()
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Efficiency", id="0")])
+    nbformat.write(page, folder / "book" / "pages" / "efficiency.ipynb")
+
+
 #: What is run, and the files that it is for.
 TASKS = {
     "fetch": (fetch, ["cache/downloads/vaswani/[abc]"]),
@@ -76,6 +104,7 @@ TASKS = {
     "distill": (distil, ["out/model/*", "out/log.jsonl", "out/config.json"]),
     "rerank": (rerank, ["out.run"]),
     "page": (execute_page, ["outputs.json"]),
+    "book": (build_book, ["_build/html/**/*.html", "book/pages/*.ipynb"]),
 }  # fmt: skip
 
 
@@ -99,6 +128,7 @@ def make_inputs(folder):
     BertModel(make_model("bert").config).save_pretrained(folder / "encoder")
     make_tokenizer("bert").save_pretrained(folder / "encoder")
     (folder / "stage.yaml").write_text("checkpoint_every: 4\n")
+    make_book(folder / "book")
 
 
 def chat_server():
