@@ -37,8 +37,7 @@ def split(student: CrossEncoder) -> None:
     Args:
         student: The same in all processes, on their devices.
 
-    >>> in_pieces(tiny_student)
-    False
+    >>> split(tiny_student)  # doctest: +SKIP
     """
     mesh = init_device_mesh(student.device.type, (processes().num_processes,))
     for layer in student.layers():
@@ -51,7 +50,11 @@ def split(student: CrossEncoder) -> None:
 
 
 def in_pieces(student: CrossEncoder) -> bool:
-    """Whether `split` was here."""
+    """Whether `split` was here.
+
+    >>> in_pieces(tiny_student)
+    False
+    """
     return isinstance(student, FSDPModule)
 
 

@@ -11,8 +11,8 @@ import nbformat
 import pytest
 import yaml
 
-from rdl_core.study.parameters import NOTEBOOKS, check_parameters
 from rdl_core.settings import checked
+from rdl_core.study.parameters import NOTEBOOKS, check_parameters
 from rdl_core.study.profile import Profile, load_profile
 from rdl_core.study.runs import project_folder
 

@@ -9,8 +9,8 @@ import copy
 import pytest
 import yaml
 
-from rdl_core.study.parameters import check_parameters, parameters
 from rdl_core.settings import checked
+from rdl_core.study.parameters import check_parameters, parameters
 from rdl_core.study.profile import Profile, load_profile
 from rdl_core.study.runs import project_folder
 

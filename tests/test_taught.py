@@ -43,9 +43,10 @@ def teacher(tmp_path, server):
     """Write the settings of an LLM; gives the file."""
 
     def write(model="m", name="llm", **settings):
-        values = {"shards": 3, "window_size": 4, "stride": 2} | settings
+        who = {"endpoint": {"base_url": server.url, "model": model}}
+        values = {"shards": 3, "window_size": 4, "stride": 2}
         file = tmp_path / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({"endpoint": {"base_url": server.url, "model": model}} | values))
+        file.write_text(yaml.safe_dump(who | values | settings))
         return str(file)
 
     return write
@@ -65,9 +66,8 @@ def asked(tmp_path, teacher):
     for name, ids in texts.items():
         rows = [{"_id": one, "text": str(worth(one)) if one[0] == "d" else one} for one in ids]
         (beir / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return ListsConfig(
-        collection=str(beir), first_stage=str(tmp_path / "first.run"), depth=DEPTH, teacher=teacher()
-    )
+    first = str(tmp_path / "first.run")
+    return ListsConfig(collection=str(beir), first_stage=first, depth=DEPTH, teacher=teacher())
 
 
 def worth(doc_id):

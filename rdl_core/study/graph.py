@@ -4,7 +4,8 @@ The graph schedules, the store decides. A node names work that `rdl_core.study.r
 finds done; Snakemake (``Snakefile``) brings nodes in order and spreads them. Each training run is a
 node of its own. The rankings with its student belong to it: a process takes longer to start than
 most of them take. What is listed and ranked without a student is one node for each collection,
-behind one for each shard of the lists of an LLM that the study asks itself. A page needs all that it compares, so that notebooks only gather.
+behind one for each shard of the lists of an LLM that the study asks itself. A page needs all that
+it compares, so that notebooks only gather.
 
 A node's name ends with a hash of its configuration, its code and the versions of libraries: a
 change of these makes new nodes and leaves the others alone. A node that is done has a marker, which
@@ -48,6 +49,7 @@ __all__ = ["Node", "jobs", "marker", "nodes", "plan", "run"]
 
 _CODE = "rdl_core.study.jobs"
 _TIMING = "efficiency"  # the page that times: nothing else may run beside it
+_LLM = ".yaml"  # ends the name of a teacher that is asked
 _LAST = "start"  # the page that sums up all others
 
 
@@ -264,17 +266,19 @@ def _taught(
     graph: dict[str, Node], work: Iterable[tuple[Callable[[Any], object], Any]], needs: list[str]
 ) -> list[str]:
     """The nodes of LLMs that are asked for lists or for rankings: one for each shard."""
-    asked = [one for do, one in work if do is lists]
-    asked += [replace(one.candidates, teacher=one.system) for do, one in work if do is ranking]
+    asked = [one for do, one in work if do is lists] + [
+        replace(one.candidates, teacher=one.system)
+        for do, one in work
+        if do is ranking and one.system.endswith(_LLM)
+    ]
     names = []
-    for config in asked:
-        if config.teacher.endswith(".yaml"):
-            of = read_settings(LLMTeacher, Path(config.teacher)).shards
-            for number in range(1, of + 1):
-                what = f"{config.teacher} orders {config.collection}, shard {number} of {of}"
-                node = _node("teach", what, needs, [(_teach, _Shard(lists=config, number=number))])
-                graph[node.name] = node
-                names.append(node.name)
+    for config in (one for one in asked if one.teacher.endswith(_LLM)):
+        of = read_settings(LLMTeacher, Path(config.teacher)).shards
+        for number in range(1, of + 1):
+            what = f"{config.teacher} orders {config.collection}, shard {number} of {of}"
+            node = _node("teach", what, needs, [(_teach, _Shard(lists=config, number=number))])
+            graph[node.name] = node
+            names.append(node.name)
     return names
 
 

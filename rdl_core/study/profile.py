@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.settings import read_settings
@@ -19,6 +19,8 @@ from rdl_core.study.jobs import Stage, StudentConfig
 from rdl_core.study.runs import project_folder
 
 __all__ = ["Profile", "load_profile"]
+
+_T = TypeVar("_T", ListsConfig, Stage, StudentConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

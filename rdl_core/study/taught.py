@@ -1,9 +1,10 @@
 """An LLM that a study asks itself: its lists of a first stage's candidates are runs of the store.
 
-A profile names a YAML file where a teacher stands; the file says who answers and how, as `LLMTeacher`
-has it. The queries are shared out in shards. Each is a run, which another machine may work on, and
-one more run holds all lists. An answer is kept as it comes, and no window is asked again that any
-run of the store has the same LLM's answer to, whatever code, libraries or shards asked for it.
+A profile names a YAML file where a teacher stands; the file says who answers and how, as
+`LLMTeacher` has it. The queries are shared out in shards. Each is a run, which another machine may
+work on, and one more run holds all lists. An answer is kept as it comes, and no window is asked
+again that any run of the store has the same LLM's answer to, whatever code, libraries or shards
+asked for it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _LISTS, _ASKED = "lists", "candidates.run"
 class LLMTeacher:
     """Who orders candidates, and how; one of the first three is given.
 
-    >>> LLMTeacher(endpoint=EndpointConfig(base_url="http://127.0.0.1:8000/v1", model="tiny")).shards
+    >>> LLMTeacher(local_llm=LocalConfig(model="tiny")).shards
     1
     """
 
@@ -73,7 +74,9 @@ class LLMTeacher:
         """The one that is given."""
         return self.endpoint or self.local_llm or self.replay
 
-    def asking(self, candidates: str, collection: str, part: tuple[int, int] = (1, 1)) -> TeachConfig:
+    def asking(
+        self, candidates: str, collection: str, part: tuple[int, int] = (1, 1)
+    ) -> TeachConfig:
         """What `rdl_core.teachers.teach.teach` takes for a part of some candidates."""
         how = ("depth", "schedule", "window_size", "stride", "top_k", "passes", "max_retries")
         return TeachConfig(
@@ -118,7 +121,8 @@ def taught(candidates: pd.DataFrame, collection: str, teacher: Path) -> pd.DataF
     parts = [shard(candidates, collection, teacher, number) for number in range(1, of + 1)]
 
     def put_together(folder: Path) -> dict:
-        return {"totals": merge([part.folder / _LISTS for part in parts], folder / _LISTS)["totals"]}
+        report = merge([part.folder / _LISTS for part in parts], folder / _LISTS)
+        return {"totals": report["totals"]}
 
     config, data = _identity(candidates, collection, settings, (1, 1))
     whole = obtain(
