@@ -58,7 +58,7 @@ def ledger(profile: Profile) -> HTML:
     True
     """
     lines = "".join(_line(claim, profile) for claim in claims())
-    names = ("The paper", "published", "recorded (TREC DL)", "verdict", "this run", "page")
+    names = ("The paper", "published", "recorded (TREC DL)", "verdict", "this run")
     heads = "".join(f"<th>{name}</th>" for name in names)
     return HTML(
         f'<table class="dataframe rdl-ledger"><thead><tr>{heads}</tr></thead>'
@@ -95,11 +95,10 @@ def _line(claim: Claim, profile: Profile) -> str:
     if claim.part and (kept := recorded.read(claim.page, claim.part)):
         pair = pair_of(kept.values, claim)
         said, there = verdict(pair, claim) if pair is not None else (said, there)
-    before = "".join(f"<td>{html.escape(c)}</td>" for c in (claim.text, claim.published, there))
-    return (
-        f"<tr>{before}<td><strong>{said}</strong></td><td>{html.escape(_here(claim, profile))}</td>"
-        f'<td><a href="{claim.page}.html">{claim.page}</a></td></tr>'
-    )
+    shown = (claim.published, there, said, _here(claim, profile))
+    cells = "".join(f"<td>{html.escape(one).replace(' (', '<br>(')}</td>" for one in shown)
+    text = f'<a href="{claim.page}.html">{html.escape(claim.text)}</a>'
+    return f"<tr><td>{text}</td>{cells}</tr>"
 
 
 def _here(claim: Claim, profile: Profile) -> str:

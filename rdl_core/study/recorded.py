@@ -162,7 +162,11 @@ def side_by_side(
     order = [*(kept.values if kept else []), *(results.values if results else [])]
     table = table.reindex(dict.fromkeys([*order, *table.index]))
     table.columns = pd.MultiIndex.from_tuples(table.columns)
-    return HTML(table.to_html(border=0, na_rep="") + _about(kept, results))
+    # Three runs beside each other fit a page if figures are as short as in the field's tables.
+    table = table.rename_axis(None).replace(r"\b0\.(?=\d)", ".", regex=True)
+    table.index = table.index.str.replace("_", "_\N{ZERO WIDTH SPACE}")
+    shown = table.to_html(border=0, na_rep="", classes="rdl-beside")
+    return HTML(shown + _about(kept, results))
 
 
 def page_tables(
@@ -242,8 +246,8 @@ def headline(page: str, part: str, system: str, references: Sequence[str]) -> Ma
         )
     return Markdown(
         f"Recorded on {len(kept.values)} queries of {' and '.join(kept.collections)}, "
-        f"{kept.candidates}, {len(kept.seeds)} seed{'s' * (len(kept.seeds) > 1)}; {kept.label}: the {system} reaches {kept.measure} **{ours.mean():.3f}**; "
-        f"{'; '.join(told)}."
+        f"{kept.candidates}, {len(kept.seeds)} seed{'s' * (len(kept.seeds) > 1)}; {kept.label}: "
+        f"the {system} reaches {kept.measure} **{ours.mean():.3f}**; {'; '.join(told)}."
     )
 
 
@@ -251,10 +255,12 @@ def _shown(where: str, table: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
     baseline = table["p_value"].isna()
     delta = table["delta"].map("{:+.3f}".format)
     low, high = (table[f"delta_{end}"].map("{:+.3f}".format) for end in ("low", "high"))
+    space = "\N{NO-BREAK SPACE}"  # an interval has a line of its own
+    interval = "(" + low + space + "to" + space + high + ")"
     return {
         (where, "mean"): table["mean"].map("{:.3f}".format),
-        (where, "difference"): (delta + " (" + low + " to " + high + ")").mask(baseline, "baseline"),
-        (where, "p (Holm)"): table["p_holm"].map(as_p).mask(baseline, ""),
+        (where, "difference"): delta.str.cat(interval, sep=" ").mask(baseline, "baseline"),
+        (where, "p (Holm)"): table["p_holm"].map(as_p).str.replace(" ", space).mask(baseline, ""),
     }
 
 
