@@ -24,6 +24,8 @@ _CORRECTIONS = (
     # A signature of several lines is a list of definitions without a term.
     (r'<dl>(\s*<dd><em class="sig-param">)', r'<dl role="presentation">\1'),
     (r'<dd>(<em class="sig-param">)', r'<dd role="presentation">\1'),
+    # It scrolls at a phone's width, and so must take the keyboard.
+    (r'(<figure [^>]*id="fig-main-result")>', r'\1 tabindex="0">'),
 )
 
 
