@@ -6,13 +6,13 @@ Apart from `rdl_core.cli`, so that each of many processes imports less.
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
+import shutil
 import time
-from pathlib import Path
+from contextlib import chdir
 from typing import Annotated
 
 import typer
+from jupyter_book.cli.main import main as jupyter_book
 
 from rdl_core.commands.words import refusals
 from rdl_core.progress import log_plainly
@@ -25,6 +25,7 @@ from rdl_core.study.site import broken_links
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_STRICT = ("-W", "-n", "--keep-going", "-q")
 _log = logging.getLogger(__name__)
 Profile = Annotated[str, typer.Option(help="Profile of the study.")]
 
@@ -62,20 +63,31 @@ def run(
 
 @app.command()
 def build(profile: Profile = "mini") -> None:
-    """Gather the executed pages and build the book from them."""
+    """Gather the executed pages and build the book from them.
+
+    It is built from nothing in a folder of its own, and then takes an earlier one's place as a whole.
+    """
     started, root = time.monotonic(), project_folder()
     with refusals():
         publish(profile, root / "book" / "pages")
-    builder = str(Path(sys.executable).with_name("jupyter-book"))
-    command = [builder, "build", ".", "--all", "-W", "-n", "--keep-going", "-q"]
-    if built := subprocess.run(command, cwd=root, check=False).returncode:
-        raise typer.Exit(built)
-    site = root / "_build" / "html"
+    fresh = root / "_build" / "fresh"
+    shutil.rmtree(fresh, ignore_errors=True)
+    # In this process: a builder of its own would outlive a kill, and write into the next build.
+    try:
+        with chdir(root):
+            words = ["build", ".", *_STRICT, "--path-output", str(fresh)]
+            jupyter_book(words, standalone_mode=False)
+    except (RuntimeError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    site = fresh / "_build" / "html"
     with refusals():
         _log.info(make_live(profile, site))
     if broken := broken_links(site):
         typer.echo("error: the book has broken links\n" + "\n".join(broken), err=True)
         raise typer.Exit(1)
+    shutil.rmtree(root / "_build" / "html", ignore_errors=True)
+    site.rename(root / "_build" / "html")
     _log.info("book built in %.0f s", time.monotonic() - started)
 
 
