@@ -55,7 +55,7 @@ def _longest(work: dict) -> int:
 
 def rank_ours(
     work: dict, *, precision: str = "float32", stored: bool = False, laid_out: bool = True,
-    token_budget: int | None = None,
+    compiled: bool = False, token_budget: int | None = None,
 ) -> Callable[[int], Tensor]:
     """Our student.
 
@@ -64,6 +64,8 @@ def rank_ours(
         precision: As `rdl_core.rerank.rerank` takes it.
         stored: Whether passages come tokenised, as `rdl_core.rerank` has them from a token store.
         laid_out: Whether the weights are laid out for the CPU; off to see what that brings.
+        compiled: Whether ``torch.compile`` compiles the layers, which it cannot do once they are
+            laid out. Needs a C++ compiler.
         token_budget: Most tokens in a batch; None takes what suits the device.
 
     >>> rank_ours(work)(0).shape
@@ -73,6 +75,8 @@ def rank_ours(
     tokenizer, device = engine.tokenizer, engine.device
     precision = resolve_precision(precision, device)
     engine = ready(engine, precision) if laid_out else engine
+    for layer in engine.layers() if compiled else ():
+        layer.compile(dynamic=True)
     layers = "float32" if precision == "int8" else precision
     budget = token_budget or token_budget_of(device)
     kept = [TokenStore.of_texts(x["passages"], tokenizer).to(device) for x in work["lists"] if stored]

@@ -7,6 +7,7 @@ system's process was; pages draw from both. What was recorded lies in ``results/
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,8 @@ def _rank(given: _Given) -> tuple[dict[str, System], dict]:
 def _engine(given: _Given) -> tuple[dict[str, System], dict]:
     """Our student without one thing or the other."""
     systems = {"ours": _ours(), "weights as they come": _ours(laid_out=False)}
+    if shutil.which(os.environ.get("CXX", "g++")):
+        systems["layers compiled"] = _ours(laid_out=False, compiled=True)
     systems |= {f"batches of {n:,} tokens": _ours(token_budget=n) for n in (512, 1024, 4096, 8192)}
     return systems | {"sentence-transformers, 8 at once": _theirs(8)}, given.work
 
