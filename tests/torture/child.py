@@ -86,7 +86,7 @@ def make_book(folder):
     for name in ("_config.yml", "book/references.bib"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(project_folder() / name, folder / name)
-    for name in ("book/_ext", "book/_static"):
+    for name in ("book/_ext", "book/_static", "results/efficiency"):
         shutil.copytree(project_folder() / name, folder / name)
     (folder / "_toc.yml").write_text(
         "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/costs}]\n"
