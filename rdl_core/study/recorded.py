@@ -165,7 +165,7 @@ def side_by_side(
     # Three runs beside each other fit a page if figures are as short as in the field's tables.
     table = table.rename_axis(None).replace(r"\b0\.(?=\d)", ".", regex=True)
     table.index = table.index.str.replace("_", "_\N{ZERO WIDTH SPACE}")
-    shown = table.to_html(border=0, na_rep="", classes="rdl-beside")
+    shown = table.to_html(border=0, na_rep="", classes="rdl-wide")
     return HTML(shown + _about(kept, results))
 
 

@@ -119,7 +119,12 @@ def as_html(table: pd.DataFrame) -> HTML:
     True
     """
     named = not isinstance(table.index, pd.RangeIndex)
-    return HTML(table.to_html(index=named, border=0, na_rep="", float_format="{:.3f}".format))
+    return HTML(
+        table.to_html(
+            index=named, border=0, na_rep="", float_format="{:.3f}".format,
+            classes="rdl-wide" if table.shape[1] > 6 else None,
+        )
+    )
 
 
 def sentence(differences: pd.DataFrame, results: Results) -> Markdown:
