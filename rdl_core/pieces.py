@@ -1,8 +1,9 @@
 """A student in pieces: of every weight, each of several processes holds a part (FSDP).
 
 Weights, gradients and the optimiser's moments are shared out; a layer's weights are together only
-while it computes. Which is worth its traffic where a device cannot hold 16 bytes a parameter. As a
+while it computes. That is worth its traffic where a device cannot hold 16 bytes a parameter. As a
 layer waits for its pieces, all processes must go through the encoder equally often: `rounds`.
+Reference: Zhao et al. (PyTorch FSDP), VLDB 2023.
 """
 
 from __future__ import annotations

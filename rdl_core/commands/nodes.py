@@ -88,6 +88,7 @@ def build(profile: Profile = "mini") -> None:
         raise typer.Exit(1)
     shutil.rmtree(root / "_build" / "html", ignore_errors=True)
     site.rename(root / "_build" / "html")
+    shutil.rmtree(fresh)
     _log.info("book built in %.0f s", time.monotonic() - started)
 
 
