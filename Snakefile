@@ -21,7 +21,7 @@ if "plan" not in config:
 plan = json.loads(Path(config["plan"]).read_text())
 nodes = {one["name"]: one for one in plan["nodes"]}
 folder, threads_of_all = plan["folder"], plan["threads"]
-mem_mb, minutes = {"smoke": (4000, 60), "subset": (16000, 240), "full": (64000, 2880)}[plan["scale"]]
+mem_mb, minutes = {"smoke": (6000, 60), "subset": (16000, 240), "full": (64000, 2880)}[plan["scale"]]
 # On one machine two jobs side by side keep the cores busy, as one computes while the other imports.
 side_by_side = 2 if int(config.get("memory_mb", 0)) >= 2 * mem_mb else 1
 # Late digits of a result depend on the number of threads. So it is the plan's in every process that

@@ -173,7 +173,7 @@ def test_slurm_is_asked_for_threads_memory_time_and_a_gpu(tmp_path):
     assert "sbatch" in asked
     assert "--cpus-per-task=7" in asked
     assert "--gpus=1" in asked
-    assert "-t 60 --mem 4000" in asked.replace("\n", " ")
+    assert "-t 60 --mem 6000" in asked.replace("\n", " ")
     assert f"plan={plan}" in asked  # jobs read the plan that was made once
     assert "Snakefile" in asked
     assert first in asked
