@@ -1,6 +1,7 @@
 """The grid: every part can be named, both ways stay apart, and what is recorded comes back."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -59,6 +60,14 @@ def test_teachers_with_lists_of_one_year_are_tested_on_the_other():
     (config, *_) = grid.rankings(there.profile, there.systems["student of vicuna_7b"])
     assert config.candidates.collection == "rdl/trec-dl-2020"
     assert config.system.stages[-1].lists.collection == "rdl/trec-dl-2019"
+
+
+def test_who_did_not_order_the_test_is_no_system_of_it():
+    lists = replace(TREC.stage2.lists, teacher="judgments")
+    profile = replace(TREC, stage2=replace(TREC.stage2, lists=lists))
+    systems = grid.effectiveness(profile, ["bm25"])["bm25"].systems
+    assert "judgments" not in systems.values()
+    assert "teacher (rank_vicuna)" in grid.effectiveness(TREC, ["bm25"])["bm25"].systems
 
 
 def test_depths_cost_the_same_number_of_passages():

@@ -22,6 +22,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+#: Teachers that did not rank the candidates of test queries.
+_WITHOUT_ORDER = ("judgments", *rank_distillm.TEACHERS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """Systems compared on the same queries."""
@@ -67,14 +71,14 @@ def effectiveness(profile: Profile, first_stages: Iterable[str]) -> dict[str, Pa
     for name in first_stages:
         there = replace(profile, test=replace(profile.test, first_stage=name))
         others = [llm for llm in _llms(there.tests) if llm != taught_by]
-        teacher = {} if taught_by in rank_distillm.TEACHERS else {f"teacher ({taught_by})": taught_by}
+        teacher = {f"teacher ({taught_by})": taught_by} if taught_by not in _WITHOUT_ORDER else {}
         parts[name] = Part(
             profile=there, baseline="first stage",
             systems={
                 "first stage": "first_stage",
                 "bi-encoder": "bi_encoder",
                 **{llm: llm for llm in others},
-                **teacher,  # of Rank-DistiLLM's there are no lists of test queries
+                **teacher,
                 "student after stage 1": profile.student("first"),
                 "student": profile.student(),
                 **{f"student, {x}": replace(profile, encoder=x).student() for x in more},
@@ -178,8 +182,7 @@ def _taught(profile: Profile, teachers: list[str]) -> dict[str, Part]:
         )
         for name in teachers
     }
-    without = ("judgments", *rank_distillm.TEACHERS)  # these did not rank the test's candidates
-    orders = {name: name for name in ("first_stage", *teachers) if name not in without}
+    orders = {name: name for name in ("first_stage", *teachers) if name not in _WITHOUT_ORDER}
     return {
         "students": _part(profile, students, next(iter(students))),
         "teachers": _part(profile, orders, "first_stage"),
