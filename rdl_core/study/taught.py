@@ -23,7 +23,7 @@ from rdl_core.teachers.endpoint import EndpointConfig
 from rdl_core.teachers.folder import ANSWERS
 from rdl_core.teachers.merge import merge
 from rdl_core.teachers.replay import AnswerLog
-from rdl_core.teachers.teach import LocalConfig, ReplayConfig, TeachConfig, teach
+from rdl_core.teachers.teach import Asking, LocalConfig, ReplayConfig, TeachConfig, teach
 
 __all__ = ["LLMTeacher", "shard", "taught"]
 
@@ -31,8 +31,8 @@ _LISTS, _ASKED = "lists", "candidates.run"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LLMTeacher:
-    """Who orders candidates, and how; one of the first three is given.
+class LLMTeacher(Asking):
+    """Who orders candidates, and how; one of ``endpoint``, ``local_llm``, ``replay`` is given.
 
     >>> LLMTeacher(local_llm=LocalConfig(model="tiny")).shards
     1
@@ -48,13 +48,6 @@ class LLMTeacher:
     """Candidates of each query that it orders, the first stage's best."""
     shards: int = 1
     """Parts of the queries, each a job; fewer where there are fewer queries."""
-    schedule: str = "sliding"
-    """As in `rdl_core.teachers.teach.TeachConfig`, and so are the next ones."""
-    window_size: int = 20
-    stride: int = 10
-    top_k: int = 10
-    passes: int = 1
-    max_retries: int = 1
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -67,21 +60,20 @@ class LLMTeacher:
             )
         if self.shards < 1:
             raise ValueError(f"shards: expected at least 1, got {self.shards}")
-        self.asking("", "")
+        if self.depth < 1:
+            raise ValueError(f"depth: expected at least 1, got {self.depth}")
+        super().__post_init__()
 
     @property
     def backend(self) -> EndpointConfig | LocalConfig | ReplayConfig:
         """The one that is given."""
         return self.endpoint or self.local_llm or self.replay
 
-    def asking(
-        self, candidates: str, collection: str, part: tuple[int, int] = (1, 1)
-    ) -> TeachConfig:
+    def asking(self, candidates: str, collection: str, part: tuple[int, int]) -> TeachConfig:
         """What `rdl_core.teachers.teach.teach` takes for a part of some candidates."""
-        how = ("depth", "schedule", "window_size", "stride", "top_k", "passes", "max_retries")
         return TeachConfig(
-            candidates=candidates, collection=collection, backend=self.backend, shard=part,
-            **{name: getattr(self, name) for name in how},
+            candidates=candidates, collection=collection, backend=self.backend, depth=self.depth,
+            shard=part, **self.how,
         )  # fmt: skip
 
 
@@ -173,7 +165,7 @@ def _identity(
 ) -> tuple[_TaughtConfig, str]:
     config = _TaughtConfig(
         teacher=settings.backend.name, collection=f"{collection} {load(collection).fingerprint}",
-        depth=settings.depth, how=settings.asking("", "").how, part=part,
+        depth=settings.depth, how=settings.how, part=part,
     )  # fmt: skip
     return config, fingerprint(candidates[["query_id", "doc_id", "rank"]])
 

@@ -86,6 +86,8 @@ class EndpointConfig:
     output_usd: float | None = None
     """Dollars for a million tokens written."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     def __post_init__(self) -> None:
         url = urlsplit(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname:

@@ -34,7 +34,7 @@ from rdl_core.teachers.local_llm import MODES, LocalLLM
 from rdl_core.teachers.parsing import Answer, Window, identifiers, listwise_prompt
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
 
-__all__ = ["Estimate", "LocalConfig", "ReplayConfig", "TeachConfig", "estimate", "teach"]
+__all__ = ["Asking", "Estimate", "LocalConfig", "ReplayConfig", "TeachConfig", "estimate", "teach"]
 
 _SHOWN, _WRITTEN = 4, 2  # characters of prompts and of rankings that are taken for a token
 _VERSIONS = ("rdl-core", "openai", "torch", "transformers")
@@ -61,6 +61,8 @@ class LocalConfig:
     """Windows at once."""
     precision: str = "auto"
     """As in `rdl_core.devices.resolve_precision`."""
+
+    __pydantic_config__ = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -98,6 +100,8 @@ class ReplayConfig:
     file: str
     """An invocation history, as `rdl_core.teachers.replay.read_history` takes it."""
 
+    __pydantic_config__ = {"extra": "forbid"}
+
     @property
     def name(self) -> str:
         """The file by what is in it."""
@@ -109,19 +113,13 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeachConfig:
-    """What is ranked, by whom and how; the module's example makes one."""
+class Asking:
+    """How a list becomes windows, and how often a window is asked.
 
-    candidates: str
-    """File of candidates, in any format of `rdl_core.data.formats.FORMATS`."""
-    format: str | None = None
-    """Its name there; None: the file tells."""
-    collection: str | None = None
-    """BEIR folder or ir_datasets id that has the texts; None: they are in the file."""
-    depth: int | None = None
-    """Passages of each query that are ranked, the first stage's best; None: all."""
-    backend: EndpointConfig | LocalConfig | ReplayConfig
-    """Who answers."""
+    >>> Asking(window_size=4, stride=2).how["stride"]
+    2
+    """
+
     schedule: str = "sliding"
     """A key of `rdl_core.teachers.listwise.SCHEDULES`."""
     window_size: int = 20
@@ -134,6 +132,31 @@ class TeachConfig:
     """Passes over each list."""
     max_retries: int = 1
     """How often a window is asked again whose answer is unusable."""
+
+    def __post_init__(self) -> None:
+        plan_windows(0, **{k: v for k, v in self.how.items() if k not in ("passes", "max_retries")})
+
+    @property
+    def how(self) -> dict[str, str | int]:
+        """Named arguments of `rank_lists`."""
+        names = ("schedule", "window_size", "stride", "top_k", "passes", "max_retries")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachConfig(Asking):
+    """What is ranked, by whom and how; the module's example makes one."""
+
+    candidates: str
+    """File of candidates, in any format of `rdl_core.data.formats.FORMATS`."""
+    format: str | None = None
+    """Its name there; None: the file tells."""
+    collection: str | None = None
+    """BEIR folder or ir_datasets id that has the texts; None: they are in the file."""
+    depth: int | None = None
+    """Passages of each query that are ranked, the first stage's best; None: all."""
+    backend: EndpointConfig | LocalConfig | ReplayConfig
+    """Who answers."""
     shard: tuple[int, int] = (1, 1)
     """Part of the queries, from 1, and number of parts: (2, 8) has every eighth from the 2nd."""
 
@@ -145,13 +168,7 @@ class TeachConfig:
             )
         if self.depth is not None and self.depth < 1:
             raise ValueError(f"expected depth >= 1, got {self.depth}: leave it out to rank all")
-        plan_windows(0, **{k: v for k, v in self.how.items() if k not in ("passes", "max_retries")})
-
-    @property
-    def how(self) -> dict[str, str | int]:
-        """Named arguments of `rank_lists`."""
-        names = ("schedule", "window_size", "stride", "top_k", "passes", "max_retries")
-        return {name: getattr(self, name) for name in names}
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
