@@ -7,7 +7,7 @@ through them is ours:
 - sequences come packed, end to end in one vector, so that no linear layer computes padding;
 - attention stays within each sequence (`rdl_core.attention`);
 - the last layer computes only what the score needs: the first position of each sequence, or all
-  of them where a ModernBERT takes their mean.
+  of them where means are taken (ModernBERT, `rdl_core.similarity`).
 
 Attention dropout is left out (the packed kernels have none); hidden dropout is as configured.
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -33,8 +34,9 @@ from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_
 from rdl_core.attention import ATTENTION, Layout, attend_first
 from rdl_core.data.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 from rdl_core.devices import PRECISIONS
+from rdl_core.similarity import BertSimilarityConfig, with_similarity
 
-__all__ = ["ARCHITECTURES", "CrossEncoder"]
+__all__ = ["ARCHITECTURES", "HEADS", "CrossEncoder"]
 
 
 class CrossEncoder(nn.Module):
@@ -75,6 +77,8 @@ class CrossEncoder(nn.Module):
         self.query_tokens = query_tokens
         self.passage_tokens = passage_tokens
         self.template = PairTemplate.of(tokenizer)
+        #: Batches that are scored are filled up to multiples of so many tokens and sequences.
+        self.fills = (1, 1)
         self._checkpointing = False
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
@@ -89,7 +93,7 @@ class CrossEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, encoder: str | Path, *, query_tokens: int, passage_tokens: int
+        cls, encoder: str | Path, *, query_tokens: int, passage_tokens: int, head: str = "own"
     ) -> CrossEncoder:
         """Load weights from a folder or the Hugging Face hub; a missing head is drawn at random.
 
@@ -98,9 +102,18 @@ class CrossEncoder(nn.Module):
                 comes with a model is run.
             query_tokens: Longer queries are cut to this many tokens.
             passage_tokens: Longer passages are cut to this many tokens.
+            head: A member of `HEADS`; a saved similarity is one under either name.
+
+        Raises:
+            ValueError: Another head, or a similarity behind an encoder that is no BERT.
         """
+        if head not in HEADS:
+            raise ValueError(f"head: expected one of {', '.join(HEADS)}; got {head!r}")
+        config = AutoConfig.from_pretrained(encoder, num_labels=1, trust_remote_code=False)
+        if head == "similarity":
+            config = with_similarity(config)
         model = AutoModelForSequenceClassification.from_pretrained(
-            encoder, num_labels=1, dtype=torch.float32, use_safetensors=True,
+            encoder, config=config, dtype=torch.float32, use_safetensors=True,
             trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
@@ -159,8 +172,8 @@ class CrossEncoder(nn.Module):
                         queries, passages, query_rows[batch], passage_rows[batch],
                         template=self.template, query_tokens=self.query_tokens,
                         passage_tokens=self.passage_tokens,
-                    )
-                )
+                    ).filled(*self.fills)
+                )[: len(batch)]
                 for batch in (b.to(self.device) for b in batches)
             ]
         order = torch.cat(batches).to(self.device)
@@ -254,6 +267,29 @@ def _head_bert(model: PreTrainedModel, first: Tensor) -> Tensor:
     return model.classifier(first)
 
 
+def _encode_all_of_bert(
+    model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]
+) -> Tensor:
+    """What a similarity's head takes, side by side, counts behind sums: ``[n, 3, hidden + 1]``."""
+    base, packed = model.base_model, layout.packed
+    hidden = base.embeddings(
+        input_ids=packed.input_ids[None], token_type_ids=packed.segment_ids[None],
+        position_ids=packed.position_ids[None],
+    )
+    for layer in base.encoder.layer:
+        hidden = run(layer, hidden, layout=layout)
+    states = nn.functional.pad(hidden[0].float(), (0, 1), value=1.0)
+    n = len(layout.lengths)
+    part = 2 * (layout.slots // packed.max_length) + packed.segment_ids
+    sums = states.new_zeros(2 * n, states.shape[1]).index_add(0, part, states)
+    first = states.index_select(0, packed.cu_seqlens[:-1])
+    return torch.cat([sums.unflatten(0, (n, 2)), first[:, None]], dim=1)
+
+
+def _head_similarity(model: PreTrainedModel, pooled: Tensor) -> Tensor:
+    return model.head(pooled[:, :2, :-1], pooled[:, :2, -1], pooled[:, 2, :-1])
+
+
 def _encode_modernbert(
     model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]
 ) -> Tensor:
@@ -297,6 +333,10 @@ def _head_modernbert(model: PreTrainedModel, pooled: Tensor) -> Tensor:
 _WAYS = {
     **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta"), (_encode_bert, _head_bert)),
     "modernbert": (_encode_modernbert, _head_modernbert),
+    BertSimilarityConfig.model_type: (_encode_all_of_bert, _head_similarity),
 }
+#: What stands behind an encoder: its architecture's own head, as it was saved or drawn at random, or one
+#: that begins with what the encoder's states say by themselves.
+HEADS = ("own", "similarity")
 #: Model types that a student can have.
 ARCHITECTURES = tuple(_WAYS)

@@ -75,6 +75,8 @@ class DistillConfig:
     steps as show every list three times. ``dev_every`` stays 0."""
     seed: int = 0
     """Of the head's first weights, of draws and of dropout."""
+    head: str = "own"
+    """A member of `rdl_core.cross_encoder.HEADS`; an earlier student's similarity stays one."""
 
 
 def distill_corpus(config: DistillConfig, folder: str | Path) -> CrossEncoder:
@@ -105,7 +107,7 @@ def distill_corpus(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     torch.manual_seed(config.seed)  # the head's first weights
     student = open_student(
         config.encoder, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,
-        trained=False,
+        trained=False, head=config.head,
     ).to(default_device())
     stage = _stage(config, corpus, student.device)
     identity = _identity(config, stage, student, corpus)
@@ -167,7 +169,7 @@ def _identity(
     }
     settings = {
         "encoder": earlier.get("encoder", config.encoder), "query_tokens": student.query_tokens,
-        "passage_tokens": student.passage_tokens, "seed": config.seed,
+        "passage_tokens": student.passage_tokens, "seed": config.seed, "head": config.head,
         "stages": [*earlier.get("stages", ()), {"lists": lists, "training": asdict(stage)}],
     }
     data = data_of(model_path(config.encoder), fingerprint(corpus.candidates))

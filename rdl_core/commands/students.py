@@ -24,6 +24,7 @@ def open_student(
     query_tokens: int | None = None,
     passage_tokens: int | None = None,
     trained: bool = True,
+    head: str = "own",
 ) -> CrossEncoder:
     """Load a cross-encoder.
 
@@ -33,6 +34,7 @@ def open_student(
             or else 32. The model that is loaded records it.
         passage_tokens: The same of passages; else 256.
         trained: Whether a model without a head is refused, which would be drawn at random.
+        head: As `CrossEncoder.from_pretrained` has it.
 
     Raises:
         ValueError: No such model, one that gives no single score, limits past the encoder's, or
@@ -52,7 +54,7 @@ def open_student(
     given = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
     limits = {key: given[key] or recorded.get(key, _LIMITS[key]) for key in _LIMITS}
     try:
-        student = CrossEncoder.from_pretrained(path, **limits)
+        student = CrossEncoder.from_pretrained(path, **limits, head=head)
     except ValueError:
         raise
     except Exception as error:  # safetensors and tokenizers have errors of their own

@@ -244,6 +244,36 @@ class Packed:
     max_length: int
     """Tokens in the longest sequence."""
 
+    def filled(self, tokens: int, sequences: int) -> Packed:
+        """The same with filler behind it: sequences that mean nothing, no longer than the longest.
+
+        Kernels that are made for a shape are then made for few shapes.
+
+        Args:
+            tokens: The number of tokens becomes a multiple of this one.
+            sequences: The number of sequences becomes a multiple of this one.
+
+        >>> one = torch.tensor([5, 6, 7])
+        >>> Packed(one, torch.arange(3), one, torch.tensor([0, 3]), 3).filled(8, 2).cu_seqlens
+        tensor([0, 3, 4, 6, 8])
+        """
+        t, n = len(self.input_ids), len(self.cu_seqlens) - 1
+        more_tokens, more = -t % tokens, -n % sequences
+        if not (more_tokens or more):
+            return self
+        while not more <= more_tokens <= more * self.max_length:
+            if more_tokens < more:  # each has a token at least
+                more_tokens += tokens
+            else:
+                more += sequences
+        ends = torch.arange(more + 1, device=self.cu_seqlens.device) * more_tokens // more
+        lengths = ends.diff()
+        places = _ragged_positions(torch.zeros_like(lengths), lengths, more_tokens)
+        fields = (self.input_ids, self.position_ids, self.segment_ids, self.cu_seqlens)
+        behind = (torch.zeros_like(places), places, torch.zeros_like(places), t + ends[1:])
+        joined = (torch.cat([x, y.to(x.dtype)]) for x, y in zip(fields, behind, strict=True))
+        return Packed(*joined, self.max_length)
+
 
 def pack(
     queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,

@@ -74,6 +74,8 @@ class StudentConfig:
     """Trained one after the other."""
     seed: int
     """Of the head's first weights, of draws and of dropout."""
+    head: str = "own"
+    """A member of `rdl_core.cross_encoder.HEADS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,8 @@ def student(config: StudentConfig) -> Run:
     def train(folder: Path) -> dict:
         torch.manual_seed(config.seed)  # the head's first weights
         model = CrossEncoder.from_pretrained(
-            start, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens
+            start, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,
+            head=config.head,
         ).to(default_device())
         query_ids, queries = tokens(collection.queries, config.encoder)
         doc_ids, passages = passage_tokens(collection, config.encoder)

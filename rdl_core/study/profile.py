@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rdl_core.cross_encoder import HEADS
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.settings import read_settings
 from rdl_core.study.candidates import ListsConfig
@@ -47,6 +48,8 @@ class Profile:
     """Test queries and their candidates."""
     more_encoders: tuple[str, ...] = ()
     """Where further students start that the first page shows."""
+    head: str = "own"
+    """What stands behind it: a member of `rdl_core.cross_encoder.HEADS`."""
     more_tests: tuple[str, ...] = ()
     """Further collections tested on like `test`: figures are over the queries of all."""
     ablation_queries: int | None = None
@@ -86,6 +89,8 @@ class Profile:
             raise ValueError(
                 f"precision: expected auto, {', '.join(PRECISIONS)}; got {self.precision!r}"
             )
+        if self.head not in HEADS:
+            raise ValueError(f"head: expected one of {', '.join(HEADS)}; got {self.head!r}")
         if not self.seeds:
             raise ValueError("seeds: expected at least one")
 
@@ -148,6 +153,7 @@ class Profile:
                 _changed(last, precision | changes),
             ),
             seed=seed,
+            head=self.head,
         )
 
 
