@@ -110,12 +110,16 @@ class CrossEncoder(nn.Module):
         if head not in HEADS:
             raise ValueError(f"head: expected one of {', '.join(HEADS)}; got {head!r}")
         config = AutoConfig.from_pretrained(encoder, num_labels=1, trust_remote_code=False)
-        if head == "similarity":
+        begins = head == "similarity" and not isinstance(config, BertSimilarityConfig)
+        if begins:
             config = with_similarity(config)
         model = AutoModelForSequenceClassification.from_pretrained(
             encoder, config=config, dtype=torch.float32, use_safetensors=True,
             trust_remote_code=False,
         )
+        if begins:  # also where the encoder had a head of its own, which said something else
+            for weight in model.classifier.parameters():
+                nn.init.zeros_(weight)
         tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
         return cls(model, tokenizer, query_tokens=query_tokens, passage_tokens=passage_tokens)
 

@@ -55,12 +55,12 @@ one score, a logit; higher is better. Written by rdl_core {version}.
 
 ## Use
 
-`folder` is this folder, or the id under which it stands on the Hugging Face hub.
+`folder` is this folder, or the id under which it stands on the Hugging Face hub.{code}
 
 ```python
 from sentence_transformers import CrossEncoder
 
-model = CrossEncoder(folder)
+model = CrossEncoder(folder{trust})
 scores = model.predict([("what is a fox", "A fox is a small wild dog."), ("what is a fox", "Tea.")])
 ```
 
@@ -69,7 +69,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+model = AutoModelForSequenceClassification.from_pretrained(folder{trust}).eval()
 queries, passages = ["what is a fox"] * 2, ["A fox is a small wild dog.", "Tea."]
 inputs = tokenizer(queries, passages, padding=True, truncation=True, return_tensors="pt")
 with torch.inference_mode():
@@ -87,6 +87,11 @@ inputs = tokenizer(queries, passages, padding=True, truncation=True, return_tens
 scores = session.run(["logits"], dict(inputs))[0][:, 0]
 ```
 """
+
+
+_OWN_CODE = """
+The model is none of transformers' own: `similarity.py` beside the weights defines it, and loading runs
+that file where it is told to trust it. The ONNX file needs none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,7 @@ def model_card(
     about = {key: config.get(key) for key in ("encoder", "seed")}
     about |= {key: record.get(key) for key in ("device", "finished", "commit")}
     about |= record.get("versions", {})
+    own_code = "auto_map" in student.model.config.to_dict()
     settings = [f"- {key}: {value}" for key, value in about.items() if value is not None]
     return _CARD.format(
         name=name,
@@ -150,6 +156,8 @@ def model_card(
         passage_tokens=student.passage_tokens,
         total_tokens=student.tokenizer.model_max_length,
         files=_files(differences, on_random_words),
+        trust=", trust_remote_code=True" if own_code else "",
+        code=_OWN_CODE if own_code else "",
     )
 
 

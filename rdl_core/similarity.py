@@ -6,9 +6,11 @@ stands for it. `BertSimilarityForSequenceClassification` reads query and passage
 
     scale * cosine(mean of the query's states, mean of the passage's) + head([CLS])
 
-with a head of zeros at first, so that it ranks before any training, and trains from there.
+where the head is zeros at first (`CrossEncoder.from_pretrained` sees to it), so that it ranks before
+any training, and trains from there.
 
-Importing this module makes the architecture known to transformers' Auto classes.
+Importing this module makes the architecture known to transformers' Auto classes. It is also saved
+beside the weights, so that it imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class BertSimilarityConfig(BertConfig):
     20.0
     """
 
-    model_type = "rdl-bert-similarity"
+    model_type = "bert-similarity"
     similarity_scale: float = 20.0
 
 
@@ -91,24 +93,16 @@ class BertSimilarityForSequenceClassification(BertPreTrainedModel):
         similarity = self.config.similarity_scale * cosine_similarity(query, passage, dim=1)
         return similarity[:, None] + self.classifier(self.dropout(first))
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self.classifier:
-            nn.init.zeros_(module.weight)
-
 
 def with_similarity(config: PreTrainedConfig) -> BertSimilarityConfig:
-    """BERT's configuration as that of a similarity; one of a similarity as it is.
+    """BERT's configuration as that of a similarity.
 
     Raises:
         ValueError: The configuration of another architecture.
 
     >>> with_similarity(BertConfig(num_labels=1)).model_type
-    'rdl-bert-similarity'
+    'bert-similarity'
     """
-    if isinstance(config, BertSimilarityConfig):
-        return config
     if config.model_type != "bert":
         raise ValueError(
             f"head: expected an encoder of type bert for a similarity, got {config.model_type!r}: "
@@ -118,5 +112,9 @@ def with_similarity(config: PreTrainedConfig) -> BertSimilarityConfig:
     return BertSimilarityConfig(**{name: x for name, x in fields.items() if name != "model_type"})
 
 
-AutoConfig.register(BertSimilarityConfig.model_type, BertSimilarityConfig)
-AutoModelForSequenceClassification.register(BertSimilarityConfig, BertSimilarityForSequenceClassification)
+_MODEL = BertSimilarityForSequenceClassification
+AutoConfig.register(BertSimilarityConfig.model_type, BertSimilarityConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(BertSimilarityConfig, _MODEL, exist_ok=True)
+# A copy of this file goes into every folder that is saved, for libraries that run code from there.
+BertSimilarityConfig.register_for_auto_class()
+_MODEL.register_for_auto_class("AutoModelForSequenceClassification")

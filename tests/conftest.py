@@ -24,14 +24,18 @@ from transformers import (
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.tokens import TokenStore
+from rdl_core.similarity import BertSimilarityConfig, BertSimilarityForSequenceClassification
 
 torch.set_num_threads(1)
 
 WORDS = [f"w{i}" for i in range(40)]
-KINDS = ("bert", "electra", "roberta", "modernbert")
+KINDS = ("bert", "electra", "roberta", "modernbert", "bert-similarity")
 _ROBERTA = {"type_vocab_size": 1, "max_position_embeddings": 66}
 _MODELS = {
     "bert": (BertConfig, BertForSequenceClassification, {}),
+    "bert-similarity": (
+        BertSimilarityConfig, BertSimilarityForSequenceClassification, {"similarity_scale": 2.0}
+    ),
     "electra": (ElectraConfig, ElectraForSequenceClassification, {"embedding_size": 12}),
     "roberta": (RobertaConfig, RobertaForSequenceClassification, _ROBERTA),
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _ROBERTA),
@@ -66,7 +70,7 @@ def make_tokenizer(kind, words=WORDS):
     else:
         tokenizer.post_processor = processors.BertProcessing(*ends)
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    segments = kind in ("bert", "electra")
+    segments = kind in ("bert", "electra", "bert-similarity")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=64, pad_token=pad, unk_token=unknown,
         cls_token=cls, sep_token=sep, model_input_names=inputs[:: 1 if segments else 2],

@@ -338,6 +338,15 @@ def test_a_distilled_student_is_known_by_its_folder_and_records_its_limits(rdl, 
     assert [stage["training"]["loss"] for stage in stages] == ["ranknet", "adr_mse"]
 
 
+def test_a_similarity_stays_one_through_the_stages(rdl, tmp_path):
+    out = tmp_path / "own"
+    rdl("distill", "requests.jsonl", out, "--encoder", "encoder", *STAGE, "--head", "similarity")
+    again = tmp_path / "again"
+    rdl("distill", "requests.jsonl", again, "--encoder", out, *STAGE)
+    kinds = {open_student(folder).model.config.model_type for folder in (out, again)}
+    assert kinds == {"bert-similarity"}
+
+
 def test_options_come_before_the_file_and_defaults_are_three_passes(rdl, tmp_path):
     settings = "loss: adr_mse\nlearning_rate: 1e-3\nqueries_per_step: 2\n"
     (tmp_path / "stage.yaml").write_text(settings)

@@ -2,7 +2,8 @@
 
 Mutations tried; each made at least one test here fail: 127 for zero of the activations, or halves
 not added before cutting; scales of weights by their mean; no GELU behind a fused layer; one step for
-all rows of a batch; the head laid out, too; the student itself changed, or copied whole.
+all rows of a batch; the head laid out, too; the student itself changed, or copied whole; batches not filled up, or the
+filler's scores kept.
 """
 
 import pandas as pd
@@ -41,6 +42,22 @@ def test_an_int8_score_does_not_depend_on_its_batch(kind, stores):
     engine = ready(make_student(kind), "int8")
     alone, together = (scores(engine, stores, "int8", token_budget=n) for n in (1, 2000))
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+
+
+def test_kernels_are_made_for_few_shapes(kind, stores, monkeypatch):
+    engine, shapes = ready(make_student(kind), "float32"), set()
+    forward = type(engine).forward
+
+    def seen(self, packed):
+        shapes.add((len(packed.input_ids), len(packed.cu_seqlens) - 1))
+        return forward(self, packed)
+
+    monkeypatch.setattr(type(engine), "forward", seen)
+    few = scores(engine, stores, "float32", token_budget=300)
+    assert {n % 128 for n, _ in shapes} == {n % 8 for _, n in shapes} == {0}
+    engine.fills = (1, 1)
+    torch.testing.assert_close(few, scores(engine, stores, "float32", token_budget=300))
+    assert len({n % 128 for n, _ in shapes}) > 1  # without filling
 
 
 def test_the_student_stays_as_it_is(stores):

@@ -18,6 +18,8 @@ Mutations tried, one at a time; each made at least one test here fail:
   autocast never on; the pooled vector detached; queries not cut.
 - checkpointing: never, always, at evaluation too, dropout drawn anew, not to be put off.
 - head: without pooler; the classifier alone; norms of the encoder.
+- similarity: [CLS] left out of the passage's mean; segments swapped; scale dropped; a head that is
+  drawn at random; the head's name ignored.
 - folders and checks: sigmoid named, or nothing; code run; pickles read; outputs not counted.
 
 Not seen: empty places that see nothing. They matter only to kernels that make NaN of such rows.
@@ -332,6 +334,7 @@ HEADS = {
     "electra": {"classifier.dense", "classifier.out_proj"},
     "roberta": {"classifier.dense", "classifier.out_proj"},
     "modernbert": {"head.dense", "head.norm", "classifier"},
+    "bert-similarity": {"classifier"},
 }
 
 
@@ -344,6 +347,44 @@ def test_head_names_are_the_weights_after_the_encoder(kind):
     bare = type(student.model.base_model)(student.model.config)
     drawn = {f"{student.model.base_model_prefix}.{name}" for name, _ in bare.named_parameters()}
     assert names >= weights.keys() - drawn
+
+
+def test_a_similarity_starts_as_the_encoder_s_own_states_have_it(stores, texts, tmp_path):
+    """Before any training: the cosine of the means over query and passage, read together."""
+    make_student("bert").save_pretrained(tmp_path)
+    lengths = {"query_tokens": 5, "passage_tokens": 20}
+    student = CrossEncoder.from_pretrained(tmp_path, **lengths, head="similarity").eval()
+    bare = make_model("bert").bert.eval()
+    queries, passages = cut_pairs(texts, student)
+    wanted = []
+    for query, passage in zip(queries, passages, strict=True):
+        inputs = student.tokenizer(query, passage, return_tensors="pt")
+        with torch.no_grad():
+            states = bare(**inputs).last_hidden_state[0]
+        of_query = inputs["token_type_ids"][0] == 0
+        means = states[of_query].mean(0), torch.cat([states[:1], states[~of_query]]).mean(0)
+        wanted.append(20 * torch.cosine_similarity(*means, dim=0))
+    with torch.no_grad():
+        found = score(student, stores)
+    assert found.std() > 0.1
+    torch.testing.assert_close(found, torch.stack(wanted), atol=2e-4, rtol=0)
+    student.save_pretrained(tmp_path / "again")
+    again = CrossEncoder.from_pretrained(tmp_path / "again", **lengths).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(score(again, stores), found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "says"),
+    [
+        ("electra", "similarity", "expected an encoder of type bert.*got 'electra'"),
+        ("bert", "pooled", "head: expected one of own, similarity; got 'pooled'"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(kind, head, says, tmp_path):
+    make_student(kind).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        CrossEncoder.from_pretrained(tmp_path, query_tokens=5, passage_tokens=20, head=head)
 
 
 # --- folders ------------------------------------------------------------------------------------
@@ -376,10 +417,11 @@ def test_saved_folder_gives_the_same_scores_everywhere(kind, stores, texts, tmp_
 def test_saved_folder_holds_no_pickle_and_nothing_of_ours(kind, tmp_path):
     make_student(kind).save_pretrained(tmp_path)
     suffixes = {path.suffix for path in tmp_path.iterdir()}
-    assert suffixes == {".json", ".safetensors"}
+    own_code = kind == "bert-similarity"
+    assert suffixes == {".json", ".safetensors"} | ({".py"} if own_code else set())
     texts = "".join(path.read_text() for path in tmp_path.glob("*.json"))
     assert "rdl" not in texts
-    assert "auto_map" not in texts
+    assert ("auto_map" in texts) == own_code
 
 
 def test_pickled_weights_and_code_beside_a_model_are_left_alone(tmp_path):

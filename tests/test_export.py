@@ -132,7 +132,7 @@ def test_onnx_takes_any_batch(folders, kind, n_pairs, longest):
     tokenizer = AutoTokenizer.from_pretrained(folders[kind])
     inputs = dict(tokenizer(*texts, padding=True, return_tensors="np"))
     assert {one.name for one in session.get_inputs()} == set(inputs)
-    assert ("token_type_ids" in inputs) == (kind in ("bert", "electra"))
+    assert ("token_type_ids" in inputs) == (kind in ("bert", "electra", "bert-similarity"))
     assert all(len(set(map(str, one.shape))) == 2 for one in session.get_inputs())
     scores = session.run(["logits"], inputs)[0]
     assert scores.shape == (n_pairs, 1)

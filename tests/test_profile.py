@@ -39,6 +39,7 @@ def with_value(key, value):
         ("stage2.lists.depth", 101, "stage2.lists.depth: expected 1 to 100, got 101"),
         ("stage2.training.learning_rate", 2.0, "learning_rate: expected between 0 and 1"),
         ("stage2.training.learning_rat", 0.1, "stage2.training.learning_rat: unknown key"),
+        ("head", "pooled", "head: expected one of own, similarity; got 'pooled'"),
         ("bogus", 1, "bogus: unknown key"),
         ("scale", "huge", "scale: expected smoke, subset or full, got 'huge'"),
     ],

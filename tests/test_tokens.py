@@ -10,7 +10,8 @@ whatever the sizes of the files; files not cut back; done texts not read past; t
 compared, or without lengths; the tokenizer not hashed; the record before the data.
 Pairs: segment ids asked for, not checked, or changed one token late; one letter as the only probe,
 or taken for one token; a second read from the device; special tokens sent to it; repeats without
-their total; the longest of no sequences. Batches: a budget that counts the shortest pair.
+their total; the longest of no sequences. Batches: a budget that counts the shortest pair. Filler: fewer sequences than tokens allow, or longer ones
+than the longest; without positions of its own.
 """
 
 import json
@@ -35,7 +36,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, 
 
 from rdl_core.data import tokens
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.data.tokens import PairTemplate, TokenStore, pack, plan_batches
+from rdl_core.data.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 
 few = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 id_lists = st.lists(st.lists(st.integers(0, 2**16 - 1), max_size=6), min_size=1, max_size=6)
@@ -591,6 +592,29 @@ def test_no_batch_could_take_the_next_pair(lengths, budget):
     assume(len(batches) > 1)
     for batch in batches[:-1]:
         assert max(lengths[i] for i in batch.tolist()) * (len(batch) + 1) > budget
+
+
+@few
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9),
+    tokens=st.sampled_from([1, 4, 16, 128]), sequences=st.sampled_from([1, 2, 8]),
+)
+def test_filler_comes_behind_and_brings_round_numbers(lengths, tokens, sequences):
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    ends = torch.tensor([0, *lengths]).cumsum(0).int()
+    packed = Packed(positions + 5, positions, positions % 2, ends, max(lengths))
+    filled = packed.filled(tokens, sequences)
+    assert len(filled.input_ids) % tokens == (len(filled.cu_seqlens) - 1) % sequences == 0
+    for name in ("input_ids", "position_ids", "segment_ids", "cu_seqlens"):
+        before, after = getattr(packed, name), getattr(filled, name)
+        assert torch.equal(after[: len(before)], before)
+        assert after.dtype == before.dtype
+    added = filled.cu_seqlens.diff()
+    assert added.min() >= 1
+    assert added.max() == packed.max_length == filled.max_length
+    assert torch.equal(filled.position_ids, torch.cat([torch.arange(n) for n in added]))
+    assert filled.cu_seqlens[-1] == len(filled.input_ids)
+    assert len(filled.input_ids) - sum(lengths) < tokens + sequences * max(tokens, packed.max_length)
 
 
 def test_shared_memory_maps_are_not_written_through(tmp_path):

@@ -46,6 +46,9 @@ def distill(
     precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, typer.Option()] = None,
     query_tokens: QueryTokens = None,
     passage_tokens: PassageTokens = None,
+    head: Annotated[
+        Literal["own", "similarity"], typer.Option(help="similarity: starts as a bi-encoder scores.")
+    ] = "own",
     seed: Annotated[int, typer.Option(help="Of first weights, draws and dropout.")] = 0,
 ) -> None:
     """Distil a student from ranked lists.
@@ -62,7 +65,7 @@ def distill(
             DistillConfig(
                 lists=str(lists), format=format, collection=collection, teacher=teacher,
                 encoder=encoder, query_tokens=query_tokens, passage_tokens=passage_tokens,
-                training=training, seed=seed,
+                training=training, head=head, seed=seed,
             ),
             out,
         )  # fmt: skip
