@@ -17,7 +17,7 @@ from rdl_core.study.jobs import RankingConfig, StudentConfig
 from rdl_core.study.profile import Profile
 
 __all__ = [
-    "Part", "depth", "effectiveness", "latency", "loss", "negatives", "out_of_domain", "rankings",
+    "Added", "Part", "depth", "effectiveness", "latency", "loss", "negatives", "out_of_domain", "rankings",
     "teacher", "your_corpus",
 ]  # fmt: skip
 
@@ -27,24 +27,44 @@ _WITHOUT_ORDER = ("judgments", *rank_distillm.TEACHERS)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Added:
+    """A student whose scores are added to those of another order.
+
+    >>> rankings(profile, Added(student=profile.student(), order="bi_encoder"))[0].added
+    'bi_encoder'
+    """
+
+    student: StudentConfig
+    """The student."""
+    order: str
+    """A member of `rdl_core.study.candidates.TEACHERS`."""
+
+
+#: What a part compares: an order, a student, or both together.
+System = str | StudentConfig | Added
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """Systems compared on the same queries."""
 
     profile: Profile
     """Whose test queries, and whose seeds."""
-    systems: dict[str, str | StudentConfig]
-    """By label: an order of `rdl_core.study.candidates.TEACHERS`, or a student."""
+    systems: dict[str, System]
+    """By label: an order of `rdl_core.study.candidates.TEACHERS`, a student, or both together."""
     baseline: str
     """Label of the system that the others are compared with."""
 
 
-def rankings(profile: Profile, system: str | StudentConfig) -> list[RankingConfig]:
+def rankings(profile: Profile, system: System) -> list[RankingConfig]:
     """The rankings behind a system's figure: one for each collection tested on, and each seed.
 
     >>> [ranking.system.seed for ranking in rankings(profile, profile.student())]
     [0]
     """
-    configs = []
+    configs, added = [], None
+    if isinstance(system, Added):
+        system, added = system.student, system.order
     for number, test in enumerate(profile.tests):
         swapped = number and profile.both_ways and isinstance(system, StudentConfig)
         there = profile.swapped(system) if swapped else system
@@ -54,7 +74,9 @@ def rankings(profile: Profile, system: str | StudentConfig) -> list[RankingConfi
             else [there]
         )
         configs += [
-            RankingConfig(candidates=test, system=one, precision=profile.precision)
+            RankingConfig(
+                candidates=test, system=one, precision=profile.precision, added=added
+            )
             for one in seeded
         ]
     return configs
@@ -64,7 +86,7 @@ def effectiveness(profile: Profile, first_stages: Iterable[str]) -> dict[str, Pa
     """First stage, encoders, LLMs and students; a part for each first stage that is re-ranked.
 
     >>> list(effectiveness(profile, ["bm25"])["bm25"].systems)
-    ['first stage', 'bi-encoder', 'teacher (fused)', 'student after stage 1', 'student']
+    ['first stage', 'bi-encoder', ..., 'student', 'student + bi-encoder']
     """
     taught_by, more = profile.stage2.lists.teacher, profile.more_encoders
     parts = {}
@@ -81,6 +103,7 @@ def effectiveness(profile: Profile, first_stages: Iterable[str]) -> dict[str, Pa
                 **teacher,
                 "student after stage 1": profile.student("first"),
                 "student": profile.student(),
+                "student + bi-encoder": Added(student=profile.student(), order="bi_encoder"),
                 **{f"student, {x}": replace(profile, encoder=x).student() for x in more},
             },
         )
@@ -195,7 +218,7 @@ def _one_way(profile: Profile, teacher: str) -> bool:
     return profile.both_ways and llm and teacher not in _llms([profile.stage2.lists])
 
 
-def _part(profile: Profile, systems: dict[str, StudentConfig | str], baseline: str) -> Part:
+def _part(profile: Profile, systems: dict[str, System], baseline: str) -> Part:
     return Part(profile=profile, systems=systems, baseline=baseline)
 
 

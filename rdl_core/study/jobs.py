@@ -35,6 +35,7 @@ from rdl_core.study.candidates import (
     tokens,
 )
 from rdl_core.study.runs import Run, obtain
+from rdl_core.teachers import encoders
 
 __all__ = ["RankingConfig", "Stage", "StudentConfig", "ranking", "student"]
 
@@ -89,6 +90,8 @@ class RankingConfig:
     student."""
     precision: str
     """In which a student scores: ``"auto"`` or a key of `rdl_core.devices.PRECISIONS`."""
+    added: str | None = None
+    """Another order, whose scores are added to these: both standardised within each query."""
 
 
 def student(config: StudentConfig) -> Run:
@@ -138,6 +141,8 @@ def ranking(config: RankingConfig) -> Run:
     >>> ranking(config).manifest["n_queries"]
     6
     """
+    if config.added:
+        return _fused(config)
     collection = load(config.candidates.collection)
     system = config.system
     trained = None
@@ -171,6 +176,26 @@ def ranking(config: RankingConfig) -> Run:
         "rank", config, data=data_of(encoder, asked.fingerprint),
         code=("rdl_core.rerank", "rdl_core.evaluate", *CODE),
         inputs=[trained.manifest["id"]] if trained else [], compute=rank,
+    )
+
+
+def _fused(config: RankingConfig) -> Run:
+    """A ranking and another order, their scores added."""
+    alone = ranking(replace(config, added=None))
+
+    def rank(folder: Path) -> dict:
+        candidates = lists(config.candidates)
+        keys = ["query_id", "doc_id"]
+        own = pd.read_parquet(alone.folder / "run.parquet").set_index(keys)["score"]
+        own = own.reindex(pd.MultiIndex.from_frame(candidates[keys])).to_numpy()
+        other = order_scores(candidates, config.candidates, config.added)
+        scored = candidates[keys].assign(score=encoders.fuse(candidates, own, other))
+        settle_ties(scored, candidates).to_parquet(folder / "run.parquet", index=False)
+        return {name: alone.manifest[name] for name in ("n_queries", "n_pairs", "precision")}
+
+    return obtain(
+        "rank", config, data=alone.manifest["data"], code=("rdl_core.evaluate", *CODE),
+        inputs=[alone.manifest["id"]], compute=rank,
     )
 
 
