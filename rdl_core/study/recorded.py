@@ -133,7 +133,8 @@ def read(
 
 
 def side_by_side(
-    page: str, part: str, results: Results | None = None, paper: pd.Series | None = None
+    page: str, part: str, results: Results | None = None, paper: pd.Series | None = None, *,
+    profile: str = "trec-dl",
 ) -> HTML:
     """Published, recorded and this run's figures in one table, each with its difference.
 
@@ -142,11 +143,12 @@ def side_by_side(
         part: Its part.
         results: This run's; None where it did not run the part.
         paper: Published figures, by the labels that the part's systems have.
+        profile: The profile that was recorded.
 
     >>> "this run" in side_by_side("loss", "losses", results).data
     True
     """
-    kept = read(page, part)
+    kept = read(page, part, profile=profile)
     columns: dict[tuple[str, str], pd.Series] = {}
     if paper is not None:
         columns["published", "mean"] = paper.map("{:.3f}".format)
@@ -170,7 +172,8 @@ def side_by_side(
 
 
 def page_tables(
-    page: str, parts: Mapping[str, Part], paper: Mapping[str, pd.Series] | None = None
+    page: str, parts: Mapping[str, Part], paper: Mapping[str, pd.Series] | None = None, *,
+    profile: str = "trec-dl",
 ) -> HTML:
     """A table for each part of a page, this run's and those that were only recorded.
 
@@ -178,17 +181,19 @@ def page_tables(
         page: The page's name.
         parts: This run's parts; their systems are compared now, or come from the store.
         paper: Published figures of some parts, by the labels that their systems have.
+        profile: The profile that was recorded.
 
     >>> part = Part(profile=profile, systems={"BM25": "first_stage"}, baseline="BM25")
     >>> "<h3>latency</h3>" in page_tables("efficiency", {"latency": part}).data
     True
     """
-    path = project_folder() / "results" / "trec-dl" / f"{page}.csv"
+    path = project_folder() / "results" / profile / f"{page}.csv"
     kept = pd.read_csv(path, usecols=["part"])["part"].unique() if path.exists() else ()
     blocks = []
     for name in dict.fromkeys([*parts, *kept]):
         results = compare(parts[name]) if name in parts else None
-        table = side_by_side(page, name, results, (paper or {}).get(name))
+        published = (paper or {}).get(name)
+        table = side_by_side(page, name, results, published, profile=profile)
         blocks.append(f"<h3>{html.escape(name)}</h3>{table.data}")
     if not blocks:
         return HTML('<p class="rdl-note">Nothing was recorded for this page, nor run here.</p>')
