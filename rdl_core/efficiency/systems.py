@@ -55,7 +55,7 @@ def _longest(work: dict) -> int:
 
 def rank_ours(
     work: dict, *, precision: str = "float32", stored: bool = False, laid_out: bool = True,
-    compiled: bool = False, token_budget: int | None = None,
+    compiled: bool = False, filled: bool = True, token_budget: int | None = None,
 ) -> Callable[[int], Tensor]:
     """Our student.
 
@@ -66,6 +66,7 @@ def rank_ours(
         laid_out: Whether the weights are laid out for the CPU; off to see what that brings.
         compiled: Whether ``torch.compile`` compiles the layers, which it cannot do once they are
             laid out. Needs a C++ compiler.
+        filled: Whether batches are filled up to few shapes.
         token_budget: Most tokens in a batch; None takes what suits the device.
 
     >>> rank_ours(work)(0).shape
@@ -75,6 +76,8 @@ def rank_ours(
     tokenizer, device = engine.tokenizer, engine.device
     precision = resolve_precision(precision, device)
     engine = ready(engine, precision) if laid_out else engine
+    if not filled:
+        engine.fills = (1, 1)
     for layer in engine.layers() if compiled else ():
         layer.compile(dynamic=True)
     layers = "float32" if precision == "int8" else precision

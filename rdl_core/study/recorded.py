@@ -229,13 +229,15 @@ def answers() -> pd.DataFrame:
     return pd.DataFrame([{shown: totals[name] for name, shown in names.items()}])
 
 
-def headline(page: str, part: str, system: str, references: Sequence[str]) -> Markdown:
+def headline(
+    page: str, part: str, system: str, references: Sequence[str], *, profile: str = "trec-dl"
+) -> Markdown:
     """What a recorded system reached beside others, in words.
 
     >>> headline("loss", "no such part", "student", ["BM25"]).data
     'Nothing was recorded yet.'
     """
-    kept = read(page, part)
+    kept = read(page, part, profile=profile)
     if kept is None:
         return Markdown("Nothing was recorded yet.")
     beside = [
