@@ -24,7 +24,7 @@ from rdl_core.devices import PRECISIONS
 __all__ = ["ready"]
 
 # oneDNN makes a kernel for each number of rows and keeps it, with its memory: few numbers are better.
-_FILLS = (128, 8)
+_FILL = 64
 _ROWS = 4096  # tokens that oneDNN lays weights out for; others work, too
 
 
@@ -61,7 +61,7 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
     # Parameters are shared, as the copying is told that they are copied.
     shared = {id(x): x for x in (*student.parameters(), *student.buffers())}
     copied = copy.deepcopy(student, shared).eval()
-    copied.fills = _FILLS
+    copied.fill = _FILL
     heads = copied.head_names()
     *layers, _ = _attentions(copied.model)  # the last one has no queries but the first positions'
     for attention in layers:

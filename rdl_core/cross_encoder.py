@@ -77,8 +77,8 @@ class CrossEncoder(nn.Module):
         self.query_tokens = query_tokens
         self.passage_tokens = passage_tokens
         self.template = PairTemplate.of(tokenizer)
-        #: Batches that are scored are filled up to multiples of so many tokens and sequences.
-        self.fills = (1, 1)
+        #: Batches are filled up to a multiple of so many tokens.
+        self.fill = 1
         self._checkpointing = False
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
@@ -176,7 +176,7 @@ class CrossEncoder(nn.Module):
                         queries, passages, query_rows[batch], passage_rows[batch],
                         template=self.template, query_tokens=self.query_tokens,
                         passage_tokens=self.passage_tokens,
-                    ).filled(*self.fills)
+                    ).filled(self.fill)
                 )[: len(batch)]
                 for batch in (b.to(self.device) for b in batches)
             ]

@@ -244,33 +244,27 @@ class Packed:
     max_length: int
     """Tokens in the longest sequence."""
 
-    def filled(self, tokens: int, sequences: int) -> Packed:
+    def filled(self, multiple: int) -> Packed:
         """The same with filler behind it: sequences that mean nothing, no longer than the longest.
 
-        Kernels that are made for a shape are then made for few shapes.
+        Kernels that are made for a number of tokens are then made for few numbers.
 
         Args:
-            tokens: The number of tokens becomes a multiple of this one.
-            sequences: The number of sequences becomes a multiple of this one.
+            multiple: The number of tokens becomes a multiple of this one.
 
         >>> one = torch.tensor([5, 6, 7])
-        >>> Packed(one, torch.arange(3), one, torch.tensor([0, 3]), 3).filled(8, 2).cu_seqlens
-        tensor([0, 3, 4, 6, 8])
+        >>> Packed(one, torch.arange(3), one, torch.tensor([0, 3]), 3).filled(8).cu_seqlens
+        tensor([0, 3, 6, 8])
         """
-        t, n = len(self.input_ids), len(self.cu_seqlens) - 1
-        more_tokens, more = -t % tokens, -n % sequences
-        if not (more_tokens or more):
+        n_tokens = len(self.input_ids)
+        more = -n_tokens % multiple
+        if not more:
             return self
-        while not more <= more_tokens <= more * self.max_length:
-            if more_tokens < more:  # each has a token at least
-                more_tokens += tokens
-            else:
-                more += sequences
-        ends = torch.arange(more + 1, device=self.cu_seqlens.device) * more_tokens // more
-        lengths = ends.diff()
-        places = _ragged_positions(torch.zeros_like(lengths), lengths, more_tokens)
+        places = torch.arange(more, device=self.input_ids.device) % self.max_length
+        starts = torch.arange(0, more, self.max_length, device=self.input_ids.device)[1:]
+        ends = torch.cat([n_tokens + starts, starts.new_tensor([n_tokens + more])])
         fields = (self.input_ids, self.position_ids, self.segment_ids, self.cu_seqlens)
-        behind = (torch.zeros_like(places), places, torch.zeros_like(places), t + ends[1:])
+        behind = (torch.zeros_like(places), places, torch.zeros_like(places), ends)
         joined = (torch.cat([x, y.to(x.dtype)]) for x, y in zip(fields, behind, strict=True))
         return Packed(*joined, self.max_length)
 

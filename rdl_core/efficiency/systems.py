@@ -77,7 +77,7 @@ def rank_ours(
     precision = resolve_precision(precision, device)
     engine = ready(engine, precision) if laid_out else engine
     if not filled:
-        engine.fills = (1, 1)
+        engine.fill = 1
     for layer in engine.layers() if compiled else ():
         layer.compile(dynamic=True)
     layers = "float32" if precision == "int8" else precision
