@@ -186,9 +186,6 @@ _OPTIMISATIONS = {
             "that instead of layers that torch.compile compiles, which takes a minute and a C++ "
             "compiler", "1", "kept",
         ),
-        "batches not filled up": (
-            "batches filled up to few shapes, at a cost of some tokens", "1, with less memory", "kept",
-        ),
         "batches of 512 tokens": ("batches of 2,048 tokens instead of 512", "more than 1", "kept"),
         "batches of 1,024 tokens": ("2,048 instead of 1,024", "more than 1", "kept"),
         "batches of 4,096 tokens": ("2,048 instead of 4,096", "1", "kept"),
