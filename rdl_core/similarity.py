@@ -2,7 +2,8 @@
 
 A fresh head on [CLS] says nothing, and learns to match words with passages in tens of thousands of
 examples. A bi-encoder's weights know how to, but not at [CLS]: there a mean over a text's states
-stands for it. `BertSimilarityForSequenceClassification` reads query and passage together, as any cross-encoder, and says
+stands for it. `BertSimilarityForSequenceClassification` reads query and passage together, as any
+cross-encoder, and says
 
     scale * cosine(mean of the query's states, mean of the passage's) + head([CLS])
 
@@ -67,7 +68,8 @@ class BertSimilarityForSequenceClassification(BertPreTrainedModel):
         Whatever else libraries ask of a model's output does not change it.
 
         >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
-        >>> model = BertSimilarityForSequenceClassification(BertSimilarityConfig(num_labels=1, **sizes)).eval()
+        >>> config = BertSimilarityConfig(num_labels=1, **sizes)
+        >>> model = BertSimilarityForSequenceClassification(config).eval()
         >>> ids, yes = torch.tensor([[1, 7, 2, 8, 2]]), torch.ones(1, 5, dtype=torch.int64)
         >>> model(ids, attention_mask=yes, token_type_ids=torch.tensor([[0, 0, 0, 1, 1]])).logits.shape
         torch.Size([1, 1])

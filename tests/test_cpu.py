@@ -2,8 +2,8 @@
 
 Mutations tried; each made at least one test here fail: 127 for zero of the activations, or halves
 not added before cutting; scales of weights by their mean; no GELU behind a fused layer; one step for
-all rows of a batch; the head laid out, too; the student itself changed, or copied whole; batches not filled up, or the
-filler's scores kept.
+all rows of a batch; the head laid out, too; the student itself changed, or copied whole;
+batches not filled up, or the filler's scores kept.
 """
 
 import pandas as pd

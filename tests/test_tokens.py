@@ -10,8 +10,8 @@ whatever the sizes of the files; files not cut back; done texts not read past; t
 compared, or without lengths; the tokenizer not hashed; the record before the data.
 Pairs: segment ids asked for, not checked, or changed one token late; one letter as the only probe,
 or taken for one token; a second read from the device; special tokens sent to it; repeats without
-their total; the longest of no sequences. Batches: a budget that counts the shortest pair. Filler: in one sequence, however
-long; without positions of its own; its end a token early; none.
+their total; the longest of no sequences. Batches: a budget that counts the shortest pair.
+Filler: in one sequence, however long; without positions of its own; its end a token early; none.
 """
 
 import json

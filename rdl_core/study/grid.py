@@ -17,8 +17,8 @@ from rdl_core.study.jobs import RankingConfig, StudentConfig
 from rdl_core.study.profile import Profile
 
 __all__ = [
-    "Added", "Part", "depth", "effectiveness", "latency", "loss", "negatives", "out_of_domain", "rankings",
-    "teacher", "your_corpus",
+    "Added", "Part", "depth", "effectiveness", "latency", "loss", "negatives", "out_of_domain",
+    "rankings", "teacher", "your_corpus",
 ]  # fmt: skip
 
 
