@@ -1,7 +1,8 @@
 """What the study computes: stages share runs, dev queries stay apart, cuts are what they say.
 
 Mutations seen to fail: dev queries that are trained on accepted; a depth that is not cut; passages
-that the first stage missed left out.
+that the first stage missed left out; added scores' weights ignored, ranks added for scores, scores
+added as they are.
 """
 
 import json
@@ -134,3 +135,20 @@ def test_manifest_says_what_was_trained_on(config):
     manifest = json.loads((jobs.student(config).folder / "manifest.json").read_text())
     assert manifest["n_lists"] == 6
     assert manifest["passages_seen"] == 4 * 2 * 3
+
+
+def test_scores_of_others_are_added_by_weight():
+    test = replace(load_profile("mini").test, n_queries=3, depth=10)
+    config = jobs.RankingConfig(
+        candidates=test, system="first_stage", precision="float32", added={"first_stage": 0.3}
+    )
+    found = pd.read_parquet(jobs.ranking(config).folder / "run.parquet")
+    frame = candidates.lists(test)
+    expected = sum(
+        weight * values.groupby(frame["query_id"]).transform(lambda x: (x - x.mean()) / x.std(ddof=0))
+        for weight, values in ((1.0, -frame["rank"]), (0.3, frame["score"]))
+    )
+    keys = ["query_id", "doc_id"]
+    both = found.merge(frame[keys].assign(expected=expected), on=keys, validate="1:1")
+    assert len(both) == 30
+    assert both["score"].to_numpy() == pytest.approx(both["expected"].to_numpy(), abs=1e-5)

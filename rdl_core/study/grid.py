@@ -24,23 +24,26 @@ __all__ = [
 
 #: Teachers that did not rank the candidates of test queries.
 _WITHOUT_ORDER = ("judgments", *rank_distillm.TEACHERS)
+# What the first stage's scores count where others count 1. Of 0.1 to 1, this was the best with each
+# year's judgments for student and bi-encoder, so that each chooses it for the other year.
+_OF_FIRST_STAGE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Added:
-    """A student whose scores are added to those of another order.
+    """A student or an order with scores of others added, all standardised within each query.
 
-    >>> rankings(profile, Added(student=profile.student(), order="bi_encoder"))[0].added
-    'bi_encoder'
+    >>> rankings(profile, Added(system="bi_encoder", others={"first_stage": 0.3}))[0].added
+    {'first_stage': 0.3}
     """
 
-    student: StudentConfig
-    """The student."""
-    order: str
-    """A member of `rdl_core.study.candidates.TEACHERS`."""
+    system: str | StudentConfig
+    """A student, or a member of `rdl_core.study.candidates.TEACHERS`."""
+    others: dict[str, float]
+    """Weights of others by name, a member of the same; of the first stage, its scores count."""
 
 
-#: What a part compares: an order, a student, or both together.
+#: What a part compares: an order, a student, or several together.
 System = str | StudentConfig | Added
 
 
@@ -51,7 +54,7 @@ class Part:
     profile: Profile
     """Whose test queries, and whose seeds."""
     systems: dict[str, System]
-    """By label: an order of `rdl_core.study.candidates.TEACHERS`, a student, or both together."""
+    """By label: an order of `rdl_core.study.candidates.TEACHERS`, a student, or several together."""
     baseline: str
     """Label of the system that the others are compared with."""
 
@@ -62,9 +65,9 @@ def rankings(profile: Profile, system: System) -> list[RankingConfig]:
     >>> [ranking.system.seed for ranking in rankings(profile, profile.student())]
     [0]
     """
-    configs, added = [], None
+    configs, added = [], {}
     if isinstance(system, Added):
-        system, added = system.student, system.order
+        system, added = system.system, system.others
     for number, test in enumerate(profile.tests):
         swapped = number and profile.both_ways and isinstance(system, StudentConfig)
         there = profile.swapped(system) if swapped else system
@@ -86,9 +89,10 @@ def effectiveness(profile: Profile, first_stages: Iterable[str]) -> dict[str, Pa
     """First stage, encoders, LLMs and students; a part for each first stage that is re-ranked.
 
     >>> list(effectiveness(profile, ["bm25"])["bm25"].systems)
-    ['first stage', 'bi-encoder', ..., 'student', 'student + bi-encoder']
+    ['first stage', 'bi-encoder', ..., 'student + bi-encoder + first stage']
     """
     taught_by, more = profile.stage2.lists.teacher, profile.more_encoders
+    student, first_stage = profile.student(), {"first_stage": _OF_FIRST_STAGE}
     parts = {}
     for name in first_stages:
         there = replace(profile, test=replace(profile.test, first_stage=name))
@@ -99,11 +103,16 @@ def effectiveness(profile: Profile, first_stages: Iterable[str]) -> dict[str, Pa
             systems={
                 "first stage": "first_stage",
                 "bi-encoder": "bi_encoder",
+                "bi-encoder + first stage": Added(system="bi_encoder", others=first_stage),
                 **{llm: llm for llm in others},
                 **teacher,
                 "student after stage 1": profile.student("first"),
-                "student": profile.student(),
-                "student + bi-encoder": Added(student=profile.student(), order="bi_encoder"),
+                "student": student,
+                "student + first stage": Added(system=student, others=first_stage),
+                "student + bi-encoder": Added(system=student, others={"bi_encoder": 1.0}),
+                "student + bi-encoder + first stage": Added(
+                    system=student, others={"bi_encoder": 1.0, **first_stage}
+                ),
                 **{f"student, {x}": replace(profile, encoder=x).student() for x in more},
             },
         )

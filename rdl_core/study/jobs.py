@@ -8,7 +8,7 @@ on, or that a choice was made on: `ranking` refuses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +90,9 @@ class RankingConfig:
     student."""
     precision: str
     """In which a student scores: ``"auto"`` or a key of `rdl_core.devices.PRECISIONS`."""
-    added: str | None = None
-    """Another order, whose scores are added to these: both standardised within each query."""
+    added: dict[str, float] = field(default_factory=dict)
+    """Weights of other orders by name, whose scores are added to these, all standardised within each
+    query; of the first stage, its scores and not its ranks."""
 
 
 def student(config: StudentConfig) -> Run:
@@ -180,16 +181,22 @@ def ranking(config: RankingConfig) -> Run:
 
 
 def _fused(config: RankingConfig) -> Run:
-    """A ranking and another order, their scores added."""
-    alone = ranking(replace(config, added=None))
+    """A ranking with the scores of others added."""
+    alone = ranking(replace(config, added={}))
 
     def rank(folder: Path) -> dict:
         candidates = lists(config.candidates)
         keys = ["query_id", "doc_id"]
         own = pd.read_parquet(alone.folder / "run.parquet").set_index(keys)["score"]
         own = own.reindex(pd.MultiIndex.from_frame(candidates[keys])).to_numpy()
-        other = order_scores(candidates, config.candidates, config.added)
-        scored = candidates[keys].assign(score=encoders.fuse(candidates, own, other))
+        total = encoders.fuse(candidates, own)
+        for order, weight in config.added.items():
+            other = (
+                candidates["score"].to_numpy() if order == "first_stage"
+                else order_scores(candidates, config.candidates, order)
+            )
+            total = total + weight * encoders.fuse(candidates, other)
+        scored = candidates[keys].assign(score=total)
         settle_ties(scored, candidates).to_parquet(folder / "run.parquet", index=False)
         return {name: alone.manifest[name] for name in ("n_queries", "n_pairs", "precision")}
 
