@@ -15,9 +15,10 @@ READY := $(VENV)/.ready
 book: $(READY)
 	$(BIN)/rdl book --profile $(PROFILE)
 
-# No test asks a hub; offline, names that are none are refused at once.
+# No test asks a hub; offline, names that are none are refused at once. Two at a time, as much of a
+# test is starting processes; a file's tests share what they set up.
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The built book in a browser; needs chromium, and npm for the accessibility rules.
 check: $(READY)

@@ -20,6 +20,7 @@ from rdl_core.progress import log_plainly
 from rdl_core.study.batch import run_pages
 from rdl_core.study.bench import LLMS, PARTS, measure_part, peers_python
 from rdl_core.study.full_size import MS_MARCO, full_size_table, measure_full_size
+from rdl_core.study.precision import measure_precisions, precision_table
 from rdl_core.study.profile import load_profile
 from rdl_core.study.runs import project_folder
 from rdl_core.teachers.endpoint import EndpointConfig
@@ -111,6 +112,21 @@ def bench(
             shown["speed"] = ratios(measured.timings, shown.index[0])["median"]
             typer.echo(f"{name}: {measured.manifest['what']}\n{shown.round(2).to_string()}\n")
     typer.echo(f"figures in {out}")
+
+
+@app.command()
+def precision(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a trained student.")],
+    profile: Annotated[str, typer.Option(help="Its test candidates are ranked.")] = "mini",
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/bench"),
+) -> None:
+    """Measure what bfloat16 and int8 do to a student's effectiveness, and keep each query's value.
+
+    Nothing checks that the student was not trained on the test queries.
+    """
+    with refusals():
+        found = measure_precisions(load_profile(profile), model, folder=out)
+    typer.echo(precision_table(found).to_string(index=False) + f"\nfigures in {out}")
 
 
 @app.command()

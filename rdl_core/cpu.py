@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.devices import PRECISIONS
+from rdl_core.devices import PRECISIONS, resolve_precision
 
 __all__ = ["ready"]
 
@@ -32,8 +32,10 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
     """A copy of a student that scores faster and cannot be trained; other devices: the student.
 
     With ``"int8"``, weights are integers with a scale for each output, and each token's activations
-    integers with a scale of their own, so that a score does not depend on what else is in its batch.
-    Attention, normalisation and the head stay in float32.
+    integers with a scale of their own, so that but for rounding a score does not depend on what else
+    is in its batch.
+    Attention, normalisation and the head stay in float32; what stands between the two products of a
+    feed-forward layer, the widest there is, is in bfloat16 where the CPU computes in it.
 
     Args:
         student: Stays as it is, and shares the weights that are not laid out anew.
@@ -141,6 +143,7 @@ class _Int8(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.gelu = False
+        self._wide = PRECISIONS[resolve_precision("auto", linear.weight.device)]
         weight = linear.weight.detach()
         self.scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         integers = (weight / self.scales[:, None]).round().to(torch.int8)
@@ -151,13 +154,15 @@ class _Int8(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
         # Two passes: ten times as fast as the norm, or as `aminmax`, along a row.
-        step = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
+        step = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).float()
         step = step.clamp_(min=torch.finfo(torch.float32).tiny).div_(127)
         # Unsigned with 128 for zero: oneDNN has no fast kernel for signed inputs on most CPUs.
         integers = (rows / step).add_(128.5).to(torch.uint8)
+        dtype = self._wide if self.gelu else torch.float32
         product = torch.ops.onednn.qlinear_pointwise(
-            integers, 1.0, 128, self.weight, self.scales, self.zeros, None, 1.0, 0, torch.float32,
+            integers, 1.0, 128, self.weight, self.scales, self.zeros, None, 1.0, 0, dtype,
             "none", [], "",
         )
-        result = torch.addcmul(self.bias, product, step).view(*x.shape[:-1], -1)
+        result = torch.addcmul(self.bias.to(dtype), product, step.to(dtype))
+        result = result.view(*x.shape[:-1], -1)
         return nn.functional.gelu(result) if self.gelu else result

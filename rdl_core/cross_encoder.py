@@ -16,7 +16,7 @@ In shapes, `n` is the number of sequences and `t` that of the tokens in all of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -240,8 +240,10 @@ def _first_position(model: PreTrainedModel) -> int:
     return model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
 
 
-def _encode_bert(model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]) -> Tensor:
-    """Last hidden state of the first positions, ``[n, 1, hidden]``, from layers like BERT's."""
+def _through_bert(
+    model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor], layers: Iterable[nn.Module]
+) -> Tensor:
+    """States ``[t, hidden]`` behind some layers like BERT's."""
     base, packed = model.base_model, layout.packed
     hidden = base.embeddings(
         input_ids=packed.input_ids[None],
@@ -250,15 +252,21 @@ def _encode_bert(model: PreTrainedModel, layout: Layout, run: Callable[..., Tens
     )
     if hasattr(base, "embeddings_project"):  # ELECTRA's small models
         hidden = base.embeddings_project(hidden)
-    *layers, last = base.encoder.layer
     for layer in layers:
         hidden = run(layer, hidden, layout=layout)
+    return hidden[0]
+
+
+def _encode_bert(model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]) -> Tensor:
+    """Last hidden state of the first positions, ``[n, 1, hidden]``."""
+    *layers, last = model.base_model.encoder.layer
+    hidden = _through_bert(model, layout, run, layers)
     attention = last.attention.self
-    first = hidden[0].index_select(0, packed.cu_seqlens[:-1])
+    first = hidden.index_select(0, layout.packed.cu_seqlens[:-1])
     query, key, value = (
         projection(x).unflatten(-1, (-1, attention.attention_head_size))
         for projection, x in (
-            (attention.query, first), (attention.key, hidden[0]), (attention.value, hidden[0]),
+            (attention.query, first), (attention.key, hidden), (attention.value, hidden),
         )
     )
     attended = last.attention.output(attend_first(attention, query, key, value, layout), first)
@@ -275,14 +283,9 @@ def _encode_all_of_bert(
     model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]
 ) -> Tensor:
     """What a similarity's head takes, side by side, counts behind sums: ``[n, 3, hidden + 1]``."""
-    base, packed = model.base_model, layout.packed
-    hidden = base.embeddings(
-        input_ids=packed.input_ids[None], token_type_ids=packed.segment_ids[None],
-        position_ids=packed.position_ids[None],
-    )
-    for layer in base.encoder.layer:
-        hidden = run(layer, hidden, layout=layout)
-    states = nn.functional.pad(hidden[0].float(), (0, 1), value=1.0)
+    packed = layout.packed
+    hidden = _through_bert(model, layout, run, model.base_model.encoder.layer)
+    states = nn.functional.pad(hidden.float(), (0, 1), value=1.0)
     n = len(layout.lengths)
     part = 2 * (layout.slots // packed.max_length) + packed.segment_ids
     sums = states.new_zeros(2 * n, states.shape[1]).index_add(0, part, states)

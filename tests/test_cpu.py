@@ -3,7 +3,7 @@
 Mutations tried; each made at least one test here fail: 127 for zero of the activations, or halves
 not added before cutting; scales of weights by their mean; no GELU behind a fused layer; one step for
 all rows of a batch; the head laid out, too; the student itself changed, or copied whole;
-batches not filled up, or the filler's scores kept.
+batches not filled up, or the filler's scores kept; every integer layer's output in bfloat16.
 """
 
 import pandas as pd
@@ -13,7 +13,7 @@ from conftest import make_student
 from test_cross_encoder import score
 
 from rdl_core.cpu import ready
-from rdl_core.devices import PRECISIONS
+from rdl_core.devices import PRECISIONS, resolve_precision
 from rdl_core.rerank import rerank
 
 CLOSE = {"float32": 1e-4, "bfloat16": 0.12, "int8": 0.2}  # of the scores' spread
@@ -38,10 +38,23 @@ def test_scores_are_those_of_the_student(kind, stores, precision):
 
 
 def test_an_int8_score_does_not_depend_on_its_batch(kind, stores):
-    """Activations are quantised token by token; with one scale for a batch, they would."""
+    """Activations are quantised token by token; with one scale for a batch, they would.
+
+    A last bit of attention differs between batches, and now and then tips one that is rounded next.
+    """
     engine = ready(make_student(kind), "int8")
     alone, together = (scores(engine, stores, "int8", token_budget=n) for n in (1, 2000))
-    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+    away = (alone - together).abs()
+    assert (away < 1e-5).float().mean() > 0.9
+    assert away.max() < 0.02 * alone.std()
+
+
+def test_the_widest_state_is_as_narrow_as_the_cpu_computes(stores):
+    layer = ready(make_student("bert"), "int8").model.base_model.encoder.layer[0]
+    auto = PRECISIONS[resolve_precision("auto", torch.device("cpu"))]
+    state = layer.intermediate(torch.ones(3, make_student("bert").model.config.hidden_size))
+    assert state.dtype == auto
+    assert layer.output.dense(state).dtype == torch.float32
 
 
 def test_kernels_are_made_for_few_shapes(kind, stores, monkeypatch):

@@ -21,10 +21,11 @@ from rdl_core.study.exported import exported, loaded_elsewhere
 from rdl_core.study.full_size import full_size_table
 from rdl_core.study.grid import Part
 from rdl_core.study.parameters import parameters
+from rdl_core.study.precision import recorded_precisions
 from rdl_core.study.profile import load_profile
 
 __all__ = [
     "Part", "agreement", "exported", "figures", "full_size_table", "inclusion", "ledger",
-    "load_profile", "loaded_elsewhere", "movers", "parameters", "pictures", "recorded", "speed",
-    "tables", "timings", "worked",
+    "load_profile", "loaded_elsewhere", "movers", "parameters", "pictures", "recorded",
+    "recorded_precisions", "speed", "tables", "timings", "worked",
 ]  # fmt: skip

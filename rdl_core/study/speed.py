@@ -20,7 +20,7 @@ from rdl_core.study.tables import published
 
 __all__ = [
     "answer", "cost_answer", "cost_rates", "cost_table", "growth", "growth_figure", "machine_line",
-    "optimisations", "precisions", "recorded", "slope_sentence", "student_price", "summary", "table",
+    "optimisations", "recorded", "slope_sentence", "student_price", "summary", "table",
 ]  # fmt: skip
 
 _OURS, _THEIRS = "ours", "sentence-transformers, 8 at once"
@@ -161,16 +161,6 @@ def slope_sentence(part: str, at_least: int) -> Markdown:
     return Markdown(f"From {at_least} on, time grows with size to the power of {said}; 1 is linear.")
 
 
-def precisions() -> pd.DataFrame:
-    """What bfloat16 and int8 do to a trained student's nDCG@10, as recorded by ``rdl evaluate``.
-
-    >>> precisions()["run"].tolist()[:2]
-    ['float32', 'bfloat16']
-    """
-    file = project_folder() / "results" / "efficiency" / "cpu" / "precisions.csv"
-    return pd.read_csv(file)
-
-
 #: By system of a recorded part, with or without it: what it is, what was expected, what came of it.
 _OPTIMISATIONS = {
     "engine": {
@@ -185,6 +175,10 @@ _OPTIMISATIONS = {
         "layers compiled": (
             "that instead of layers that torch.compile compiles, which takes a minute and a C++ "
             "compiler", "1", "kept",
+        ),
+        "batches not filled up": (
+            "batches filled up to a multiple of 64 tokens, so that oneDNN keeps few kernels",
+            "1, with less memory", "kept",
         ),
         "batches of 512 tokens": ("batches of 2,048 tokens instead of 512", "more than 1", "kept"),
         "batches of 1,024 tokens": ("2,048 instead of 1,024", "more than 1", "kept"),
