@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -121,6 +120,8 @@ def _write_onnx(
             f"{differences[0].largest}: report this architecture, {model.config.model_type}"
         )
     if quantise:
+        from onnxruntime.quantization import QuantType, quantize_dynamic  # half a second for a rare use
+
         small = file.with_name("model_uint8.onnx")
         with _quiet():
             # Of six settings tried on a student of MiniLM, this one came nearest.

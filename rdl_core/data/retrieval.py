@@ -16,7 +16,6 @@ import bm25s
 import numpy as np
 import pandas as pd
 import torch
-from sentence_transformers import SentenceTransformer
 from Stemmer import Stemmer
 from torch.nn.functional import normalize
 
@@ -70,6 +69,8 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, what: str) ->
     >>> encode(["a fox", "a whale"], "all-MiniLM-L6-v2", max_tokens=8, what="animals").shape
     (2, 384)
     """
+    from sentence_transformers import SentenceTransformer  # two seconds; most processes encode nothing
+
     device = default_device()
     dtype = PRECISIONS[resolve_precision("auto", device)]
     model = SentenceTransformer(

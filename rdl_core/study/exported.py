@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import torch
-from sentence_transformers import CrossEncoder as SentenceTransformersCrossEncoder
 
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
@@ -76,6 +75,8 @@ def loaded_elsewhere(run: Run, results: Results) -> pd.DataFrame:
     >>> loaded_elsewhere(run, results)["library"].tolist()
     ['sentence-transformers', 'onnxruntime']
     """
+    from sentence_transformers import CrossEncoder as TheirCrossEncoder  # takes two seconds
+
     folder = run.folder / "student"
     limits = {name: run.manifest["config"][name] for name in ("query_tokens", "passage_tokens")}
     ours = CrossEncoder.from_pretrained(folder, **limits).eval()
@@ -91,7 +92,7 @@ def loaded_elsewhere(run: Run, results: Results) -> pd.DataFrame:
         expected = ours.score(queries, passages, rows, rows, token_budget=4096).numpy()
     pairs = [_pairs(results)[row] for row in rows.tolist()]
     found = {
-        "sentence-transformers": SentenceTransformersCrossEncoder(str(folder)).predict(
+        "sentence-transformers": TheirCrossEncoder(str(folder)).predict(
             pairs, show_progress_bar=False
         ),
         "onnxruntime": _by_onnx(folder, ours, pairs),

@@ -12,16 +12,16 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import nbformat
-import papermill
+from typing import TYPE_CHECKING, Any
 
 from rdl_core.data.collections import load
 from rdl_core.study import files
 from rdl_core.study.parameters import NOTEBOOKS, check_parameters
 from rdl_core.study.profile import Profile, load_profile
 from rdl_core.study.runs import Run, obtain, project_folder
+
+if TYPE_CHECKING:
+    import nbformat
 
 __all__ = ["page", "publish", "shown_in"]
 
@@ -54,6 +54,8 @@ def publish(profile_name: str, pages: Path) -> list[Path]:
     Traceback (most recent call last):
     ValueError: unknown profile 'no such profile': ...
     """
+    import nbformat  # takes longer than torch, and most jobs show no page
+
     given = {name: check_parameters(name, _parameters(profile_name, name)) for name in NOTEBOOKS}
     pages.mkdir(parents=True, exist_ok=True)
     written = []
@@ -84,6 +86,8 @@ def page(profile_name: str, name: str) -> Run:
     values, profile = _parameters(profile_name, name), load_profile(profile_name)
 
     def execute(folder: Path) -> None:
+        import papermill  # likewise
+
         _log.info("executing notebooks/%s.ipynb", name)
         papermill.execute_notebook(
             str(_template(name)), str(folder / "page.partial.ipynb"), parameters=values,
