@@ -58,6 +58,15 @@ def test_what_is_not_there_is_none(results, tmp_path):
     assert recorded.read("page", "other", folder=tmp_path) is None
 
 
+def test_an_overview_has_a_mean_only_of_what_every_part_has(results, tmp_path):
+    alone = replace(results, rankings={"BM25": results.rankings["BM25"]})
+    recorded.write("page", results.profile, {"one": results, "two": alone}, tmp_path)
+    shown = recorded.overview("page", folder=tmp_path).set_index("system")
+    bm25, student = (f"{results.values[name].mean():.3f}" for name in ("BM25", "student"))
+    assert shown.loc["BM25"].to_dict() == {"one": bm25, "two": bm25, "mean": bm25}
+    assert shown.loc["student"].to_dict() == {"one": student, "two": "", "mean": ""}
+
+
 def test_a_table_says_what_was_not_recorded_and_not_run(results, tmp_path, monkeypatch):
     monkeypatch.setattr(recorded, "project_folder", lambda: tmp_path)
     assert "Recorded: nothing yet" in recorded.side_by_side("page", "one", results).data

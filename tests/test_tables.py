@@ -43,8 +43,8 @@ def test_no_significance_is_not_sold_as_equality(results):
 
 
 def test_matching_is_a_test_of_equivalence(results):
-    assert "**same** matches **BM25** within 0.02" in tables.matching(results, "same", "BM25").data
-    assert "is not shown to match" in tables.matching(results, "good", "BM25").data
+    assert "**same** matches **BM25** within 0.02" in tables.matching(results.values, "same", "BM25", "P").data
+    assert "is not shown to match" in tables.matching(results.values, "good", "BM25", "P").data
 
 
 def test_the_baseline_has_no_difference_and_no_p(results):

@@ -23,7 +23,10 @@ from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run, project_folder, stored
 from rdl_core.study.tables import Results, as_p, compare, measured
 
-__all__ = ["Recorded", "answers", "differences", "headline", "page_tables", "read", "side_by_side", "write"]
+__all__ = [
+    "Recorded", "answers", "differences", "headline", "overview", "page_tables", "read", "side_by_side",
+    "write",
+]  # fmt: skip
 
 _KEYS = ["part", "system", "collection", "seed", "query_id"]
 
@@ -198,6 +201,34 @@ def page_tables(
     if not blocks:
         return HTML('<p class="rdl-note">Nothing was recorded for this page, nor run here.</p>')
     return HTML("".join(blocks))
+
+
+def overview(page: str, *, profile: str = "trec-dl", folder: Path | None = None) -> pd.DataFrame:
+    """Means of the main measure in every recorded part of a page, and the mean of these.
+
+    Args:
+        page: The page's name.
+        profile: The profile that was recorded.
+        folder: As for `read`.
+
+    Returns:
+        ``system``, a column for each part and ``mean``, figures as text; empty where a part lacks a
+        system.
+
+    >>> _ = write("loss", profile, {"losses": results}, folder)
+    >>> overview("loss", folder=folder).columns.tolist()
+    ['system', 'losses', 'mean']
+    """
+    path = (folder or project_folder() / "results" / profile) / f"{page}.csv"
+    table = pd.read_csv(path, usecols=["part", "system"])
+    parts = {
+        part: read(page, part, profile=profile, folder=folder).values.mean()
+        for part in table["part"].unique()
+    }
+    means = pd.DataFrame(parts).reindex(table["system"].unique())
+    means["mean"] = means.mean(axis=1, skipna=False)
+    shown = means.map("{:.3f}".format).mask(means.isna(), "")
+    return shown.rename_axis("system").reset_index()
 
 
 def differences(page: str, part: str) -> pd.DataFrame | None:

@@ -248,16 +248,22 @@ def _paper() -> dict:
     return json.loads(resources.files(__package__).joinpath("paper_tables.json").read_text())
 
 
-def matching(results: Results, system: str, reference: str) -> Markdown:
+def matching(values: pd.DataFrame, system: str, reference: str, measure: str) -> Markdown:
     """Whether a system matches a reference, in words: a test of equivalence, not of difference.
 
-    >>> "TOST p =" in matching(results, "student", "BM25").data
+    Args:
+        values: Of the measure, ``[query_id, system]``.
+        system: One column.
+        reference: Another.
+        measure: Its name.
+
+    >>> "TOST p =" in matching(results.values, "student", "BM25", "nDCG@10").data
     True
     """
-    test = equivalence(results.values, system, reference)
+    test = equivalence(values, system, reference)
     found = "matches" if test.equivalent else "is not shown to match"
     return Markdown(
-        f"**{system}** {found} **{reference}** within {test.margin} {results.profile.measure} "
+        f"**{system}** {found} **{reference}** within {test.margin} {measure} "
         f"(difference {test.delta:+.3f}, 90 % interval {test.delta_low:+.3f} to "
         f"{test.delta_high:+.3f}, TOST p = {test.p_value:.3f})."
     )
