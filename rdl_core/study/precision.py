@@ -65,7 +65,7 @@ def measure_precisions(profile: Profile, model: str, *, folder: Path | None = No
     if folder:
         safetensors = weights / "model.safetensors"
         manifest = {
-            "model": model, "weights": content_hash(safetensors) if safetensors.exists() else None,
+            "model": weights.name, "weights": content_hash(safetensors) if safetensors.exists() else None,
             "profile": profile.name, "candidates": f"{profile.test.first_stage} top {profile.test.depth}",
             "data": data, **machine(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
