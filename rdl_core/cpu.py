@@ -152,9 +152,9 @@ class _Int8(nn.Module):
         self.bias = self.scales.new_zeros(()) if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2)
+        rows = x.flatten(0, -2).float()  # mixed types are slow below
         # Two passes: ten times as fast as the norm, or as `aminmax`, along a row.
-        step = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).float()
+        step = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
         step = step.clamp_(min=torch.finfo(torch.float32).tiny).div_(127)
         # Unsigned with 128 for zero: oneDNN has no fast kernel for signed inputs on most CPUs.
         integers = (rows / step).add_(128.5).to(torch.uint8)
