@@ -232,7 +232,7 @@ def test_what_does_not_pass_stops_at_once_and_says_what_to_do(fault, telling):
 
 
 def test_answers_on_their_way_at_a_permanent_error_are_not_lost():
-    fault, found = at_query(3, status=404), []
+    fault, found = at_query(3, status=404, wait_s=0.1), []
     config = {"max_in_flight": 5, **QUICK}
     with ChatServer(fault=lambda n, p: fault(n, p) or {"wait_s": 0.2}) as server:
         endpoint = Endpoint(EndpointConfig(base_url=server.url, **config))

@@ -50,7 +50,6 @@ def trained(messages):
 
 
 def test_students_share_the_stages_that_they_share(config, caplog):
-    logging.getLogger("rdl_core").propagate = True
     with caplog.at_level(logging.INFO, "rdl_core"):
         jobs.student(config)
         assert trained(caplog.messages) == 2

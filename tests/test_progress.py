@@ -82,19 +82,7 @@ def test_items_are_taken_one_by_one(work):
     assert list(items) == [2, 3]
 
 
-@pytest.fixture
-def loggers():
-    """Put logging back as it was."""
-    names = ("rdl_core", "papermill")
-    before = {n: (logging.getLogger(n).handlers, logging.getLogger(n).propagate) for n in names}
-    yield
-    for name, (handlers, propagate) in before.items():
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(logging.NOTSET)
-
-
-def test_lines_are_seen_once_even_when_asked_for_twice(loggers, monkeypatch):
+def test_lines_are_seen_once_even_when_asked_for_twice(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     log_plainly()
     log_plainly()

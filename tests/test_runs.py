@@ -45,7 +45,6 @@ def never(folder):
 def test_a_finished_run_is_reused_and_says_so(caplog):
     first = obtain()
     with caplog.at_level(logging.INFO, "rdl_core"):
-        logging.getLogger("rdl_core").propagate = True
         again = obtain(compute=never)
     assert again == first
     assert (again.folder / "result").read_text() == "x"

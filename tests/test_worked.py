@@ -138,7 +138,7 @@ def test_files_hold_what_was_measured_and_ranked(part, results, tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path)
     assert "bm25/student-rdl-pydocs-test-seed1.run" in names
-    assert len(names) == 3 + 3 * 2  # three orders; three systems with a student of each seed
+    assert len(names) == 4 + 5 * 2  # four orders; five systems with a student of each seed
     back = read_candidates(tmp_path / "bm25" / "student-rdl-pydocs-test-seed1.run")
     kept = pd.read_parquet(results.rankings["student"][1].folder / "run.parquet")
     assert len(back) == len(kept)

@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 
 import torch
 from filelock import FileLock
@@ -43,6 +44,7 @@ __all__ = [
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "sentence-transformers", "bm25s")
 _asked: ContextVar[dict[str, None] | None] = ContextVar("asked", default=None)
+_parsing = Lock()  # Python 3.11's parser counts its depth for all threads together, and fails
 _log = logging.getLogger(__name__)
 
 
@@ -180,7 +182,9 @@ def code_hash(*modules: str) -> str:
     while waiting:
         module = waiting.pop()
         if module not in trees:
-            tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_bytes())
+            source = Path(importlib.util.find_spec(module).origin).read_bytes()
+            with _parsing:
+                tree = ast.parse(source)
             waiting += _own_imports(tree)
             trees[module] = ast.dump(_without_docstrings(tree))
     return _hash(json.dumps(trees, sort_keys=True))
