@@ -21,6 +21,7 @@ PAGES = sorted(
 )
 LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 390)}
 LARGEST_BYTES = 60_000_000
+FADED = "Promise.allSettled(document.getAnimations().map(each => each.finished)).then(() => null)"
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 WITHOUT_IMAGE = """[...document.images]
   .filter((x) => x.loading !== "lazy" && !(x.complete && x.naturalWidth)).map((x) => x.src)"""
@@ -106,6 +107,7 @@ def test_a_page_opens_whole(look, address, name):
 def test_a_page_is_accessible(look, address, name, axe):
     page, _ = look
     page.goto(address + name, wait_until="load")
+    page.evaluate(FADED)
     page.evaluate(axe)
     assert page.evaluate(SERIOUS) == []
 
