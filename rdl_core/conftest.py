@@ -29,15 +29,20 @@ def _store(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _examples(_store, _shared, doctest_namespace, tmp_path):
-    """Names for an example; what it changes of logging is put back, for the tests after it."""
-    doctest_namespace.update(_shared, folder=tmp_path)
+def _logging_as_before():
+    """Commands and notebooks configure logging, and tests that read messages come after them."""
     loggers = [logging.getLogger(name) for name in ("rdl_core", "papermill")]
     before = [(one.handlers, one.propagate, one.level) for one in loggers]
     yield
     for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
         one.handlers, one.propagate = handlers, propagate
         one.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _examples(_store, _shared, doctest_namespace, tmp_path):
+    """Names for an example."""
+    doctest_namespace.update(_shared, folder=tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Tiny encoders and token stores, made from configurations: no test needs a network."""
 
-import logging
 import random
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
+from rdl_core.conftest import _logging_as_before  # noqa: F401 - for all tests here, too
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.data.tokens import TokenStore
@@ -114,17 +114,6 @@ def small_stage(stage, *, steps, lists=(), **training):
     few = {"steps": steps, "queries_per_step": 2, "list_size": 3, **training}
     own = replace(stage.lists, n_queries=6, **dict(lists))
     return replace(stage, lists=own, training=replace(stage.training, **few))
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    """Commands and notebooks configure logging, and tests that read messages come after them."""
-    loggers = [logging.getLogger(name) for name in ("rdl_core", "papermill")]
-    before = [(one.handlers, one.propagate, one.level) for one in loggers]
-    yield
-    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        one.handlers, one.propagate = handlers, propagate
-        one.setLevel(level)
 
 
 @pytest.fixture(params=KINDS)
