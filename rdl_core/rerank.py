@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rdl_core.cpu import ready
+from rdl_core.cpu import keep_pages, ready
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
@@ -72,6 +72,7 @@ def rerank(
     queries, passages = queries.to(student.device), passages.to(student.device)
     starts = range(0, len(query_rows), _PAIRS_AT_ONCE)
     scores = [torch.empty(0)]
+    keep_pages()
     engine = ready(student, precision)
     budget = token_budget or token_budget_of(student.device)
     layers = "float32" if precision == "int8" else precision

@@ -3,8 +3,14 @@
 Mutations tried; each made at least one test here fail: 127 for zero of the activations, or halves
 not added before cutting; scales of weights by their mean; no GELU behind a fused layer; one step for
 all rows of a batch; the head laid out, too; the student itself changed, or copied whole;
-batches not filled up, or the filler's scores kept; every integer layer's output in bfloat16.
+batches not filled up, or the filler's scores kept; inputs overwritten that others read, or steps that
+follow the largest entry alone; freed memory not kept.
 """
+
+import platform
+import subprocess
+import sys
+import textwrap
 
 import pandas as pd
 import pytest
@@ -13,7 +19,7 @@ from conftest import make_student
 from test_cross_encoder import score
 
 from rdl_core.cpu import ready
-from rdl_core.devices import PRECISIONS, resolve_precision
+from rdl_core.devices import PRECISIONS
 from rdl_core.rerank import rerank
 
 CLOSE = {"float32": 1e-4, "bfloat16": 0.12, "int8": 0.2}  # of the scores' spread
@@ -49,12 +55,43 @@ def test_an_int8_score_does_not_depend_on_its_batch(kind, stores):
     assert away.max() < 0.02 * alone.std()
 
 
-def test_the_widest_state_is_as_narrow_as_the_cpu_computes(stores):
-    layer = ready(make_student("bert"), "int8").model.base_model.encoder.layer[0]
-    auto = PRECISIONS[resolve_precision("auto", torch.device("cpu"))]
-    state = layer.intermediate(torch.ones(3, make_student("bert").model.config.hidden_size))
-    assert state.dtype == auto
-    assert layer.output.dense(state).dtype == torch.float32
+@torch.inference_mode()
+def test_an_int8_layer_overwrites_only_what_gelu_made():
+    torch.manual_seed(0)
+    student = make_student("bert").eval()
+    layer, own = (x.model.base_model.encoder.layer[0] for x in (ready(student, "int8"), student))
+    state = torch.randn(3, student.model.config.hidden_size)
+    before = state.clone()
+    wide = layer.intermediate(state)
+    assert torch.equal(state, before)
+    # What GELU makes of numbers below 0 is at most 0.17 below: that much every step reaches.
+    wide[0] = torch.nn.functional.gelu(torch.full_like(wide[0], -0.75))
+    wanted = own.output.dense(wide)
+    torch.testing.assert_close(layer.output.dense(wide), wanted, atol=0.1 * wanted.std(), rtol=0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_not_fetched_anew():
+    """Four blocks of 12 MB (2,930 pages each), made, freed and made again, as in layers."""
+    code = """
+        import resource, torch
+        from rdl_core.cpu import keep_pages
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            kept = [torch.ones(3_000_000) for _ in range(4)]
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        if {keep}:
+            keep_pages()
+        faults()
+        print(faults())
+    """
+    again, without = (
+        int(subprocess.check_output(
+            [sys.executable, "-c", textwrap.dedent(code.format(keep=keep))], text=True
+        ))
+        for keep in (True, False)
+    )  # fmt: skip
+    assert again < 6_000 < without
 
 
 def test_kernels_are_made_for_few_shapes(kind, stores, monkeypatch):

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rdl_core.cpu import ready
+from rdl_core.cpu import keep_pages, ready
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore, pack, plan_batches
@@ -55,7 +55,7 @@ def _longest(work: dict) -> int:
 
 def rank_ours(
     work: dict, *, precision: str = "float32", stored: bool = False, laid_out: bool = True,
-    compiled: bool = False, filled: bool = True, token_budget: int | None = None,
+    compiled: bool = False, filled: bool = True, kept: bool = True, token_budget: int | None = None,
 ) -> Callable[[int], Tensor]:
     """Our student.
 
@@ -67,6 +67,7 @@ def rank_ours(
         compiled: Whether ``torch.compile`` compiles the layers, which it cannot do once they are
             laid out. Needs a C++ compiler.
         filled: Whether batches are filled up to few shapes.
+        kept: Whether freed memory is kept for the next layer.
         token_budget: Most tokens in a batch; None takes what suits the device.
 
     >>> rank_ours(work)(0).shape
@@ -75,6 +76,8 @@ def rank_ours(
     engine = _cross_encoder(work)
     tokenizer, device = engine.tokenizer, engine.device
     precision = resolve_precision(precision, device)
+    if kept:
+        keep_pages()
     engine = ready(engine, precision) if laid_out else engine
     if not filled:
         engine.fill = 1

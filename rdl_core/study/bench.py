@@ -107,6 +107,7 @@ def _engine(given: _Given) -> tuple[dict[str, System], dict]:
     """Our student without one thing or the other."""
     systems = {"ours": _ours(), "weights as they come": _ours(laid_out=False)}
     systems["batches not filled up"] = _ours(filled=False)
+    systems["memory handed back"] = _ours(kept=False)
     if shutil.which(os.environ.get("CXX", "g++")):
         systems["layers compiled"] = _ours(laid_out=False, compiled=True)
     systems |= {f"batches of {n:,} tokens": _ours(token_budget=n) for n in (512, 1024, 4096, 8192)}

@@ -180,6 +180,9 @@ _OPTIMISATIONS = {
             "batches filled up to a multiple of 64 tokens, so that oneDNN keeps few kernels",
             "1, with less memory", "kept",
         ),
+        "memory handed back": (
+            "freed memory kept for the next layer, instead of handed back to the system", "1.05", "kept",
+        ),
         "batches of 512 tokens": ("batches of 2,048 tokens instead of 512", "more than 1", "kept"),
         "batches of 1,024 tokens": ("2,048 instead of 1,024", "more than 1", "kept"),
         "batches of 4,096 tokens": ("2,048 instead of 4,096", "1", "kept"),
