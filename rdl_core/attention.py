@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 
 from rdl_core.data.tokens import Packed
 
-__all__ = ["ATTENTION", "Layout", "attend_first"]
+__all__ = ["ATTENTION", "Layout", "attend_first", "attend_first_to_states", "has_varlen"]
 
 #: The name under which transformers knows this attention.
 ATTENTION = "rdl_packed"
@@ -98,7 +98,7 @@ def _packed_attention(
     """
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     window = _window(module)
-    if _has_varlen(query):
+    if has_varlen(query):
         cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
         sides = (-1, -1) if window is None else (window, window)
         return varlen_attn(
@@ -137,7 +137,7 @@ def attend_first(
     """
     scaling, window = query.shape[-1] ** -0.5, _window(module)
     # The kernel puts a single query at the end of its keys, so its window would be the wrong one.
-    if _has_varlen(query) and window is None:
+    if has_varlen(query) and window is None:
         cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
         one_each = torch.arange(len(cu), dtype=torch.int32, device=cu.device)
         return varlen_attn(query, key, value, one_each, cu, 1, longest, scale=scaling).flatten(1)
@@ -149,6 +149,48 @@ def attend_first(
     return attended.flatten(1)
 
 
+def attend_first_to_states(
+    query: Tensor, states: Tensor, key: nn.Linear, value: nn.Linear, layout: Layout
+) -> Tensor:
+    """As `attend_first`, from the states that keys and values would be made of, without making them.
+
+    Both are linear in the states. A query times a key is the query, taken back through the keys'
+    weights, times the state; a weighted sum of values is the value of the summed states. The keys'
+    bias adds the same to all, which softmax does not see.
+
+    Args:
+        query: ``[n, heads, size]``, of the first positions.
+        states: ``[t, hidden]``.
+        key: The layer's projection to keys.
+        value: Likewise.
+        layout: Of the batch.
+
+    Returns:
+        ``[n, heads * size]``.
+
+    >>> ids, bounds = torch.tensor([0, 1, 0]), torch.tensor([0, 2, 3], dtype=torch.int32)
+    >>> layout = Layout(Packed(ids, ids, ids, bounds, 2))  # of two tokens and of one
+    >>> attend_first_to_states(
+    ...     torch.ones(2, 1, 4), torch.ones(3, 5), nn.Linear(5, 4), nn.Linear(5, 4), layout).shape
+    torch.Size([2, 4])
+    """
+    heads = query.shape[1:]
+    back = torch.einsum("nhs,hsw->nhw", query * heads[1] ** -0.5, key.weight.unflatten(0, heads))
+    states = layout.unpack(states[:, None])[:, 0]
+    seen = (back @ states.mT).masked_fill(~layout.mask(None)[:, 0], -torch.inf).softmax(-1)
+    summed = torch.einsum("nhw,hsw->nhs", seen @ states, value.weight.unflatten(0, heads))
+    return summed.flatten(1) + value.bias
+
+
+def has_varlen(x: Tensor) -> bool:
+    """Whether sequences end to end have a kernel, on the device and in the precision of a tensor.
+
+    >>> has_varlen(torch.zeros(1))
+    False
+    """
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+
+
 def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> AbstractContextManager:
     """The CPU's fused kernel runs backwards slowly in bfloat16: short sequences go without it.
 
@@ -158,10 +200,6 @@ def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> AbstractContex
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
     short = layout.packed.max_length <= _SHORT_TOKENS
     return sdpa_kernel(SDPBackend.MATH) if slow and short else nullcontext()
-
-
-def _has_varlen(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
 
 
 def _window(module: nn.Module) -> int | None:

@@ -18,8 +18,9 @@ from rdl_core.data.downloads import fetch_group
 from rdl_core.efficiency import ratios, summary
 from rdl_core.progress import log_plainly
 from rdl_core.study.batch import run_pages
-from rdl_core.study.bench import LLMS, PARTS, measure_part, peers_python
+from rdl_core.study.bench import measure_part, peers_python
 from rdl_core.study.full_size import MS_MARCO, full_size_table, measure_full_size
+from rdl_core.study.parts import LLMS, PARTS
 from rdl_core.study.precision import measure_precisions, precision_table
 from rdl_core.study.profile import load_profile
 from rdl_core.study.runs import project_folder

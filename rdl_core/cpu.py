@@ -79,13 +79,14 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
     shared = {id(x): x for x in (*student.parameters(), *student.buffers())}
     copied = copy.deepcopy(student, shared).eval()
     copied.fill = _FILL
-    heads = copied.head_names()
+    as_they_are = {name.removesuffix(".weight") for name in copied.head_names()}
+    as_they_are.update(copied.unprojected())
     *layers, _ = _attentions(copied.model)  # the last one has no queries but the first positions'
     for attention in layers:
         joined = _Joined(attention, precision)
         attention.query, attention.key, attention.value = (_Part(joined, i) for i in range(3))
     for name, module in list(copied.model.named_modules()):
-        if isinstance(module, nn.Linear) and f"{name}.weight" not in heads:
+        if isinstance(module, nn.Linear) and name not in as_they_are:
             copied.model.set_submodule(name, _laid_out(module, precision))
     for layer in copied.model.modules():
         between = getattr(layer, "intermediate", None)

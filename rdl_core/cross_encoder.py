@@ -31,7 +31,13 @@ from transformers import (
 )
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
-from rdl_core.attention import ATTENTION, Layout, attend_first
+from rdl_core.attention import (
+    ATTENTION,
+    Layout,
+    attend_first,
+    attend_first_to_states,
+    has_varlen,
+)
 from rdl_core.data.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 from rdl_core.devices import PRECISIONS
 from rdl_core.similarity import BertSimilarityConfig, with_similarity
@@ -204,6 +210,18 @@ class CrossEncoder(nn.Module):
         base = self.model.base_model
         return list(base.encoder.layer if hasattr(base, "encoder") else base.layers)[:-1]
 
+    def unprojected(self) -> list[str]:
+        """Names, in the wrapped model, of linear layers whose weights scoring reads as they are."""
+        encode, _ = _WAYS[self.model.config.model_type]
+        if encode is not _encode_bert:
+            return []
+        last = self.model.base_model.encoder.layer[-1].attention.self
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if module is last.key or module is last.value
+        ]
+
     def head_names(self) -> set[str]:
         """Names, in the wrapped model, of the weights after the encoder; BERT's pooler included."""
         encoder = f"{self.model.base_model_prefix}."
@@ -263,13 +281,14 @@ def _encode_bert(model: PreTrainedModel, layout: Layout, run: Callable[..., Tens
     hidden = _through_bert(model, layout, run, layers)
     attention = last.attention.self
     first = hidden.index_select(0, layout.packed.cu_seqlens[:-1])
-    query, key, value = (
-        projection(x).unflatten(-1, (-1, attention.attention_head_size))
-        for projection, x in (
-            (attention.query, first), (attention.key, hidden), (attention.value, hidden),
-        )
-    )
-    attended = last.attention.output(attend_first(attention, query, key, value, layout), first)
+    heads = (-1, attention.attention_head_size)
+    query = attention.query(first).unflatten(-1, heads)
+    if hidden.requires_grad or has_varlen(query):
+        key, value = (x(hidden).unflatten(-1, heads) for x in (attention.key, attention.value))
+        attended = attend_first(attention, query, key, value, layout)
+    else:
+        attended = attend_first_to_states(query, hidden, attention.key, attention.value, layout)
+    attended = last.attention.output(attended, first)
     return last.feed_forward_chunk(attended)[:, None]
 
 

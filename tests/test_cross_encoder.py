@@ -204,7 +204,8 @@ def test_variable_length_kernel_gets_what_it_takes(kind, layers, stores, monkeyp
         calls.append(own)
         return plain_varlen(*args, **own)
 
-    monkeypatch.setattr(attention, "_has_varlen", lambda x: True)
+    for module in (attention, cross_encoder):
+        monkeypatch.setattr(module, "has_varlen", lambda x: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     with torch.no_grad():
         torch.testing.assert_close(score(student, stores), without, atol=1e-5, rtol=0)

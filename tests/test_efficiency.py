@@ -1,10 +1,12 @@
 """Races: everybody in turns, each in a process of its own, timed inside it.
 
 Seen to fail: the first system always first in its turn; warm-up counted; one number for all calls;
-what a library prints taken for a reply; seconds for milliseconds; a ratio upside down.
+what a library prints taken for a reply; seconds for milliseconds; a ratio upside down; energy of a
+round of calls taken for one call's, or in millijoules; time or energy of several lists taken for one's.
 """
 
 import json
+import os
 import sys
 
 import pandas as pd
@@ -27,10 +29,39 @@ def echo(work, said="", log=None, wait=0.0):
         return [work["times"] * number, os.getpid()]
     return call
 
+def together(work, wait=0.0, log=None):
+    def call(number):
+        time.sleep(wait)
+        if log:
+            with open(log, "a") as file:
+                file.write("both ")
+    call.lists_at_once = 2
+    return call
+
 def fails(work):
     def call(number):
         raise RuntimeError(f"no list {number}")
     return call
+"""
+
+# As nvidia-ml-py has it, for a counter that is the number of words in a file.
+DRIVER = """
+import os
+from pathlib import Path
+
+class NVMLError(Exception): pass
+
+def nvmlInit(): pass
+
+def nvmlDeviceGetHandleByIndex(index):
+    return index
+
+def nvmlDeviceGetHandleByUUID(uuid):
+    raise NVMLError(uuid)
+
+def nvmlDeviceGetTotalEnergyConsumption(device):
+    file = Path(os.environ["COUNTER"])
+    return 6000 * len(file.read_text().split()) if file.exists() else 0
 """
 
 
@@ -79,6 +110,25 @@ def test_a_system_that_fails_is_named_with_its_last_words(system):
     job = Job(systems={"x": system("fails")}, work={}, calls=[7], repetitions=1)
     with pytest.raises(ChildProcessError, match="x: expected a reply.*(?s:.*)no list 7"):
         race(job)
+
+
+def test_a_call_of_several_lists_is_timed_per_list(system):
+    job = Job(systems={"x": system("together", wait=0.2)}, work={}, calls=[0], repetitions=3)
+    assert 50 <= race(job)[0]["ms"].min() < 150
+
+
+def test_energy_is_told_per_list_where_the_driver_counts_it(system, tmp_path, monkeypatch):
+    """A driver whose counter, in millijoules, moves by 6,000 with every call of whatever works."""
+    (tmp_path / "pynvml.py").write_text(DRIVER)
+    monkeypatch.setenv("COUNTER", str(tmp_path / "counter"))
+    systems = {"x": system(log=str(tmp_path / "counter")), "y": system("together", log=str(tmp_path / "counter"))}
+    job = Job(systems=systems, work={"times": 1}, calls=[0, 1], repetitions=1)
+    assert "joules" not in race(job)[1]  # no driver
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    machines = race(job)[1]
+    assert machines["joules"].to_dict() == {"x": 6.0, "y": 3.0}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-elsewhere")
+    assert "joules" not in race(job)[1]  # no such device
 
 
 def test_a_job_of_nothing_is_refused(system):

@@ -148,6 +148,24 @@ def test_identifiers_that_tokens_do_not_tell_apart_are_refused(first):
         PermutationGrammar([(1,), (2,)], first, end=0)
 
 
+# --- caches -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_keys_and_values_kept_in_place_give_the_same_answers(mode):
+    model, kinds = llama(), set()
+    model.register_forward_pre_hook(
+        lambda _model, _args, kwargs: kinds.add(type(kwargs["past_key_values"]).__name__),
+        with_kwargs=True,
+    )
+    asked, answers = list(windows([3, 7, 5])), []
+    for cache in (None, "static"):
+        llm = LocalLLM(model, bytes_tokenizer(), mode=mode, batch_size=2, cache=cache)
+        answers.append(dict(llm.ask(asked)))
+    assert answers[0] == answers[1]
+    assert kinds == {"DynamicCache", "StaticCache"}
+
+
 # --- constrained --------------------------------------------------------------------------------
 
 

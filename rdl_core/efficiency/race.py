@@ -66,7 +66,8 @@ def race(job: Job) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[int, Any]
         Timings, one row each (``system``, ``call``, ``turn``, ``ms``); of each system
         ``loaded_bytes`` (resident when it was ready) and ``peak_bytes`` (resident at most while it
         worked; with CUDA also ``loaded_device_bytes``, ``peak_allocated_bytes``,
-        ``peak_reserved_bytes``) and ``versions``; and by system and number what the calls gave.
+        ``peak_reserved_bytes``, and with NVML ``joules`` of a list) and ``versions``; and by system and
+        number what the calls gave.
 
     Raises:
         ChildProcessError: A system's process ended; its last words are in the text.
@@ -98,6 +99,8 @@ def race(job: Job) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[int, Any]
                 reply = workers[label].call(call)
                 results[label][call] = reply["result"]
                 rows.append({"system": label, "call": call, "turn": turn, "ms": reply["ms"]})
+        for label, worker in workers.items():
+            said[label] |= worker.energy(job.calls)
         for label, worker in workers.items():
             said[label] |= worker.end()
     machines = pd.DataFrame.from_dict(said, orient="index").rename_axis("system")
@@ -148,12 +151,18 @@ class _Worker:
         return json.loads(line)
 
     def call(self, number: int) -> dict:
+        return self._ask(str(number))
+
+    def _ask(self, line: str) -> dict:
         try:
-            self._process.stdin.write(f"{number}\n")
+            self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the reply tells why
         return self.reply()
+
+    def energy(self, numbers: list[int]) -> dict:
+        return self._ask(" ".join(map(str, ["energy", *numbers])))
 
     def end(self) -> dict:
         self._process.stdin.close()

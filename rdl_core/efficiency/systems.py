@@ -1,52 +1,58 @@
-"""Systems of this environment: ours, sentence-transformers', BM25, and a listwise LLM.
+"""Rankers of this environment: ours, sentence-transformers', BM25, and a listwise LLM.
 
 Each function takes the work and its options, and returns what a worker calls with a number of the
 work's ``lists``. The work is a dict: ``model`` (folder of a cross-encoder), ``bi_encoder``,
-``query_tokens``, ``passage_tokens`` and ``lists``, each with a ``query`` and its ``passages``, for
-training in the teacher's order.
+``query_tokens``, ``passage_tokens`` and ``lists``, each with a ``query`` and its ``passages``.
 
 Whoever ranks returns scores; tokenising is part of the call unless the texts are ``stored``.
 """
 
 from __future__ import annotations
 
-import queue
-import tempfile
-import threading
 from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
 
-import bm25s
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer, ElectraConfig, ElectraForSequenceClassification
 
 from rdl_core.cpu import keep_pages, ready
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.lists import RankedLists
-from rdl_core.data.tokens import TokenStore, pack, plan_batches
-from rdl_core.devices import default_device, resolve_precision
-from rdl_core.distill import Training
+from rdl_core.data.tokens import TokenStore
+from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.rerank import token_budget_of
-from rdl_core.stage import StageConfig
-from rdl_core.step import Step, draw
 from rdl_core.teachers.listwise import rank_lists
 from rdl_core.teachers.local_llm import MODES, LocalLLM  # noqa: F401 - the example goes through the modes
 
 __all__ = [
-    "rank_bi_encoder", "rank_bm25", "rank_listwise_llm", "rank_ours",
-    "rank_sentence_transformers", "sample_ours", "train_ours", "train_sentence_transformers",
+    "encode_ours", "load_student", "longest", "matrix_products", "rank_bi_encoder",
+    "rank_bm25", "rank_listwise_llm", "rank_ours", "rank_sentence_transformers",
 ]  # fmt: skip
 
 
-def _cross_encoder(work: dict) -> CrossEncoder:
+def load_student(work: dict, sizes: dict | None = None) -> CrossEncoder:
+    """The work's cross-encoder, or an ELECTRA of some sizes and random weights, ready to score.
+
+    >>> load_student(work).training
+    False
+    """
     limits = {name: work[name] for name in ("query_tokens", "passage_tokens")}
-    return CrossEncoder.from_pretrained(work["model"], **limits).to(default_device()).eval()
+    if sizes is None:
+        return CrossEncoder.from_pretrained(work["model"], **limits).to(default_device()).eval()
+    tokenizer = AutoTokenizer.from_pretrained(work["model"])
+    config = ElectraConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)
+    model = ElectraForSequenceClassification(config).to(default_device())
+    return CrossEncoder(model, tokenizer, **limits).eval()
 
 
-def _longest(work: dict) -> int:
+def longest(work: dict) -> int:
+    """Most tokens of a sequence.
+
+    >>> longest({"query_tokens": 4, "passage_tokens": 8})
+    15
+    """
     return work["query_tokens"] + work["passage_tokens"] + 3  # [CLS] query [SEP] passage [SEP]
 
 
@@ -54,18 +60,21 @@ def _longest(work: dict) -> int:
 
 
 def rank_ours(
-    work: dict, *, precision: str = "float32", stored: bool = False, laid_out: bool = True,
-    compiled: bool = False, filled: bool = True, kept: bool = True, token_budget: int | None = None,
+    work: dict, *, sizes: dict | None = None, precision: str = "float32", stored: bool = False,
+    laid_out: bool = True, compiled: str | None = None, filled: bool = True, kept: bool = True,
+    token_budget: int | None = None,
 ) -> Callable[[int], Tensor]:
     """Our student.
 
     Args:
         work: See the module.
+        sizes: Of transformers' ``ElectraConfig``, for an ELECTRA of random weights instead of the
+            work's model.
         precision: As `rdl_core.rerank.rerank` takes it.
         stored: Whether passages come tokenised, as `rdl_core.rerank` has them from a token store.
         laid_out: Whether the weights are laid out for the CPU; off to see what that brings.
-        compiled: Whether ``torch.compile`` compiles the layers, which it cannot do once they are
-            laid out. Needs a C++ compiler.
+        compiled: Mode of ``torch.compile`` for the layers, which it cannot compile once they are
+            laid out; ``"reduce-overhead"`` records CUDA graphs. Needs a C++ compiler.
         filled: Whether batches are filled up to few shapes.
         kept: Whether freed memory is kept for the next layer.
         token_budget: Most tokens in a batch; None takes what suits the device.
@@ -73,7 +82,7 @@ def rank_ours(
     >>> rank_ours(work)(0).shape
     torch.Size([2])
     """
-    engine = _cross_encoder(work)
+    engine = load_student(work, sizes)
     tokenizer, device = engine.tokenizer, engine.device
     precision = resolve_precision(precision, device)
     if kept:
@@ -82,7 +91,7 @@ def rank_ours(
     if not filled:
         engine.fill = 1
     for layer in engine.layers() if compiled else ():
-        layer.compile(dynamic=True)
+        layer.compile(mode=compiled, dynamic=True)
     layers = "float32" if precision == "int8" else precision
     budget = token_budget or token_budget_of(device)
     kept = [TokenStore.of_texts(x["passages"], tokenizer).to(device) for x in work["lists"] if stored]
@@ -113,7 +122,7 @@ def rank_sentence_transformers(
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     model = TheirCrossEncoder(
-        work["model"], max_length=_longest(work), trust_remote_code=False,
+        work["model"], max_length=longest(work), trust_remote_code=False,
         model_kwargs={"dtype": dtype},
     )
 
@@ -146,6 +155,8 @@ def rank_bm25(work: dict) -> Callable[[int], np.ndarray]:
     >>> rank_bm25(work)(0).shape
     (2,)
     """
+    import bm25s
+
     every = list(chain.from_iterable(x["passages"] for x in work["lists"]))
     index = bm25s.BM25()
     index.index(bm25s.tokenize(every, stopwords="en", show_progress=False), show_progress=False)
@@ -159,8 +170,8 @@ def rank_bm25(work: dict) -> Callable[[int], np.ndarray]:
 
 
 def rank_listwise_llm(
-    work: dict, *, sizes: dict, mode: str = "free", batch_size: int = 1, window_size: int = 20,
-    stride: int = 10, precision: str = "auto",
+    work: dict, *, sizes: dict, mode: str = "free", batch_size: int = 1, cache: str | None = None,
+    window_size: int = 20, stride: int = 10, precision: str = "auto",
 ) -> Callable[[int], list[int]]:
     """A listwise LLM of random weights over sliding windows: time does not depend on their values.
 
@@ -172,6 +183,7 @@ def rank_listwise_llm(
         sizes: Of transformers' ``MistralConfig``.
         mode: Of `rdl_core.teachers.local_llm.MODES`.
         batch_size: Windows at once: those of several lists, as one list's follow each other.
+        cache: Of `rdl_core.teachers.local_llm.LocalLLM`.
         window_size: Passages in a prompt.
         stride: Places from window to window.
         precision: Of the layers.
@@ -181,9 +193,7 @@ def rank_listwise_llm(
     >>> [sorted(rank_listwise_llm(work, sizes=sizes, mode=mode)(0)) for mode in MODES]
     [[0, 1], [0, 1], [0, 1]]
     """
-    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
-
-    from rdl_core.devices import PRECISIONS
+    from transformers import MistralConfig, MistralForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(work["model"])
     tokenizer.eos_token, device = tokenizer.sep_token, default_device()
@@ -193,14 +203,17 @@ def rank_listwise_llm(
         model = MistralForCausalLM._from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = -1  # it never ends before its time
     answer = len(tokenizer(" > ".join(f"[{i + 1}]" for i in range(window_size))).input_ids) - 2
-    llm = LocalLLM(model, tokenizer, mode=mode, batch_size=batch_size, max_new_tokens=answer)
+    llm = LocalLLM(
+        model, tokenizer, mode=mode, batch_size=batch_size, max_new_tokens=answer, cache=cache
+    )
     llm._ends = [-1]
     # Which tokens are compared does not matter to time; this tokenizer knows no capital letters.
     letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
     llm._letter_tokens = torch.tensor(letters, device=device)
 
     def rank(number: int) -> list[int]:
-        asked = work["lists"][number : number + batch_size]
+        following = range(number, number + batch_size)
+        asked = [work["lists"][n % len(work["lists"])] for n in following]
         candidates = pd.DataFrame(
             [
                 {"query_id": str(n), "query": each["query"], "doc_id": str(i), "text": passage,
@@ -212,159 +225,61 @@ def rank_listwise_llm(
         ranked, _ = rank_lists(
             candidates, llm, window_size=window_size, stride=stride, max_retries=0
         )
-        return [int(x) for x in ranked["doc_id"]]
+        return [int(x) for x in ranked.loc[ranked["query_id"] == "0", "doc_id"]]
 
+    rank.lists_at_once = batch_size
     return rank
 
 
-# --- training -----------------------------------------------------------------------------------
+# --- what a machine can do at most --------------------------------------------------------------
 
 
-def _stores(work: dict, student: CrossEncoder) -> tuple[RankedLists, TokenStore, TokenStore]:
-    """All lists in the teacher's order, and their texts tokenised once."""
-    passages = list(chain.from_iterable(x["passages"] for x in work["lists"]))
-    frame = pd.DataFrame(
-        [
-            {"query_id": n, "rank": i + 1, "teacher_rank": i + 1}
-            for n, each in enumerate(work["lists"])
-            for i in range(len(each["passages"]))
-        ]
-    )
-    frame["doc_id"] = range(len(passages))
-    lists = RankedLists.from_frame(
-        frame, pd.RangeIndex(len(work["lists"])), pd.RangeIndex(len(passages))
-    )
-    queries = TokenStore.of_texts([x["query"] for x in work["lists"]], student.tokenizer)
-    stores = queries, TokenStore.of_texts(passages, student.tokenizer)
-    return tuple(x.to(student.device) for x in (lists, *stores))
+def matrix_products(
+    work: dict, *, precision: str = "float32", size: int | None = None
+) -> Callable[[int], int]:
+    """Products of square matrices and nothing else; gives their floating-point operations.
+
+    >>> matrix_products(work, size=8)(0)
+    1024
+    """
+    device = default_device()
+    size = size or {"cuda": 8192}.get(device.type, 2048)
+    dtype = PRECISIONS[resolve_precision(precision, device)]
+    square = torch.rand(size, size, device=device).to(dtype)
+
+    def multiply(number: int) -> int:
+        torch.mm(square, square)
+        return 2 * size**3
+
+    return multiply
 
 
-def _stage(work: dict, list_size: int, **own: object) -> StageConfig:
-    return StageConfig(
-        **{
-            "sampler": "top", "loss": "ranknet", "targets": "teacher", "list_size": list_size,
-            "queries_per_step": 1, "steps": 1, "learning_rate": 1e-5, "max_gradient_norm": 1.0,
-        } | own
-    )  # fmt: skip
+def encode_ours(work: dict, **options: object) -> Callable[[int], int]:
+    """As `rank_ours` on stored tokens; gives the floating-point operations that scores need.
 
+    Those of matrix products alone, of the last layer what the first position needs.
 
-def train_ours(work: dict, **own: object) -> Callable[[int], float]:
-    """A step of our loop on one list, the draw from it included.
-
-    Args:
-        work: See the module.
-        own: Fields of `StageConfig`.
-
-    >>> train_ours(work)(0) > 0
+    >>> encode_ours(work)(0) > 0
     True
     """
-    student = _cross_encoder(work)
-    lists, queries, passages = _stores(work, student)
-    config = _stage(work, lists.mask.shape[1], **own)
-    training = Training(student, config, Path(tempfile.mkdtemp()))
+    rank, student = rank_ours(work, stored=True, **options), load_student(work)
+    config = student.model.config
+    wide, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers - 1
 
-    def step(number: int) -> float:
-        one = lists.take(torch.tensor([number], device=student.device))
-        drawn = draw(one, config, seed=0, step=number)
-        return training.descend(
-            Step.share(
-                *drawn, slice(None), config, student=student, queries=queries, passages=passages,
-                seed=number,
-            )
-        )[0]
+    def operations(asked: dict) -> int:
+        query = TokenStore.of_texts([asked["query"]], student.tokenizer)
+        passages = TokenStore.of_texts(asked["passages"], student.tokenizer)
+        rows = torch.arange(len(passages))
+        lengths = student.pair_lengths(query, passages, torch.zeros_like(rows), rows)
+        n, t, squares = len(lengths), int(lengths.sum()), int(lengths.square().sum())
+        whole = t * (4 * wide**2 + 2 * wide * inner) + 2 * wide * squares
+        last = 2 * t * wide**2 + 2 * wide * t + n * (2 * wide**2 + 2 * wide * inner)
+        return 2 * (layers * whole + last)
 
-    return step
+    counted = [operations(asked) for asked in work["lists"]]
 
+    def encode(number: int) -> int:
+        rank(number)
+        return counted[number]
 
-class _OneByOne:
-    """A library's training loop, in a thread of its own, that goes on for one step when called."""
-
-    def __init__(self, fit: Callable[[Callable[[float], None]], None]) -> None:
-        self._go, self._done = queue.Queue(), queue.Queue()
-        threading.Thread(target=self._run, args=(fit,), daemon=True).start()
-        self._wait()
-
-    def _run(self, fit: Callable[[Callable[[float], None]], None]) -> None:
-        try:
-            fit(self._step_ended)
-        except BaseException as error:
-            self._done.put(error)
-
-    def _step_ended(self) -> None:
-        self._done.put(None)
-        self._go.get()
-
-    def _wait(self) -> None:
-        if error := self._done.get():
-            raise error
-
-    def __call__(self, number: int) -> None:
-        self._go.put(None)
-        self._wait()
-
-
-def train_sentence_transformers(work: dict, *, mini_batch_size: int | None) -> Callable[[int], None]:
-    """A step of sentence-transformers' trainer with its RankNet loss, loading included.
-
-    >>> train_sentence_transformers(work, mini_batch_size=None)(0)  # doctest: +SKIP
-    """
-    from datasets import Dataset
-    from sentence_transformers import CrossEncoder as TheirCrossEncoder
-    from sentence_transformers.cross_encoder import (
-        CrossEncoderTrainer,
-        CrossEncoderTrainingArguments,
-    )
-    from sentence_transformers.cross_encoder.losses import RankNetLoss
-    from transformers import TrainerCallback
-
-    def fit(step_ended: Callable[[], None]) -> None:
-        class Stop(TrainerCallback):
-            def on_step_end(self, *_: object, **__: object) -> None:
-                step_ended()
-
-        model = TheirCrossEncoder(work["model"], max_length=_longest(work), trust_remote_code=False)
-        lists = work["lists"] * 1000
-        rows = {
-            "query": [x["query"] for x in lists],
-            "docs": [x["passages"] for x in lists],
-            "labels": [[float(-i) for i in range(len(x["passages"]))] for x in lists],
-        }
-        arguments = CrossEncoderTrainingArguments(
-            output_dir=tempfile.mkdtemp(), per_device_train_batch_size=1, learning_rate=1e-5,
-            save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
-        )
-        CrossEncoderTrainer(
-            model=model, args=arguments, train_dataset=Dataset.from_dict(rows),
-            loss=RankNetLoss(model, mini_batch_size=mini_batch_size), callbacks=[Stop()],
-        ).train()
-
-    return _OneByOne(fit)
-
-
-def sample_ours(work: dict, *, n_lists: int, list_size: int) -> Callable[[int], int]:
-    """A step's lists drawn and packed, with nothing computed on them; gives their tokens.
-
-    >>> sample_ours(work, n_lists=1, list_size=2)(0) > 0
-    True
-    """
-    student = _cross_encoder(work)
-    lists, queries, passages = _stores(work, student)
-    config = _stage(work, list_size, sampler="random", queries_per_step=n_lists)
-    device = student.device
-
-    def sample(number: int) -> int:
-        batch, sampled = draw(lists, config, seed=0, step=number)
-        passage_rows = batch.passage_rows.gather(1, sampled.indices).flatten()
-        query_rows = batch.query_rows.repeat_interleave(list_size)
-        lengths = student.pair_lengths(queries, passages, query_rows, passage_rows)
-        packed = [
-            pack(
-                queries, passages, query_rows[rows], passage_rows[rows],
-                template=student.template, query_tokens=student.query_tokens,
-                passage_tokens=student.passage_tokens,
-            )
-            for rows in (rows.to(device) for rows in plan_batches(lengths.cpu(), 16_384))
-        ]
-        return sum(len(part.input_ids) for part in packed)
-
-    return sample
+    return encode

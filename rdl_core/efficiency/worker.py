@@ -3,6 +3,8 @@
 Run by path, by any Python that has the system's libraries; needs nothing else. Its one argument is
 JSON: ``file`` and ``function``, which makes the system from ``work`` (a path to JSON) and
 ``options``; then each line of standard input is the number of a call, and each reply a line of JSON.
+A call that does several lists has ``lists_at_once``, and its time is told per list. A line of
+``energy`` and numbers asks what the GPU uses while these calls are gone through again and again.
 """
 
 import gc
@@ -13,11 +15,13 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 __all__: list[str] = []
 
+_ENERGY_SECONDS = 3
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -44,16 +48,26 @@ def _main() -> None:
     loaded = _resident()
     allocated = torch.cuda.memory_allocated() if cuda else None
     reply(loaded_bytes=loaded, loaded_device_bytes=allocated, versions=_versions())
-    for line in sys.stdin:
-        number = int(line)
+    lists = getattr(call, "lists_at_once", 1)
+
+    def timed(number: int) -> tuple[float, object]:
         if cuda:
             torch.cuda.synchronize()
         started = time.perf_counter()
         result = call(number)
         if cuda:
             torch.cuda.synchronize()
-        ms = (time.perf_counter() - started) * 1000
-        reply(ms=ms, result=result.tolist() if hasattr(result, "tolist") else result)
+        return time.perf_counter() - started, result
+
+    for line in sys.stdin:
+        asked, *numbers = line.split()
+        if asked == "energy":
+            used = _energy_of(lambda numbers=numbers: [timed(int(number)) for number in numbers])
+            reply(joules=used and used / len(numbers) / lists)
+            continue
+        seconds, result = timed(int(asked))
+        result = result.tolist() if hasattr(result, "tolist") else result
+        reply(ms=seconds * 1000 / lists, result=result)
     device = {}
     if cuda:
         device = {
@@ -62,6 +76,30 @@ def _main() -> None:
             "device": torch.cuda.get_device_name(),
         }
     reply(peak_bytes=_peak(peak_is_reset), **device)
+
+
+def _energy_of(work: Callable[[], object]) -> float | None:
+    """Joules that the GPU uses for a piece of work, idle power included; None without NVML.
+
+    Its counter moves some ten times a second only, so that the work is done over and over.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    try:
+        pynvml.nvmlInit()
+        by = "Index" if visible.isdigit() else "UUID"
+        device = getattr(pynvml, f"nvmlDeviceGetHandleBy{by}")(int(visible) if by == "Index" else visible)
+        before = pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
+    except pynvml.NVMLError:
+        return None
+    started, times = time.perf_counter(), 0
+    while not times or time.perf_counter() - started < _ENERGY_SECONDS:
+        work()
+        times += 1
+    return (pynvml.nvmlDeviceGetTotalEnergyConsumption(device) - before) / 1000 / times
 
 
 def _versions() -> dict:

@@ -126,6 +126,8 @@ class LocalLLM:
             preamble. A model that thinks first needs thousands.
         chat_options: Named arguments for the chat template; by default those that turn thinking
             off where a template knows them.
+        cache: How keys and values are kept, as transformers' ``cache_implementation``: with
+            ``"static"``, in place, so that transformers compiles a step of decoding on a GPU.
 
     Raises:
         ValueError: An unknown mode, or no token that ends an answer.
@@ -149,12 +151,13 @@ class LocalLLM:
         max_words: int = 300,
         max_new_tokens: int | None = None,
         chat_options: Mapping[str, object] = _NO_THOUGHTS,
+        cache: str | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"expected a mode among {MODES}, got {mode!r}")
         self.model, self.tokenizer, self.mode = model.eval(), tokenizer, mode
         self.batch_size, self.max_words = batch_size, max_words
-        self.max_new_tokens, self.chat_options = max_new_tokens, dict(chat_options)
+        self.max_new_tokens, self.chat_options, self.cache = max_new_tokens, dict(chat_options), cache
         if not self._ends:
             raise ValueError(
                 f"expected an end-of-sequence token, {model.name_or_path!r} and its tokenizer have "
@@ -302,7 +305,8 @@ class LocalLLM:
         sampling = {"temperature": _RETRY_TEMPERATURE, "top_k": 0, "top_p": 1.0} if sample else {}
         config = GenerationConfig(
             do_sample=sample, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,
-            eos_token_id=self._ends, pad_token_id=self._pad, **sampling, **options,
+            eos_token_id=self._ends, pad_token_id=self._pad, cache_implementation=self.cache,
+            **sampling, **options,
         )  # fmt: skip
         return self.model.generate(
             **inputs, generation_config=config, prefix_allowed_tokens_fn=allowed
