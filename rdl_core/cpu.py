@@ -5,6 +5,8 @@ anew for each. Laid out once, and by oneDNN, products take less time (`rdl bench
 much), and the GELU behind one of them comes with it. As 8-bit integers, weights need a quarter of
 the memory traffic and use the integer instructions of CPUs with VNNI.
 
+Cores take a batch each, instead of all the same one: they need not wait for each other at every step.
+
 oneDNN's operators are those that ``torch.compile`` writes into its programs. They are called here
 directly, as compiling takes a C++ compiler; where PyTorch was built without oneDNN, the student
 stays as it is.
@@ -13,6 +15,10 @@ stays as it is.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from threading import Barrier, local
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +27,7 @@ from transformers.activations import GELUActivation
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.devices import PRECISIONS
 
-__all__ = ["keep_pages", "ready"]
+__all__ = ["keep_pages", "laid_out", "ready"]
 
 # oneDNN makes a kernel for each number of rows and keeps it, with its memory: few numbers are better.
 _FILL = 64
@@ -29,6 +35,7 @@ _ROWS = 4096  # tokens that oneDNN lays weights out for; others work, too
 # Added to a small float32, it rounds it to an integer, whose last byte is the sum's: four times as fast
 # as PyTorch's way from float32 to uint8.
 _LAST_BYTE = 2.0**23
+_MOST_WORKERS = 8  # each needs the memory of a batch
 _LOWEST_OF_GELU = 0.17  # without its sign, rounded up
 
 
@@ -78,7 +85,7 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
     # Parameters are shared, as the copying is told that they are copied.
     shared = {id(x): x for x in (*student.parameters(), *student.buffers())}
     copied = copy.deepcopy(student, shared).eval()
-    copied.fill = _FILL
+    copied.fill, copied.each = _FILL, _over_cores()
     as_they_are = {name.removesuffix(".weight") for name in copied.head_names()}
     as_they_are.update(copied.unprojected())
     *layers, _ = _attentions(copied.model)  # the last one has no queries but the first positions'
@@ -87,7 +94,7 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
         attention.query, attention.key, attention.value = (_Part(joined, i) for i in range(3))
     for name, module in list(copied.model.named_modules()):
         if isinstance(module, nn.Linear) and name not in as_they_are:
-            copied.model.set_submodule(name, _laid_out(module, precision))
+            copied.model.set_submodule(name, laid_out(module, precision))
     for layer in copied.model.modules():
         between = getattr(layer, "intermediate", None)
         if isinstance(getattr(between, "intermediate_act_fn", None), GELUActivation):
@@ -96,13 +103,39 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
     return copied
 
 
+def _over_cores() -> Callable[..., Iterable]:
+    """`map`, by as many threads as PyTorch computes with, or so that each has the same share."""
+    threads = torch.get_num_threads()
+    return map if threads == 1 else _pool(threads).map
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    workers = min(threads, _MOST_WORKERS)
+    share = threads // workers
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    all_started = Barrier(workers)
+    list(pool.map(lambda _: all_started.wait(), range(workers)))
+    torch.set_num_threads(threads)  # for other threads than these, which had changed it
+    return pool
+
+
 def _attentions(model: nn.Module) -> list[nn.Module]:
     """Attention of each layer where queries, keys and values have projections of their own."""
     named = [x for x in model.modules() if all(hasattr(x, n) for n in ("query", "key", "value"))]
     return named or [model]
 
 
-def _laid_out(linear: nn.Linear, precision: str) -> nn.Module:
+def laid_out(linear: nn.Linear, precision: str) -> nn.Module:
+    """A linear layer as `ready` has it.
+
+    Args:
+        linear: On a CPU, with PyTorch that has oneDNN.
+        precision: As `ready` takes it.
+
+    >>> laid_out(nn.Linear(2, 3), "float32")(torch.ones(1, 2)).shape
+    torch.Size([1, 3])
+    """
     return _Int8(linear) if precision == "int8" else _Packed(linear, PRECISIONS[precision])
 
 
@@ -114,17 +147,17 @@ class _Joined:
         joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
         joined.weight.data = torch.cat([part.weight.detach() for part in parts])
         joined.bias.data = torch.cat([part.bias.detach() for part in parts])
-        self._layer = _laid_out(joined, precision)
+        self._layer = laid_out(joined, precision)
         self._sizes = [part.out_features for part in parts]
-        self._input, self._parts = None, ()
+        self._last = local()  # each thread has a batch of its own
 
     def part(self, number: int, x: Tensor) -> Tensor:
         """Layers ask for queries, keys, values in this order, of the same tensor."""
-        if self._input is not x:
-            self._input, self._parts = x, self._layer(x).split(self._sizes, dim=-1)
-        part = self._parts[number]
+        if number == 0:
+            self._last.parts = self._layer(x).split(self._sizes, dim=-1)
+        part = self._last.parts[number]
         if number == 2:
-            self._input, self._parts = None, ()
+            del self._last.parts
         return part
 
 

@@ -85,6 +85,9 @@ class CrossEncoder(nn.Module):
         self.template = PairTemplate.of(tokenizer)
         #: Batches are filled up to a multiple of so many tokens.
         self.fill = 1
+        #: How batches are gone through: takes what scores one, and the batches; ends may come in any
+        #: order, results in theirs.
+        self.each: Callable[..., Iterable[Tensor]] = map
         self._checkpointing = False
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
@@ -175,17 +178,19 @@ class CrossEncoder(nn.Module):
         lengths = self.pair_lengths(queries, passages, query_rows, passage_rows)
         batches = plan_batches(lengths.cpu(), token_budget)
         dtype = PRECISIONS[precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            scores = [
-                self(
-                    pack(
-                        queries, passages, query_rows[batch], passage_rows[batch],
-                        template=self.template, query_tokens=self.query_tokens,
-                        passage_tokens=self.passage_tokens,
-                    ).filled(self.fill)
-                )[: len(batch)]
-                for batch in (b.to(self.device) for b in batches)
-            ]
+        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+        def score_batch(batch: Tensor) -> Tensor:
+            packed = pack(
+                queries, passages, query_rows[batch], passage_rows[batch], template=self.template,
+                query_tokens=self.query_tokens, passage_tokens=self.passage_tokens,
+            )  # fmt: skip
+            inference, gradients = modes  # of the caller; each thread has its own
+            grad = torch.inference_mode() if inference else torch.set_grad_enabled(gradients)
+            with grad, torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                return self(packed.filled(self.fill))[: len(batch)]
+
+        scores = list(self.each(score_batch, [batch.to(self.device) for batch in batches]))
         order = torch.cat(batches).to(self.device)
         return torch.empty_like(torch.cat(scores)).index_copy(0, order, torch.cat(scores))
 
