@@ -4,13 +4,17 @@ Mutations tried; each made at least one test here fail: 127 for zero of the acti
 not added before cutting; scales of weights by their mean; no GELU behind a fused layer; one step for
 all rows of a batch; the head laid out, too; the student itself changed, or copied whole;
 batches not filled up, or the filler's scores kept; inputs overwritten that others read, or steps that
-follow the largest entry alone; freed memory not kept.
+follow the largest entry alone; freed memory not kept; a core's threads not restored, or its modes not
+the caller's; projections of all threads kept in one place.
 """
 
 import platform
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
 
 import pandas as pd
 import pytest
@@ -68,6 +72,58 @@ def test_an_int8_layer_overwrites_only_what_gelu_made():
     wide[0] = torch.nn.functional.gelu(torch.full_like(wide[0], -0.75))
     wanted = own.output.dense(wide)
     torch.testing.assert_close(layer.output.dense(wide), wanted, atol=0.1 * wanted.std(), rtol=0)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_each_core_takes_batches_of_its_own(two_threads, kind, stores, monkeypatch):
+    student = make_student(kind).eval()
+    engine, seen = ready(student, "float32"), set()
+    forward = type(engine).forward
+
+    def watched(self, packed):
+        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        seen.add((get_ident(), torch.get_num_threads(), *modes))
+        time.sleep(0.02)
+        return forward(self, packed)
+
+    wanted = scores(student, stores, "float32")
+    monkeypatch.setattr(type(engine), "forward", watched)
+    found = scores(engine, stores, "float32", token_budget=100)
+    assert len(seen) == 2
+    assert {tuple(rest) for _, *rest in seen} == {(1, True, False)}
+    assert get_ident() not in {thread for thread, *_ in seen}
+    assert torch.get_num_threads() == 2
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    seen.clear()
+    with torch.no_grad():
+        assert not score(engine, stores, precision="float32").is_inference()
+    assert {tuple(rest) for _, *rest in seen} == {(1, False, False)}
+
+
+def test_one_core_starts_no_threads(two_threads):
+    torch.set_num_threads(1)
+    assert ready(make_student("bert"), "float32").each is map
+
+
+@torch.inference_mode()
+def test_projections_of_two_threads_do_not_mix():
+    student = make_student("bert")
+    attention = ready(student, "float32").model.base_model.encoder.layer[0].attention.self
+    inputs = [torch.full((2, student.model.config.hidden_size), x) for x in (0.5, 2.0)]
+    asked = [(n, i) for n in range(3) for i in range(2)]  # turn by turn
+    parts = (attention.query, attention.key, attention.value)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        mixed = {(n, i): (one, other)[i].submit(parts[n], inputs[i]).result() for n, i in asked}
+    for i, x in enumerate(inputs):
+        for n, part in enumerate(parts):
+            torch.testing.assert_close(mixed[n, i], part(x))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
