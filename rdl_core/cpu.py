@@ -109,11 +109,17 @@ def _over_cores() -> Callable[..., Iterable]:
     return map if threads == 1 else _pool(threads).map
 
 
+def _compute_with(threads: int) -> None:
+    """Have this thread compute with so many from now on, whatever others are told."""
+    torch.set_num_threads(threads)
+    torch.get_num_threads()  # PyTorch looks once in each thread, and goes by what was set last
+
+
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     workers = min(threads, _MOST_WORKERS)
     share = threads // workers
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    pool = ThreadPoolExecutor(workers, initializer=_compute_with, initargs=(share,))
     all_started = Barrier(workers)
     list(pool.map(lambda _: all_started.wait(), range(workers)))
     torch.set_num_threads(threads)  # for other threads than these, which had changed it
