@@ -288,7 +288,8 @@ def _encode_bert(model: PreTrainedModel, layout: Layout, run: Callable[..., Tens
     first = hidden.index_select(0, layout.packed.cu_seqlens[:-1])
     heads = (-1, attention.attention_head_size)
     query = attention.query(first).unflatten(-1, heads)
-    if hidden.requires_grad or has_varlen(query):
+    # In training, alike with gradients and without: a step scores its lists twice.
+    if model.training or hidden.requires_grad or has_varlen(query):
         key, value = (x(hidden).unflatten(-1, heads) for x in (attention.key, attention.value))
         attended = attend_first(attention, query, key, value, layout)
     else:
