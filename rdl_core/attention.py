@@ -159,20 +159,17 @@ def attend_first_to_states(
     bias adds the same to all, which softmax does not see.
 
     Args:
-        query: ``[n, heads, size]``, of the first positions.
+        query: As there.
         states: ``[t, hidden]``.
         key: The layer's projection to keys.
         value: Likewise.
-        layout: Of the batch.
+        layout: As there; so is what it returns.
 
-    Returns:
-        ``[n, heads * size]``.
-
-    >>> ids, bounds = torch.tensor([0, 1, 0]), torch.tensor([0, 2, 3], dtype=torch.int32)
-    >>> layout = Layout(Packed(ids, ids, ids, bounds, 2))  # of two tokens and of one
+    >>> bounds, ids = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0])
+    >>> layout = Layout(Packed(ids, ids, ids, bounds, 1))
     >>> attend_first_to_states(
-    ...     torch.ones(2, 1, 4), torch.ones(3, 5), nn.Linear(5, 4), nn.Linear(5, 4), layout).shape
-    torch.Size([2, 4])
+    ...     torch.ones(1, 1, 4), torch.ones(1, 5), nn.Linear(5, 4), nn.Linear(5, 4), layout).shape
+    torch.Size([1, 4])
     """
     heads = query.shape[1:]
     back = torch.einsum("nhs,hsw->nhw", query * heads[1] ** -0.5, key.weight.unflatten(0, heads))

@@ -210,7 +210,7 @@ class _Int8(nn.Module):
         self.bias = self.scales.new_zeros(()) if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2).float()  # another layer's output may be in less
+        rows = x.flatten(0, -2).float()
         largest = rows.amax(1, keepdim=True)
         if self.after_gelu:
             largest = largest.clamp_(min=_LOWEST_OF_GELU)
