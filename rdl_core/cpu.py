@@ -85,7 +85,8 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
     # Parameters are shared, as the copying is told that they are copied.
     shared = {id(x): x for x in (*student.parameters(), *student.buffers())}
     copied = copy.deepcopy(student, shared).eval()
-    copied.fill, copied.each = _FILL, _over_cores()
+    copied.fill = _FILL
+    copied.at_once, copied.each = _over_cores()
     as_they_are = {name.removesuffix(".weight") for name in copied.head_names()}
     as_they_are.update(copied.unprojected())
     *layers, _ = _attentions(copied.model)  # the last one has no queries but the first positions'
@@ -103,10 +104,14 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
     return copied
 
 
-def _over_cores() -> Callable[..., Iterable]:
-    """`map`, by as many threads as PyTorch computes with, or so that each has the same share."""
+def _over_cores() -> tuple[int, Callable[..., Iterable]]:
+    """How many threads take a batch each, as many as PyTorch computes with or a part; their `map`."""
     threads = torch.get_num_threads()
-    return map if threads == 1 else _pool(threads).map
+    return (1, map) if threads == 1 else (_workers(threads), _pool(threads).map)
+
+
+def _workers(threads: int) -> int:
+    return min(threads, _MOST_WORKERS)
 
 
 def _compute_with(threads: int) -> None:
@@ -117,7 +122,7 @@ def _compute_with(threads: int) -> None:
 
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    workers = min(threads, _MOST_WORKERS)
+    workers = _workers(threads)
     share = threads // workers
     pool = ThreadPoolExecutor(workers, initializer=_compute_with, initargs=(share,))
     all_started = Barrier(workers)

@@ -88,6 +88,8 @@ class CrossEncoder(nn.Module):
         #: How batches are gone through: takes what scores one, and the batches; ends may come in any
         #: order, results in theirs.
         self.each: Callable[..., Iterable[Tensor]] = map
+        #: How many batches that way has in hand at a time.
+        self.at_once = 1
         self._checkpointing = False
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
@@ -176,7 +178,7 @@ class CrossEncoder(nn.Module):
             float32 ``[n]``, in the order of the rows.
         """
         lengths = self.pair_lengths(queries, passages, query_rows, passage_rows)
-        batches = plan_batches(lengths.cpu(), token_budget)
+        batches = plan_batches(lengths.cpu(), token_budget, among=self.at_once)
         dtype = PRECISIONS[precision]
         modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 

@@ -87,6 +87,7 @@ def two_threads():
 def test_each_core_takes_batches_of_its_own(two_threads, kind, stores, monkeypatch):
     student = make_student(kind).eval()
     engine, seen = ready(student, "float32"), set()
+    assert engine.at_once == 2
     forward = type(engine).forward
 
     def watched(self, packed):
@@ -112,7 +113,8 @@ def test_each_core_takes_batches_of_its_own(two_threads, kind, stores, monkeypat
 
 def test_one_core_starts_no_threads(two_threads):
     torch.set_num_threads(1)
-    assert ready(make_student("bert"), "float32").each is map
+    engine = ready(make_student("bert"), "float32")
+    assert (engine.at_once, engine.each) == (1, map)
 
 
 @torch.inference_mode()

@@ -10,7 +10,8 @@ whatever the sizes of the files; files not cut back; done texts not read past; t
 compared, or without lengths; the tokenizer not hashed; the record before the data.
 Pairs: segment ids asked for, not checked, or changed one token late; one letter as the only probe,
 or taken for one token; a second read from the device; special tokens sent to it; repeats without
-their total; the longest of no sequences. Batches: a budget that counts the shortest pair.
+their total; the longest of no sequences. Batches: a budget that counts the shortest pair, or is
+not lowered for many.
 Filler: in one sequence, however long; without positions of its own; its end a token early; none.
 """
 
@@ -576,9 +577,13 @@ def test_packing_waits_for_the_device_once():
 
 
 @few
-@given(lengths=st.lists(st.integers(0, 50), max_size=40), budget=st.integers(1, 200))
-def test_batches_are_a_partition_within_the_budget(lengths, budget):
-    batches = plan_batches(torch.tensor(lengths, dtype=torch.int64), budget)
+@given(
+    lengths=st.lists(st.integers(0, 50), max_size=40),
+    budget=st.integers(1, 200),
+    among=st.integers(1, 9),
+)
+def test_batches_are_a_partition_within_the_budget(lengths, budget, among):
+    batches = plan_batches(torch.tensor(lengths, dtype=torch.int64), budget, among=among)
     sizes = [[lengths[i] for i in batch.tolist()] for batch in batches]
     assert sorted(torch.cat(batches).tolist() if batches else []) == list(range(len(lengths)))
     assert all(len(size) == 1 or max(size) * len(size) <= budget for size in sizes)
@@ -592,6 +597,24 @@ def test_no_batch_could_take_the_next_pair(lengths, budget):
     assume(len(batches) > 1)
     for batch in batches[:-1]:
         assert max(lengths[i] for i in batch.tolist()) * (len(batch) + 1) > budget
+
+
+def _ends(lengths, among, planned_for):
+    """When the last of so many is done, each taking the next batch; a token takes one step."""
+    busy = [0] * among
+    for batch in plan_batches(lengths, 1024, among=planned_for):
+        busy[busy.index(min(busy))] += int(lengths[batch].sum())
+    return max(busy)
+
+
+@pytest.mark.parametrize("among", [4, 8])
+def test_batches_taken_by_many_end_together(among):
+    lists = torch.randint(40, 180, (20, 200), generator=torch.Generator().manual_seed(0))
+    lists = [lengths[: 10 * (n + 1)] for n, lengths in enumerate(lists)]
+    even = sum(int(lengths.sum()) for lengths in lists) / among
+    apart = sum(_ends(lengths, among, 1) for lengths in lists)
+    together = sum(_ends(lengths, among, among) for lengths in lists)
+    assert together - even < 0.6 * (apart - even)
 
 
 @few

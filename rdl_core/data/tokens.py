@@ -318,13 +318,15 @@ def pack(
     return Packed(input_ids, position_ids, segment_ids, bounds.int(), longest)
 
 
-def plan_batches(lengths: Tensor, token_budget: int) -> list[Tensor]:
+def plan_batches(lengths: Tensor, token_budget: int, *, among: int = 1) -> list[Tensor]:
     """Cut pairs, sorted by length, into batches of about equal cost.
 
     Args:
         lengths: int64 ``[n]`` on the CPU, tokens in each pair.
         token_budget: Most tokens in a batch, counting every pair as long as the batch's longest;
             a longer single pair gets a batch of its own.
+        among: So many take a batch at a time. Batches become smaller where otherwise some would
+            have none in the last round.
 
     Returns:
         Indices into `lengths`, each exactly once, the longest pairs first, so that memory runs
@@ -334,6 +336,11 @@ def plan_batches(lengths: Tensor, token_budget: int) -> list[Tensor]:
     [tensor([1]), tensor([2, 3]), tensor([0])]
     """
     order = torch.argsort(lengths, descending=True, stable=True)
+    if among > 1 and len(order):
+        n_tokens, longest = int(lengths.sum()), int(lengths[order[0]])
+        rounds = -(-n_tokens // (among * token_budget))
+        # A batch is short of its budget by half a pair or so.
+        token_budget = min(token_budget, n_tokens // max(1, rounds * among) + longest // 2)
     batches, start = [], 0
     while start < len(order):
         size = max(1, token_budget // max(1, int(lengths[order[start]])))

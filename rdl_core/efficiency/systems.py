@@ -92,7 +92,7 @@ def rank_ours(
     if not filled:
         engine.fill = 1
     if not apart:
-        engine.each = map
+        engine.at_once, engine.each = 1, map
     for layer in engine.layers() if compiled else ():
         layer.compile(mode=compiled, dynamic=True)
     layers = "float32" if precision == "int8" else precision
