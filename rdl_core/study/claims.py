@@ -21,7 +21,7 @@ from rdl_core.evaluate import equivalence
 from rdl_core.study import recorded
 from rdl_core.study.parameters import check_parameters
 from rdl_core.study.profile import Profile
-from rdl_core.study.tables import compare, published
+from rdl_core.study.tables import as_seeds, compare, published
 
 __all__ = ["Claim", "claims", "ledger", "pair_of", "verdict"]
 
@@ -54,8 +54,8 @@ def ledger(profile: Profile) -> HTML:
     Args:
         profile: The run's profile. Students that its pages have trained come from the store.
 
-    >>> "not attempted" in ledger(profile).data
-    True
+    >>> "not attempted" in (shown := ledger(profile).data), "2 seeds" in shown
+    (True, True)
     """
     lines = "".join(_line(claim, profile) for claim in claims())
     names = ("The paper", "published", "recorded (TREC DL)", "verdict", "this run")
@@ -94,9 +94,11 @@ def _line(claim: Claim, profile: Profile) -> str:
     said, there = "not attempted", ""
     if claim.part and (kept := recorded.read(claim.page, claim.part)):
         pair = pair_of(kept.values, claim)
-        said, there = verdict(pair, claim) if pair is not None else (said, there)
+        if pair is not None:
+            said, shown = verdict(pair, claim)
+            there = f"{shown}; {as_seeds(len(kept.seeds))}"
     shown = (claim.published, there, said, _here(claim, profile))
-    cells = "".join(f"<td>{html.escape(one).replace(' (', '<br>(')}</td>" for one in shown)
+    cells = "".join(f"<td>{html.escape(one).replace(' (', '<br>(').replace('; ', '<br>')}</td>" for one in shown)
     text = f'<a href="{claim.page}.html">{html.escape(claim.text)}</a>'
     return f"<tr><td>{text}</td>{cells}</tr>"
 

@@ -21,7 +21,7 @@ from rdl_core.evaluate import compare as compare_values
 from rdl_core.study.grid import Part
 from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run, project_folder, stored
-from rdl_core.study.tables import Results, as_p, compare, measured
+from rdl_core.study.tables import Results, as_p, as_seeds, compare, measured
 
 __all__ = [
     "Recorded", "answers", "differences", "headline", "overview", "page_tables", "read", "side_by_side",
@@ -284,7 +284,7 @@ def headline(
         )
     return Markdown(
         f"Recorded on {len(kept.values)} queries of {' and '.join(kept.collections)}, "
-        f"{kept.candidates}, {len(kept.seeds)} seed{'s' * (len(kept.seeds) > 1)}; {kept.label}: "
+        f"{kept.candidates}, {as_seeds(len(kept.seeds))}; {kept.label}: "
         f"the {system} reaches {kept.measure} **{ours.mean():.3f}**; {'; '.join(told)}."
     )
 
@@ -307,8 +307,8 @@ def _about(kept: Recorded | None, results: Results | None) -> str:
     if kept is None:
         lines.append("Recorded: nothing yet for this table.")
     else:
-        n = len(kept.seeds)
-        trained = f"; {n} seed{'s' * (n > 1)}, trained on {kept.device}" if n else ""
+        seeds = as_seeds(len(kept.seeds))
+        trained = f"; {seeds}, trained on {kept.device}" if kept.seeds else ""
         lines.append(
             f"Recorded: {kept.measure} on {len(kept.values)} queries of "
             f"{' and '.join(kept.collections)}, {kept.candidates}; {kept.label}{trained}."
@@ -316,12 +316,12 @@ def _about(kept: Recorded | None, results: Results | None) -> str:
     if results is None:
         lines.append("This run: not run at this profile.")
     else:
-        profile, n = results.profile, len(results.profile.seeds)
+        profile = results.profile
         tested = " and ".join(test.collection for test in profile.tests)
         lines.append(
             f"This run: {profile.measure} on {len(results.values)} queries of {tested}, "
             f"{profile.test.first_stage} top {profile.test.depth}; {profile.label}; "
-            f"{n} seed{'s' * (n > 1)}; scale {profile.scale}."
+            f"{as_seeds(len(profile.seeds))}; scale {profile.scale}."
         )
     return "".join(f'<p class="rdl-note">{html.escape(line)}</p>' for line in lines)
 

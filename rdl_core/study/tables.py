@@ -25,8 +25,8 @@ from rdl_core.study.profile import Profile
 from rdl_core.study.runs import Run
 
 __all__ = [
-    "Results", "as_html", "as_p", "compare", "differences", "display_table", "matching", "measured", "provenance",
-    "published", "sentence", "training_log",
+    "Results", "as_html", "as_p", "as_seeds", "compare", "differences", "display_table", "matching",
+    "measured", "provenance", "published", "sentence", "training_log",
 ]  # fmt: skip
 
 
@@ -112,6 +112,15 @@ def as_p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def as_seeds(number: int) -> str:
+    """How many trainings of a student a figure is the mean of.
+
+    >>> as_seeds(1), as_seeds(5)
+    ('1 seed', '5 seeds')
+    """
+    return f"{number} seed{'s' * (number > 1)}"
+
+
 def as_html(table: pd.DataFrame) -> HTML:
     """A table as the book shows it: numbers to three digits, an index only where it says something.
 
@@ -137,10 +146,9 @@ def sentence(differences: pd.DataFrame, results: Results) -> Markdown:
     baseline = differences.index[differences["p_value"].isna()][0]
     best = differences["mean"].idxmax()
     row = differences.loc[best]
-    seeds = len(results.profile.seeds)
     head = (
-        f"On {n} queries of {_tested_on(results.profile)}, with {seeds} "
-        f"seed{'s' if seeds > 1 else ''}, **{best}** has the highest {measure}: "
+        f"On {n} queries of {_tested_on(results.profile)}, with "
+        f"{as_seeds(len(results.profile.seeds))}, **{best}** has the highest {measure}: "
         f"{row['mean']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f})."
     )
     differ = differences.index[differences["significant"].fillna(False).astype(bool)]
