@@ -2,7 +2,7 @@
 
 Mutations seen to fail: passages without a word of the query kept; another k1; ranks from 0; vectors
 written to the wrong rows, or not made unit; the limit of tokens ignored; no queries an error; the
-worst passages instead of the best.
+worst passages instead of the best; passages' prompts before queries.
 """
 
 import math
@@ -119,11 +119,25 @@ def test_dense_is_brute_force(depth):
     check_ranked(found, expected, depth)
 
 
+@pytest.mark.parametrize(("queries", "prompt"), [(True, "query: "), (False, "passage: ")])
+def test_a_prompt_that_the_encoder_names_goes_before_each_text(
+    encoder_folder, tmp_path, queries, prompt
+):
+    model = SentenceTransformer(encoder_folder, device="cpu")
+    model.prompts = {"query": "query: ", "document": "passage: "}
+    model.save(str(tmp_path / "prompted"))
+    found = encode(["the red fox"], str(tmp_path / "prompted"), max_tokens=16, queries=queries)
+    wanted = encode([f"{prompt}the red fox"], encoder_folder, max_tokens=16, queries=queries)
+    without = encode(["the red fox"], encoder_folder, max_tokens=16, queries=queries)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert not np.allclose(found, without, atol=1e-3)
+
+
 def test_encode_gives_unit_vectors_in_the_order_of_the_texts(monkeypatch):
     monkeypatch.setattr(retrieval, "_CHUNK", 4)
     texts = ["whale", "the red fox " * 9, "", "a song of the deep sea", "fox", "x " * 300]
     random.Random(0).shuffle(texts)
-    vectors = encode(texts, EMBEDDED_ENCODER, max_tokens=16, what="texts")
+    vectors = encode(texts, EMBEDDED_ENCODER, max_tokens=16, queries=False)
     model = SentenceTransformer(encoder_path(EMBEDDED_ENCODER), device="cpu")
     model.max_seq_length = 16
     alone = np.stack([model.encode(text, show_progress_bar=False) for text in texts])

@@ -54,19 +54,19 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
     return frame[frame["score"] > 0].reset_index(drop=True)
 
 
-def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, what: str) -> np.ndarray:
-    """Unit vectors of texts from a bi-encoder.
+def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool) -> np.ndarray:
+    """Unit vectors of texts from a bi-encoder, behind the prompt that it names for such texts, if any.
 
     Args:
         texts: Any number of texts.
         encoder: The embedded encoder, a folder or a hub id of a sentence-transformers model.
         max_tokens: Longer texts are cut.
-        what: What is encoded, for the progress display.
+        queries: Whether the texts are queries and not passages.
 
     Returns:
         float32 ``[n, dim]``.
 
-    >>> encode(["a fox", "a whale"], "all-MiniLM-L6-v2", max_tokens=8, what="animals").shape
+    >>> encode(["a fox", "a whale"], "all-MiniLM-L6-v2", max_tokens=8, queries=False).shape
     (2, 384)
     """
     from sentence_transformers import SentenceTransformer  # two seconds; most processes encode nothing
@@ -81,8 +81,10 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, what: str) ->
     by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]
     vectors = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
     chunks = [by_length[i : i + _CHUNK] for i in range(0, len(texts), _CHUNK)]
-    for chunk in progress(chunks, total=len(chunks), what=f"encoding {what}"):
-        encoded = model.encode(
+    encode = model.encode_query if queries else model.encode_document
+    what = f"encoding {'queries' if queries else 'passages'}"
+    for chunk in progress(chunks, total=len(chunks), what=what):
+        encoded = encode(
             [texts[i] for i in chunk], batch_size=32, convert_to_tensor=True,
             show_progress_bar=False,
         )

@@ -36,11 +36,12 @@ _COMPUTED = ("bm25", "bi_encoder")
 FIRST_STAGES = tuple(
     dict.fromkeys((*_COMPUTED, *trec_dl.FIRST_STAGES, *rank_distillm.FIRST_STAGES))
 )
+_OF_ENCODERS = ("bi_encoder", "fused")
 _AVERAGED = "_mean"
 #: Orders of candidates that a stage can learn from and a ranking can be made with. With ``_mean``
 #: behind its name, an LLM's ranks are averaged over all the times that it was asked.
 TEACHERS = (
-    "bi_encoder", "fused", "first_stage", "judgments", "splade",
+    *_OF_ENCODERS, "first_stage", "judgments", "splade",
     *trec_dl.TEACHERS, *(name + _AVERAGED for name in trec_dl.TEACHERS), *rank_distillm.TEACHERS,
 )  # fmt: skip
 #: Modules that decide what `lists` gives, for the ids of runs that use it.
@@ -73,7 +74,8 @@ class ListsConfig:
     """A member of `TEACHERS`, or the path of a file of the same kind: its order is the teacher's. A
     file that ends in ``.yaml`` names an LLM to ask, as `rdl_core.study.taught.LLMTeacher` has it."""
     teacher_encoder: str = EMBEDDED_ENCODER
-    """The bi-encoder behind the dense first stage and the encoder teachers."""
+    """The bi-encoder behind the dense first stage and the encoder teachers; for the latter also
+    several with ``+`` between them: the sum of what they say, each standardised within a query."""
     add_relevant: bool = False
     """Whether relevant passages that the first stage missed are appended; judgments only."""
 
@@ -86,6 +88,11 @@ class ListsConfig:
                 raise ValueError(
                     f"{field}: expected one of {', '.join(valid)}, or a file; got {value!r}"
                 )
+        if "bi_encoder" in self.first_stages and len(self.teacher_encoders) > 1:
+            raise ValueError(
+                "teacher_encoder: expected one bi-encoder behind the first stage 'bi_encoder', got "
+                f"{self.teacher_encoder!r}: choose one of them, or another first stage"
+            )
         deepest = min(_DEEPEST.get(name, _CANDIDATES) for name in self.first_stages)
         if not 1 <= self.depth <= deepest:
             raise ValueError(f"depth: expected 1 to {deepest}, got {self.depth}")
@@ -105,9 +112,16 @@ class ListsConfig:
         return self.first_stage.split("+")
 
     @property
+    def teacher_encoders(self) -> list[str]:
+        """Each bi-encoder by itself."""
+        return self.teacher_encoder.split("+")
+
+    @property
     def fingerprint(self) -> str:
-        """Of the collection, and of files among the first stages and the teacher."""
-        paths = map(Path, (*self.first_stages, self.teacher))
+        """Of the collection, and of files among the first stages, the teacher and its weights."""
+        paths = [Path(name) for name in (*self.first_stages, self.teacher)]
+        if self.teacher in _OF_ENCODERS:
+            paths += [Path(name) / "model.safetensors" for name in self.teacher_encoders]
         files = [content_hash(path)[:16] for path in paths if path.is_file()]
         for name in self.first_stages:
             files += rank_distillm.hash_of_lists(self.collection, name, self.teacher)
@@ -181,10 +195,11 @@ def order_scores(candidates: pd.DataFrame, config: ListsConfig, order: str) -> n
     """
     if order == "first_stage":
         return -candidates["rank"].to_numpy(dtype="float64")
-    if order in ("bi_encoder", "fused"):
-        similarity = _similarity(candidates, config)
-        scores = candidates["score"].to_numpy()
-        return similarity if order == "bi_encoder" else encoders.fuse(candidates, similarity, scores)
+    if order in _OF_ENCODERS:
+        each = [_similarity(candidates, config, encoder) for encoder in config.teacher_encoders]
+        if order == "fused":
+            each.append(candidates["score"].to_numpy())
+        return each[0] if len(each) == 1 else encoders.fuse(candidates, *each)
     ranks = _ranks(config, order)
     keys = pd.MultiIndex.from_frame(candidates[["query_id", "doc_id"]])
     each = [
@@ -217,14 +232,14 @@ def passage_tokens(collection: Collection, encoder: str) -> tuple[pd.Index, Toke
 
 
 def data_of(encoder: str | None, *fingerprints: str) -> str:
-    """One fingerprint of texts, judgments and, where they lie on disk, an encoder's weights.
+    """One fingerprint of texts, judgments and, where they lie on disk, weights of encoders.
 
     >>> data_of(None, "texts", "judgments")
     'texts-judgments'
     """
-    weights = Path(encoder_path(encoder)) / "model.safetensors" if encoder else None
-    of_weights = content_hash(weights)[:16] if weights and weights.exists() else ""
-    return "-".join(filter(None, (*fingerprints, of_weights)))
+    names = encoder.split("+") if encoder else ()
+    weights = [Path(encoder_path(name)) / "model.safetensors" for name in names]
+    return "-".join([*fingerprints, *(content_hash(one)[:16] for one in weights if one.exists())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,13 +368,13 @@ def _append_missing(frame: pd.DataFrame, qrels: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([frame, missing.assign(rank=last + place)], ignore_index=True)
 
 
-def _similarity(candidates: pd.DataFrame, config: ListsConfig) -> np.ndarray:
+def _similarity(candidates: pd.DataFrame, config: ListsConfig, encoder: str) -> np.ndarray:
     collection = load(config.collection)
     asked = collection.queries["query_id"].isin(candidates["query_id"])
-    query_ids, query_vectors = _vectors(collection.queries[asked], config.teacher_encoder)
+    query_ids, query_vectors = _vectors(collection.queries[asked], encoder)
     whole = len(collection.doc_ids) <= _WHOLE
     passages = collection.passages if whole else collection.passages_of(candidates["doc_id"])
-    doc_ids, passage_vectors = _vectors(passages, config.teacher_encoder)
+    doc_ids, passage_vectors = _vectors(passages, encoder)
     return encoders.similarity(candidates, query_ids, query_vectors, doc_ids, passage_vectors)
 
 
@@ -368,7 +383,8 @@ def _vectors(texts: pd.DataFrame, encoder: str) -> tuple[pd.Index, np.ndarray]:
 
     def encode(folder: Path) -> None:
         vectors = retrieval.encode(
-            texts.iloc[:, 1].tolist(), encoder, max_tokens=_VECTOR_TOKENS, what=texts.columns[1]
+            texts.iloc[:, 1].tolist(), encoder, max_tokens=_VECTOR_TOKENS,
+            queries="query" in texts,
         )
         np.save(folder / "vectors.npy", vectors)
 
