@@ -52,6 +52,15 @@ def test_every_seed_and_every_run_behind_it_is_kept(results, tmp_path):
     assert all(m["wall_s"] >= 0 and m["device"] and m["versions"] for m in runs.values())
 
 
+def test_a_part_has_its_own_runs_and_no_others(results, tmp_path):
+    alone = replace(results, rankings={"BM25": results.rankings["BM25"]})
+    recorded.write("page", results.profile, {"one": results, "two": alone}, tmp_path)
+    one, two = (recorded.read("page", part, folder=tmp_path) for part in ("one", "two"))
+    assert [run["kind"] for run in two.runs] == ["rank"]
+    assert len(one.runs) == 5
+    assert (two.device, bool(one.device)) == ("", True)
+
+
 def test_what_is_not_there_is_none(results, tmp_path):
     assert recorded.read("page", "one", folder=tmp_path) is None
     recorded.write("page", results.profile, {"one": results}, tmp_path)

@@ -51,6 +51,8 @@ class Recorded:
     """Machine that its students were trained on."""
     label: str
     """The profile's: data and teacher."""
+    runs: tuple[dict, ...]
+    """Manifests of its rankings and trainings."""
 
 
 def write(page: str, profile: Profile, parts: dict[str, Results], folder: Path) -> Path:
@@ -69,7 +71,7 @@ def write(page: str, profile: Profile, parts: dict[str, Results], folder: Path) 
     'loss.csv'
     """
     measures = (profile.measure, *profile.more_measures)
-    rows, manifests = [], {}
+    rows, manifests, ids = [], {}, {part: set() for part in parts}
     for part, results in parts.items():
         for system, runs in results.rankings.items():
             for run in runs:
@@ -81,7 +83,9 @@ def write(page: str, profile: Profile, parts: dict[str, Results], folder: Path) 
                         seed=config["system"]["seed"] if trained else -1,
                     )
                 )
-                manifests |= _manifests(run)
+                behind = _manifests(run)
+                manifests |= behind
+                ids[part] |= behind.keys()
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "profile": profile.name, "label": profile.label,
@@ -89,6 +93,7 @@ def write(page: str, profile: Profile, parts: dict[str, Results], folder: Path) 
             part: {
                 "baseline": results.baseline,
                 "candidates": f"{results.profile.test.first_stage} top {results.profile.test.depth}",
+                "runs": sorted(ids[part]),
             }
             for part, results in parts.items()
         },
@@ -125,10 +130,12 @@ def read(
     about = json.loads((folder / f"{page}.json").read_text())
     main = table.columns[len(_KEYS)]
     values = table.groupby(["query_id", "system"])[main].mean().unstack()
-    devices = {m["device"] for m in about["runs"].values() if m["kind"] == "train"}
+    told = about["parts"][part]
+    runs = tuple(about["runs"][name] for name in told["runs"])
+    devices = {run["device"] for run in runs if run["kind"] == "train"}
     return Recorded(
-        values=values[table["system"].unique()], measure=main,
-        baseline=about["parts"][part]["baseline"], candidates=about["parts"][part]["candidates"],
+        values=values[table["system"].unique()], measure=main, runs=runs,
+        baseline=told["baseline"], candidates=told["candidates"],
         seeds=tuple(sorted(set(table["seed"]) - {-1})),
         collections=tuple(table["collection"].unique()),
         device=", ".join(sorted(devices)), label=about["label"],

@@ -6,7 +6,6 @@ are made here from the recorded runs and their manifests, so that they cannot sa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -86,9 +85,7 @@ def own_rows(profile: str = "trec-dl") -> pd.DataFrame:
         if pair is None:
             continue
         said, found = verdict(pair, claim)
-        path = project_folder() / "results" / profile / f"{claim.page}.json"
-        runs = json.loads(path.read_text())["runs"].values()
-        runs = [run for run in runs if run["kind"] == "rank"]
+        runs = [run for run in kept.runs if run["kind"] == "rank"]
         rows.append(
             {
                 "figure": claim.text, "expected": claim.published, "found": found, "verdict": said,
