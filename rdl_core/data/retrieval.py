@@ -55,7 +55,7 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
 
 
 def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool) -> np.ndarray:
-    """Unit vectors of texts from a bi-encoder, behind the prompt that it names for such texts, if any.
+    """Unit vectors of texts from a bi-encoder, behind the prompt it names for such texts, if any.
 
     Args:
         texts: Any number of texts.

@@ -53,6 +53,7 @@ _CANDIDATES = 100  # computed once, cut to any depth up to it
 _DEEPEST = {"colbert": rank_distillm.DEEPEST}  # of lists that are published only
 _WHOLE = 100_000  # of more passages than these, the candidates alone become vectors
 _STORED_TOKENS, _VECTOR_TOKENS = 512, 128
+_OF_ENCODER = ("model.safetensors", "config_sentence_transformers.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +119,11 @@ class ListsConfig:
 
     @property
     def fingerprint(self) -> str:
-        """Of the collection, and of files among the first stages, the teacher and its weights."""
-        paths = [Path(name) for name in (*self.first_stages, self.teacher)]
-        if self.teacher in _OF_ENCODERS:
-            paths += [Path(name) / "model.safetensors" for name in self.teacher_encoders]
+        """Of the collection, and of files among the first stages and the teacher, or behind it."""
+        paths = map(Path, (*self.first_stages, self.teacher))
         files = [content_hash(path)[:16] for path in paths if path.is_file()]
+        if self.teacher in _OF_ENCODERS:
+            files += _hashes(self.teacher_encoder)
         for name in self.first_stages:
             files += rank_distillm.hash_of_lists(self.collection, name, self.teacher)
         return "-".join([load(self.collection).fingerprint, *files])
@@ -232,14 +233,19 @@ def passage_tokens(collection: Collection, encoder: str) -> tuple[pd.Index, Toke
 
 
 def data_of(encoder: str | None, *fingerprints: str) -> str:
-    """One fingerprint of texts, judgments and, where they lie on disk, weights of encoders.
+    """One fingerprint of texts, judgments and, where they lie on disk, of encoders.
 
     >>> data_of(None, "texts", "judgments")
     'texts-judgments'
     """
-    names = encoder.split("+") if encoder else ()
-    weights = [Path(encoder_path(name)) / "model.safetensors" for name in names]
-    return "-".join([*fingerprints, *(content_hash(one)[:16] for one in weights if one.exists())])
+    return "-".join([*fingerprints, *(_hashes(encoder) if encoder else ())])
+
+
+def _hashes(encoder: str) -> list[str]:
+    """Of encoders' weights, and of the settings that name their prompts, as far as they are files."""
+    folders = [Path(encoder_path(name)) for name in encoder.split("+")]
+    files = [folder / name for folder in folders for name in _OF_ENCODER]
+    return [content_hash(file)[:16] for file in files if file.exists()]
 
 
 @dataclass(frozen=True, kw_only=True)

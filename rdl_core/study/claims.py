@@ -98,7 +98,8 @@ def _line(claim: Claim, profile: Profile) -> str:
             said, shown = verdict(pair, claim)
             there = f"{shown}; {as_seeds(len(kept.seeds))}"
     shown = (claim.published, there, said, _here(claim, profile))
-    cells = "".join(f"<td>{html.escape(one).replace(' (', '<br>(').replace('; ', '<br>')}</td>" for one in shown)
+    lines = (html.escape(one).replace(" (", "<br>(").replace("; ", "<br>") for one in shown)
+    cells = "".join(f"<td>{one}</td>" for one in lines)
     text = f'<a href="{claim.page}.html">{html.escape(claim.text)}</a>'
     return f"<tr><td>{text}</td>{cells}</tr>"
 
