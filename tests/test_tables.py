@@ -9,6 +9,7 @@ import pytest
 
 from rdl_core.study import tables
 from rdl_core.study.claims import Claim, verdict
+from rdl_core.study.figures import means
 from rdl_core.study.profile import load_profile
 from rdl_core.study.runs import Run
 
@@ -62,6 +63,15 @@ def test_provenance_names_runs_and_escapes_what_machines_say(results):
     assert "rdl-badge-smoke" in text
     assert "<b>CPU" not in text
     assert "&lt;b&gt;CPU" in text
+
+
+def test_a_long_name_takes_lines_and_not_the_figures_place():
+    names = ["student + bi-encoder + first stage", "dual, lists from bm25+bm25_rm3+splade+tas_b+ada2"]
+    values = {name: [0.4, 0.5] for name in ("mean", "ci_low", "ci_high")} | {"p_value": [None, 0.1]}
+    shown = means(pd.DataFrame(values, index=names), measure="nDCG@10").axes[0].get_yticklabels()
+    short, long = (label.get_text() for label in shown)
+    assert short == names[0]
+    assert long.split("\n") == ["dual, lists from bm25+bm25_rm3+", "splade+tas_b+ada2"]
 
 
 def test_published_figures_are_the_papers():

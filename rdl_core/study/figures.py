@@ -5,6 +5,7 @@ differ in shape and place, not in colour alone.
 from __future__ import annotations
 
 import math
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -21,6 +22,7 @@ __all__ = [
 INK, OURS, PAPER = "#1b1f24", "#0b62a4", "#a4510b"
 #: Marks, in the order in which systems take them.
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
+_LABEL = 36  # characters in a line of a row's name
 
 
 def canvas(
@@ -268,7 +270,9 @@ def _log_depths(axes: Axes, depths: list[int], title: str) -> None:
 
 
 def _name_rows(axes: Axes, names: list[str], title: str) -> None:
-    axes.set_yticks(range(len(names)), names)
+    # Labels such as those of several first stages together would leave no room for the figure.
+    lines = ["\n".join(wrap(name.replace("+", "+ "), _LABEL)).replace("+ ", "+") for name in names]
+    axes.set_yticks(range(len(names)), lines)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_title(title, fontsize="medium")
     axes.grid(axis="y", visible=False)
