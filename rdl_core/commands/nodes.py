@@ -81,8 +81,8 @@ def build(profile: Profile = "mini") -> None:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     site = fresh / "_build" / "html"
-    index = site / "index.html"  # leads on, and names no icon: browsers would ask for one elsewhere
-    index.write_text(f'<link rel="icon" href="_static/favicon.svg">\n{index.read_text()}')
+    index = site / "index.html"  # leads on: a browser shall not ask for its icon meanwhile
+    index.write_text(f'<link rel="icon" href="data:,">\n{index.read_text()}')
     with refusals():
         _log.info(make_live(profile, site))
     if broken := broken_links(site):
