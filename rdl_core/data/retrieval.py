@@ -81,10 +81,10 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
     by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]
     vectors = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
     chunks = [by_length[i : i + _CHUNK] for i in range(0, len(texts), _CHUNK)]
-    encode = model.encode_query if queries else model.encode_document
+    to_vectors = model.encode_query if queries else model.encode_document
     what = f"encoding {'queries' if queries else 'passages'}"
     for chunk in progress(chunks, total=len(chunks), what=what):
-        encoded = encode(
+        encoded = to_vectors(
             [texts[i] for i in chunk], batch_size=32, convert_to_tensor=True,
             show_progress_bar=False,
         )

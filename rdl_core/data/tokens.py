@@ -32,16 +32,8 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from rdl_core.data._stored import (
-    FINISHED,
-    OFFSETS,
-    TOKENS,
-    UNFINISHED,
-    Written,
-    digests,
-    hashes,
-    record,
-    resume,
-)
+    FINISHED, OFFSETS, TOKENS, UNFINISHED, Written, digests, hashes, record, resume,
+)  # fmt: skip
 from rdl_core.progress import progress
 
 __all__ = ["Packed", "PairTemplate", "TokenStore", "pack", "plan_batches"]

@@ -89,7 +89,7 @@ class ListsConfig:
                 raise ValueError(
                     f"{field}: expected one of {', '.join(valid)}, or a file; got {value!r}"
                 )
-        if "bi_encoder" in self.first_stages and len(self.teacher_encoders) > 1:
+        if "bi_encoder" in self.first_stages and "+" in self.teacher_encoder:
             raise ValueError(
                 "teacher_encoder: expected one bi-encoder behind the first stage 'bi_encoder', got "
                 f"{self.teacher_encoder!r}: choose one of them, or another first stage"
@@ -111,11 +111,6 @@ class ListsConfig:
     def first_stages(self) -> list[str]:
         """Each first stage by itself."""
         return self.first_stage.split("+")
-
-    @property
-    def teacher_encoders(self) -> list[str]:
-        """Each bi-encoder by itself."""
-        return self.teacher_encoder.split("+")
 
     @property
     def fingerprint(self) -> str:
@@ -197,7 +192,7 @@ def order_scores(candidates: pd.DataFrame, config: ListsConfig, order: str) -> n
     if order == "first_stage":
         return -candidates["rank"].to_numpy(dtype="float64")
     if order in _OF_ENCODERS:
-        each = [_similarity(candidates, config, encoder) for encoder in config.teacher_encoders]
+        each = [_similarity(candidates, config, name) for name in config.teacher_encoder.split("+")]
         if order == "fused":
             each.append(candidates["score"].to_numpy())
         return each[0] if len(each) == 1 else encoders.fuse(candidates, *each)
@@ -388,10 +383,8 @@ def _vectors(texts: pd.DataFrame, encoder: str) -> tuple[pd.Index, np.ndarray]:
     """Ids and vectors of a frame of ids and texts."""
 
     def encode(folder: Path) -> None:
-        vectors = retrieval.encode(
-            texts.iloc[:, 1].tolist(), encoder, max_tokens=_VECTOR_TOKENS,
-            queries="query" in texts,
-        )
+        words, queries = texts.iloc[:, 1].tolist(), "query" in texts
+        vectors = retrieval.encode(words, encoder, max_tokens=_VECTOR_TOKENS, queries=queries)
         np.save(folder / "vectors.npy", vectors)
 
     run = obtain(
