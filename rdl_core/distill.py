@@ -63,7 +63,8 @@ def distill(
 
     Args:
         student: Changed in place.
-        lists: Training lists; with ``teacher_rank`` where the targets are the teacher's.
+        lists: Training lists; with ``teacher_rank`` where the targets are the teacher's, and with
+            ``teacher_score`` where they are its scores.
         queries: Token store of the queries.
         passages: Token store of the passages.
         config: The stage.
@@ -274,6 +275,12 @@ def _check(
         raise ValueError(
             "targets: expected lists with a teacher_rank for targets 'teacher', got none: let a "
             "teacher rank the candidates first, or train on targets 'judgments'"
+        )
+    if config.targets == "scores" and (left := lists.mask & ~lists.teacher_score.isfinite()).any():
+        raise ValueError(
+            "targets: expected a finite teacher_score for every passage with targets 'scores', but "
+            f"{int(left.sum())} of {int(lists.mask.sum())} have none: give them, or train on targets "
+            "'teacher', which takes ranks"
         )
     wanted = needs(config.sampler, config.sampler_options)
     by_judgments = config.targets == "judgments" or "relevant" in wanted

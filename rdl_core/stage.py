@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,12 @@ from rdl_core.devices import PRECISIONS
 from rdl_core.losses import LOSSES
 from rdl_core.samplers import SAMPLERS
 
-__all__ = ["SCHEDULES", "StageConfig"]
+__all__ = ["SCHEDULES", "TARGETS", "StageConfig"]
 
 #: Courses of the learning rate after its warm-up.
 SCHEDULES = ("constant", "linear", "cosine")
+#: What a student's scores are compared with.
+TARGETS = ("teacher", "scores", "judgments")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,10 @@ class StageConfig:
     loss_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the loss."""
     targets: str
-    """``"teacher"``: the teacher's ranks; ``"judgments"``: relevance, unjudged counting 0."""
+    """A member of `TARGETS`. ``"teacher"``: the teacher's ranks; ``"scores"``: its scores, for losses
+    that take their size; ``"judgments"``: relevance, unjudged counting 0."""
+    score_scale: float = 1.0
+    """What the teacher's scores are multiplied by, to be as far apart as the student's should be."""
     positive_grade: int = 1
     """Smallest relevance that counts as positive; samplers leave out grades between it and 0."""
     list_size: int
@@ -83,7 +89,7 @@ class StageConfig:
         for name, valid in (
             ("sampler", SAMPLERS.keys() - {"in_corpus"}),
             ("loss", LOSSES),
-            ("targets", ("teacher", "judgments")),
+            ("targets", TARGETS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
         ):
@@ -102,6 +108,8 @@ class StageConfig:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate: expected between 0 and 1, got {self.learning_rate}")
+        if not 0 < self.score_scale < math.inf:
+            raise ValueError(f"score_scale: expected a number above 0, got {self.score_scale}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more and below 1, got {self.dropout}")
         if not 0 <= self.final_rate <= 1:

@@ -83,6 +83,8 @@ def targets(batch: RankedLists, sampled: SampledLists, config: StageConfig) -> T
         ranks = batch.teacher_rank.gather(1, sampled.indices)
         last = torch.iinfo(torch.int32).max
         return targets_from_ranks(ranks.where(ranks > 0, last), sampled.mask)
+    if config.targets == "scores":
+        return config.score_scale * batch.teacher_score.gather(1, sampled.indices)
     grades = batch.relevance.gather(1, sampled.indices)
     return torch.where(grades >= config.positive_grade, grades, 0).float()
 

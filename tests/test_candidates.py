@@ -1,7 +1,7 @@
 """Candidates of a study: published lists where there are some, and everybody's order of them.
 
 Mutations seen to fail: weights or settings of the encoders that teach left out of the fingerprint;
-scores of several added as they are.
+scores of several added as they are; those to learn from not standardised.
 """
 
 import os
@@ -111,6 +111,23 @@ def test_candidates_and_a_teachers_order_may_come_from_files(tmp_path, monkeypat
     (tmp_path / "teacher.run").write_text(f"{first} Q0 b 1 1 own")
     assert config.fingerprint != before
     assert lists(config)["teacher_rank"].tolist() == [0, 1]
+
+
+def test_encoders_scores_can_be_learnt_from_and_are_standardised(
+    encoder_folder, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
+    config = ListsConfig(
+        collection="rdl/pydocs/dev", first_stage="bm25", depth=9, n_queries=3, teacher="bi_encoder",
+        teacher_encoder=encoder_folder,
+    )
+    frame = lists(config)
+    own = order_scores(frame, config, "bi_encoder")
+    for _, rows in frame.assign(own=own).groupby("query_id"):
+        assert rows["teacher_score"].rank(ascending=False).eq(rows["teacher_rank"]).all()
+        np.testing.assert_allclose(rows["teacher_score"].agg(["mean", "sem"]), [0, 8**-0.5], atol=1e-6)
+        np.testing.assert_allclose(np.corrcoef(rows["teacher_score"], rows["own"]), 1)
+    assert "teacher_score" not in lists(replace(config, teacher="first_stage"))
 
 
 def test_several_bi_encoders_teach_together(encoder_folder, tmp_path, monkeypatch):

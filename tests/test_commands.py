@@ -320,6 +320,24 @@ def test_distill_trains_as_the_loop_does_on_the_teacher_s_order(rdl, tmp_path, l
     assert any((found[name] - before[name]).abs().max() > 1e-5 for name in found)
 
 
+def test_distill_learns_from_a_runs_scores_where_it_is_told_to(rdl, tmp_path):
+    """As far apart as the file has them: other scores of the same order make another student."""
+    stage = "targets: scores\nscore_scale: 3.0\ncheckpoint_every: 2\n"
+    (tmp_path / "stage.yaml").write_text(stage)
+    more = ("--collection", "beir", "--loss", "margin_mse", "--config", tmp_path / "stage.yaml")
+    frame = make_candidates()
+    write_run(frame.assign(score=1 / frame["rank"]), tmp_path / "other.run")
+    students = [
+        weights(distill_with(rdl, tmp_path / str(number), lists, *more))
+        for number, lists in enumerate(["first.run", tmp_path / "other.run"])
+    ]
+    assert any(not torch.equal(students[0][name], students[1][name]) for name in students[0])
+    done = rdl(
+        "distill", "taught.parquet", tmp_path / "x", "--encoder", "student", *STAGE, *more, code=2
+    )
+    assert "expected a finite teacher_score" in done.stderr
+
+
 def test_a_distilled_student_is_known_by_its_folder_and_records_its_limits(rdl, tmp_path):
     out = distill_with(rdl, tmp_path / "own", "requests.jsonl", "--teacher", "a friend")
     found = open_student(out)

@@ -8,7 +8,8 @@ share's loss as a mean over the share; activations of a whole step held; padding
 candidates as the best; equal lists in every step; one order for all passes; a step without passages
 an error; the worst dev state kept; the best one not restored; patience off by one; student left in
 evaluation mode after a look; the log not cut; an infinite gradient accepted; state not saved where
-a loss is not finite; gradients of processes not added; another cosine.
+a loss is not finite; gradients of processes not added; another cosine;
+scores unscaled, of the passages first in a list, or missing where any are given.
 """
 
 import json
@@ -47,6 +48,7 @@ CONFIG = StageConfig(
     sampler="random", loss="ranknet", targets="teacher", list_size=4, queries_per_step=2, steps=12,
     learning_rate=0.003, warmup_steps=3, schedule="linear", token_budget=150, checkpoint_every=3,
 )
+SCORED = replace(CONFIG, loss="margin_mse", targets="scores", score_scale=0.5)
 JUDGED = replace(CONFIG, sampler="single_relevant", loss="info_nce", targets="judgments")
 
 
@@ -74,6 +76,7 @@ def make_task():
     first = torch.arange(N_QUERIES)[:, None] * DEPTH
     lists = RankedLists(
         query_rows=torch.arange(N_QUERIES), passage_rows=first + ranks, teacher_rank=ranks + 1,
+        teacher_score=-2.0 * ranks,
         relevance=(ranks == 0) * 3, mask=torch.ones_like(ranks, dtype=torch.bool),
     )
     stores = (TokenStore.of_texts(texts, make_tokenizer("bert")) for texts in (queries, passages))
@@ -107,7 +110,7 @@ def moved(before, after):
 # --- it learns ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [CONFIG, JUDGED], ids=["teacher", "judgments"])
+@pytest.mark.parametrize("config", [CONFIG, SCORED, JUDGED], ids=["teacher", "scores", "judgments"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_loop_learns_the_order(tmp_path, config, precision):
     config = replace(config, steps=60, dropout=0.0, precision=precision)
@@ -123,7 +126,7 @@ def test_loop_learns_the_order(tmp_path, config, precision):
         ).view_as(rows)
     best = scores.argmax(1)
     assert (lists.teacher_rank.gather(1, best[:, None]) == 1).all()
-    if config is not JUDGED and config.targets == "teacher":
+    if config.targets != "judgments":
         order = lists.teacher_rank.gather(1, scores.argsort(1, descending=True))
         assert (order == torch.arange(1, DEPTH + 1)).float().mean() > 0.9
     still = {name for name in before if name not in moved(before, weights(student))}
@@ -264,6 +267,22 @@ def test_candidates_without_a_teacher_rank_are_not_the_best():
     assert wanted[~ranked].max() < wanted[ranked].min()
 
 
+def test_targets_may_be_the_teachers_scores_at_a_scale():
+    """Of the passages drawn, in the order drawn."""
+    lists, *_ = make_task()
+    batch, sampled = draw(lists, SCORED, seed=0, step=0)
+    ranks = batch.teacher_rank.gather(1, sampled.indices)
+    assert len(ranks.unique()) > 3
+    assert torch.equal(targets(batch, sampled, SCORED), 1.0 - ranks)  # half of -2 (rank - 1)
+
+
+def test_one_passage_without_a_score_is_too_few(tmp_path):
+    lists, *stores = make_task()
+    lists.teacher_score[2, 3] = math.nan
+    with pytest.raises(ValueError, match="finite teacher_score .* but 1 of 36 have none"):
+        train(tmp_path / "run", SCORED, task=(lists, *stores))
+
+
 # --- bounded memory -----------------------------------------------------------------------------
 
 
@@ -361,6 +380,7 @@ def _measure_peak(file, size, n_lists):
     ranks = torch.stack([torch.randperm(size) + 1 for _ in range(n_lists)])
     lists = RankedLists(
         query_rows=torch.arange(n_lists), passage_rows=ranks - 1, teacher_rank=ranks,
+        teacher_score=-ranks.float(),
         relevance=ranks * 0, mask=ranks > 0,
     )
     config = replace(
@@ -684,7 +704,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
     ("name", "value", "says"),
     [
         ("sampler", "best", "single_relevant"), ("sampler", "in_corpus", "single_relevant"),
-        ("loss", "mse", "ranknet"), ("targets", "judgements", "judgments, teacher"),
+        ("loss", "mse", "ranknet"), ("targets", "judgements", "judgments, scores, teacher"),
         ("precision", "auto", "bfloat16, float32"), ("list_size", 1, "at least 2, got 1"),
         ("queries_per_step", 0, "at least 1"), ("steps", 0, "at least 1"),
         ("token_budget", 0, "at least 1"), ("checkpoint_every", 0, "at least 1"),
@@ -692,6 +712,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
         ("weight_decay", -0.1, "at least 0"), ("positive_grade", 0, "at least 1"),
         ("head_rate", -1, "at least 0"), ("learning_rate", 0.0, "between 0 and 1"),
         ("learning_rate", 1.0, "between 0 and 1"), ("dropout", 1.0, "below 1"),
+        ("score_scale", 0.0, "above 0"), ("score_scale", math.inf, "above 0"),
         ("dropout", -0.1, "0 or more"),
     ],
 )  # fmt: skip
@@ -705,6 +726,7 @@ def test_wrong_setting_is_named_with_what_is_valid(name, value, says):
     ("config", "part", "nothing", "says"),
     [
         (CONFIG, "teacher_rank", 0, "targets: expected lists with a teacher_rank"),
+        (SCORED, "teacher_score", math.nan, "targets: expected a finite teacher_score .* 36 of 36"),
         (JUDGED, "relevance", 0, "passage judged at least 1 .* targets 'judgments'"),
         (replace(CONFIG, sampler="single_relevant"), "relevance", -1, "sampler 'single_relevant'"),
         (replace(JUDGED, positive_grade=4), None, None, "judged at least 4"),
@@ -713,7 +735,7 @@ def test_wrong_setting_is_named_with_what_is_valid(name, value, says):
 def test_lists_without_what_the_stage_needs(tmp_path, config, part, nothing, says):
     lists, *stores = make_task()
     if part:
-        lists = replace(lists, **{part: torch.full_like(lists.relevance, nothing)})
+        lists = replace(lists, **{part: torch.full_like(getattr(lists, part), nothing)})
     with pytest.raises(ValueError, match=says):
         train(tmp_path / "run", config, task=(lists, *stores))
     assert not (tmp_path / "run").exists()

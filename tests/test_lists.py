@@ -2,7 +2,8 @@
 
 Mutations seen to fail: what a left join leaves empty kept as NaN; rows in their own order instead of
 by rank; ranks of a cut from one sorting instead of two, or 1 where nobody ranked; unknown ids taken;
-a passage that stands twice taken, where its rank differs.
+a passage that stands twice taken, where its rank differs; scores 0 where nobody scored or where
+lists end, or moved by a cut.
 """
 
 import numpy as np
@@ -54,6 +55,19 @@ def test_what_nobody_ranked_or_judged_is_0_and_minus_1():
     assert lists.mask.sum() == 5
 
 
+def test_teacher_scores_are_nan_where_there_are_none():
+    scored = make(FRAME.assign(teacher_score=[0.5, -1.5, 2.0, 0.0, np.nan]))
+    rows = dict(zip(scored.query_rows.tolist(), scored.teacher_score, strict=True))
+    assert rows[2].tolist() == [0.5, -1.5, 2.0]
+    assert rows[0][0] == 0.0
+    assert rows[0][1:].isnan().all()
+    assert rows[0].dtype == torch.float32
+    assert make(FRAME).teacher_score.isnan().all()
+    both = RankedLists.concat([scored.cut(1), scored])
+    assert both.teacher_score[:2, 1:].isnan().all()
+    assert torch.allclose(both.teacher_score[2:], scored.teacher_score, equal_nan=True)
+
+
 def test_candidates_that_the_teacher_left_out_have_rank_0():
     """A left join gives NaN for them, which once became the rank -9223372036854775808."""
     left_out = FRAME.assign(teacher_rank=[2, 3, 1, 1, np.nan])
@@ -97,7 +111,7 @@ def test_cut_ranks_again_from_1_in_the_same_order(ranks, depth):
     columns = torch.arange(n * full).view(n, full)
     lists = RankedLists(
         query_rows=torch.arange(n), passage_rows=columns, teacher_rank=ranks,
-        relevance=columns + 1, mask=torch.ones(n, full, dtype=torch.bool),
+        teacher_score=-columns.float(), relevance=columns + 1, mask=torch.ones(n, full, dtype=torch.bool),
     )
     cut = lists.cut(depth)
     kept = min(depth, full)
@@ -105,6 +119,7 @@ def test_cut_ranks_again_from_1_in_the_same_order(ranks, depth):
         places = {rank: i + 1 for i, rank in enumerate(sorted(r for r in before if r))}
         assert after == [places.get(rank, 0) for rank in before]
     assert cut.passage_rows.tolist() == columns[:, :kept].tolist()
+    assert cut.teacher_score.tolist() == (-columns[:, :kept]).tolist()
     assert cut.relevance.tolist() == (columns[:, :kept] + 1).tolist()
     assert cut.mask.shape == (n, kept)
     assert lists.teacher_rank is ranks  # the lists that were cut stay as they were

@@ -57,7 +57,8 @@ class DistillConfig:
     """
 
     lists: str
-    """File of ranked lists. Its order is the teacher's, unless the file has a ``teacher_rank``."""
+    """File of ranked lists. Its order is the teacher's, unless the file has a ``teacher_rank``; so are
+    its scores, for ``training`` with ``targets: scores``."""
     format: str | None = None
     """The file's format; None: the file tells."""
     collection: str | None = None
@@ -136,10 +137,12 @@ def distill_corpus(config: DistillConfig, folder: str | Path) -> CrossEncoder:
 
 
 def _lists(corpus: Corpus, query_ids: pd.Index, doc_ids: pd.Index) -> RankedLists:
-    """The corpus' lists, whose own order teaches where no other is given."""
+    """The corpus' lists, whose own order and scores teach where no other order is given."""
     candidates = corpus.candidates
     if "teacher_rank" not in candidates:
-        candidates = candidates.assign(teacher_rank=candidates["rank"])
+        names = {"rank": "teacher_rank", "score": "teacher_score"}
+        own = candidates[[name for name in names if name in candidates]].rename(columns=names)
+        candidates = candidates.join(own)
     return RankedLists.from_frame(candidates, query_ids, doc_ids)
 
 

@@ -8,6 +8,7 @@ Reference: the shape of Rank-DistiLLM's data, Schlatt et al., ECIR 2025, section
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -39,6 +40,8 @@ class RankedLists:
     """int64 ``[n, depth]``: row of each candidate in the passages' token store."""
     teacher_rank: Tensor
     """int64 ``[n, depth]``: 1 is best; 0 where no teacher ranked or `mask` is False."""
+    teacher_score: Tensor
+    """float32 ``[n, depth]``: higher is better; NaN where no teacher scored or `mask` is False."""
     relevance: Tensor
     """int64 ``[n, depth]``: judged grade; -1 where nobody judged or `mask` is False."""
     mask: Tensor
@@ -52,7 +55,7 @@ class RankedLists:
 
         Args:
             candidates: ``query_id``, ``doc_id``, ``rank`` (1 is best) and, where known,
-                ``teacher_rank`` and ``relevance``; any order of rows.
+                ``teacher_rank``, ``teacher_score`` and ``relevance``; any order of rows.
             query_ids: Ids in the order of the queries' token store.
             doc_ids: Ids in the order of the passages' token store.
 
@@ -76,19 +79,20 @@ class RankedLists:
         shape = (len(kept_ids), int(place.max(initial=-1)) + 1)
         where = (torch.tensor(list_number), torch.tensor(place))
 
-        def table(values: pd.Series | pd.Index | None, empty: int) -> Tensor:
-            tensor = torch.full(shape, empty, dtype=torch.int64)
+        def table(values: pd.Series | None, empty: float, dtype: str = "int64") -> Tensor:
+            tensor = torch.full(shape, empty, dtype=getattr(torch, dtype))
             if values is not None:
-                tensor[where] = torch.from_numpy(values.to_numpy(dtype="int64", copy=True))
+                tensor[where] = torch.from_numpy(values.to_numpy(dtype=dtype, copy=True))
             return tensor
 
-        def known(column: str, empty: int) -> Tensor:
-            return table(frame[column].fillna(empty) if column in frame else None, empty)
+        def known(column: str, empty: float, dtype: str = "int64") -> Tensor:
+            return table(frame[column].fillna(empty) if column in frame else None, empty, dtype)
 
         return cls(
             query_rows=torch.from_numpy(rows_of(pd.Series(kept_ids), query_ids, "query")),
             passage_rows=table(pd.Series(rows_of(frame["doc_id"], doc_ids, "passage")), 0),
             teacher_rank=known("teacher_rank", 0),
+            teacher_score=known("teacher_score", math.nan, "float32"),
             relevance=known("relevance", -1),
             mask=table(pd.Series(1, index=frame.index), 0).bool(),
         )
@@ -105,7 +109,10 @@ class RankedLists:
                 [ True, False]])
         """
         depth = max(part.mask.shape[1] for part in parts)
-        empty = {"teacher_rank": 0, "relevance": -1, "passage_rows": 0, "mask": False}
+        empty = {
+            "teacher_rank": 0, "teacher_score": math.nan, "relevance": -1, "passage_rows": 0,
+            "mask": False,
+        }  # fmt: skip
         return cls(
             query_rows=torch.cat([part.query_rows for part in parts]),
             **{
@@ -147,6 +154,7 @@ class RankedLists:
             self,
             passage_rows=self.passage_rows[:, :depth],
             teacher_rank=torch.where(ranked, again, 0),
+            teacher_score=self.teacher_score[:, :depth],
             relevance=self.relevance[:, :depth],
             mask=mask,
         )

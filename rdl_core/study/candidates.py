@@ -136,21 +136,23 @@ def lists(config: ListsConfig) -> pd.DataFrame:
 
     Returns:
         ``query_id``, ``doc_id``, ``rank``, ``score`` and either ``teacher_rank`` (0 where the
-        teacher left a passage out) or, where the judgments teach, ``relevance`` (missing where
-        nobody judged).
+        teacher left a passage out), of encoders with a ``teacher_score``, standardised within each
+        list, or, where the judgments teach, ``relevance`` (missing where nobody judged).
 
     Raises:
         ValueError: The collection lacks queries, passages or, where needed, judgments; or nobody
             made such lists of it.
 
-    >>> lists(profile.stage2.lists).columns.tolist()
-    ['query_id', 'doc_id', 'rank', 'score', 'teacher_rank']
+    >>> lists(profile.stage2.lists).columns[3:].tolist()
+    ['score', 'teacher_rank', 'teacher_score']
     """
     frame = candidates_of(config)
     frame = frame[frame["rank"] <= config.depth].reset_index(drop=True)
     if config.teacher != "judgments":
         scores = order_scores(frame, config, config.teacher)
         ranked = encoders.add_teacher_rank(frame, scores)
+        if config.teacher in _OF_ENCODERS:
+            return ranked.assign(teacher_score=encoders.fuse(frame, scores))
         return ranked.assign(teacher_rank=ranked["teacher_rank"].where(np.isfinite(scores), 0))
     qrels = load(config.collection).qrels
     frame = frame.merge(qrels, on=["query_id", "doc_id"], how="left")
