@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import platform
+import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-__all__ = ["PRECISIONS", "default_device", "fitting", "processes", "resolve_precision"]
+__all__ = [
+    "PRECISIONS", "default_device", "device_name", "fitting", "processes", "resolve_precision",
+]  # fmt: skip
 
 _T = TypeVar("_T", covariant=True)
 _LEAST_TOKENS = 256
@@ -46,6 +51,21 @@ def default_device() -> torch.device:
     True
     """
     return processes().device
+
+
+def device_name(device: torch.device) -> str:
+    """What its maker calls a device, for manifests: the GPU, or the CPU by its model.
+
+    >>> device_name(torch.device("cpu")) != ""
+    True
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from rdl_core.data.collections import fingerprint
 from rdl_core.data.downloads import sha256_of
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
-from rdl_core.devices import default_device, processes, resolve_precision
+from rdl_core.devices import default_device, device_name, processes, resolve_precision
 from rdl_core.distill import distill
 from rdl_core.records import read_record, write_record
 from rdl_core.settings import checked
@@ -216,11 +215,10 @@ def _tokens(
 
 def _circumstances(device: torch.device, n_lists: int) -> dict:
     """What a reader must know to place the student."""
-    processor = platform.processor() or platform.machine()
     return {
         "n_lists": n_lists,
         "versions": {name: metadata.version(name) for name in _VERSIONS},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "device": device_name(device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -132,7 +132,7 @@ def read(
     values = table.groupby(["query_id", "system"])[main].mean().unstack()
     told = about["parts"][part]
     runs = tuple(about["runs"][name] for name in told["runs"])
-    devices = {run["device"] for run in runs if run["kind"] == "train"}
+    devices = {run["device"] for run in runs if run["kind"] in ("train", "distill")}  # study, or `rdl`
     return Recorded(
         values=values[table["system"].unique()], measure=main, runs=runs,
         baseline=told["baseline"], candidates=told["candidates"],

@@ -19,7 +19,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ import torch
 from filelock import FileLock
 
 from rdl_core.data.downloads import sha256_of
+from rdl_core.devices import default_device, device_name
 from rdl_core.records import read_record, write_record
 
 __all__ = [
@@ -279,18 +279,9 @@ def machine() -> dict:
         ["git", "-C", str(project_folder()), "describe", "--always", "--dirty"],
         capture_output=True, text=True, check=False,
     ).stdout.strip()
-    cuda = torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "device": device_name(default_device()),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "commit": commit or None,
     }
-
-
-def _cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
