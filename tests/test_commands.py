@@ -43,6 +43,7 @@ from rdl_core.data.collections import load
 from rdl_core.data.formats import read_qrels, read_run, write_parquet, write_requests, write_run
 from rdl_core.data.lists import RankedLists
 from rdl_core.data.tokens import TokenStore
+from rdl_core.devices import default_device, device_name
 from rdl_core.distill import distill
 from rdl_core.evaluate import compare, equivalence, per_query, settle_ties
 from rdl_core.losses import LOSSES
@@ -347,6 +348,7 @@ def test_a_distilled_student_is_known_by_its_folder_and_records_its_limits(rdl, 
     rdl(*words, "--precision", "float32")
     assert (tmp_path / "a.run").read_bytes() == (tmp_path / "b.run").read_bytes()
     manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["device"] == device_name(default_device())
     [stage] = manifest["config"]["stages"]
     assert stage["lists"]["teacher"] == "a friend"
     assert stage["training"]["loss"] == "ranknet"
