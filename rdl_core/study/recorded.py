@@ -132,7 +132,8 @@ def read(
     values = table.groupby(["query_id", "system"])[main].mean().unstack()
     told = about["parts"][part]
     runs = tuple(about["runs"][name] for name in told["runs"])
-    devices = {run["device"] for run in runs if run["kind"] in ("train", "distill")}  # study, or `rdl`
+    # Students of the study's jobs are of kind train, those of `rdl distill` of kind distill.
+    devices = {run["device"] for run in runs if run["kind"] in ("train", "distill")}
     return Recorded(
         values=values[table["system"].unique()], measure=main, runs=runs,
         baseline=told["baseline"], candidates=told["candidates"],
