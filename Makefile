@@ -27,13 +27,13 @@ check: $(READY)
 
 # Losses against Lightning IR's, in the environment that `rdl bench --peers` makes for it.
 peers: $(READY)
-	PYTHONPATH=. $$($(BIN)/python -c "from rdl_core.study.bench import peers_python as p; print(p())") \
+	PYTHONPATH=. $$($(BIN)/python -c "from rdl_study.bench.measure import peers_python as p; print(p())") \
 		-m pytest -q --noconftest tests/test_losses_parity.py
 
 # What is kept in book/ and made from results/: pictures, and our rows of the reproduction log.
 kept: $(READY)
-	$(BIN)/python -c "from pathlib import Path; from rdl_core.study.drawings import draw; draw(Path('book/_static'))"
-	$(BIN)/python -c "from rdl_core.study.reproductions import update; update()"
+	$(BIN)/python -c "from pathlib import Path; from rdl_study.drawings import draw; draw(Path('book/_static'))"
+	$(BIN)/python -c "from rdl_study.reproductions import update; update()"
 
 # Kill, cut, alter and fill up on purpose; the book shows the table.
 torture: $(READY)

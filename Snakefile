@@ -4,7 +4,7 @@
     snakemake --cores all                  run it and build the book
     snakemake study --cores all            students and rankings, no pages
 
-What exists is enumerated once, by rdl_core.study.graph, into a plan: jobs on other machines read this
+What exists is enumerated once, by rdl_study.graph, into a plan: jobs on other machines read this
 file again, and none of them has to import torch to learn what the nodes are.
 """
 import json
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-node = f"{sys.executable} -m rdl_core.commands.nodes"
+node = f"{sys.executable} -m rdl_study.nodes"
 if "plan" not in config:
     asked = f"{node} plan --profile {config.get('profile', 'mini')} --threads {config.get('threads', 0)}"
     config["plan"] = subprocess.run(

@@ -20,7 +20,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rdl_core.data.tokens import Packed
+from rdl_core.tokens import Packed
 
 __all__ = ["ATTENTION", "Layout", "attend_first", "attend_first_to_states", "has_varlen"]
 

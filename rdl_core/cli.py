@@ -11,19 +11,19 @@ from typing import Annotated, Literal
 import typer
 
 from rdl_core.commands import nodes, own
-from rdl_core.commands.book import snakemake
+from rdl_study.book import snakemake
 from rdl_core.commands.shards import merge_runs
 from rdl_core.commands.words import Collection, Format, Precision, Shard, refusals, shard_of
 from rdl_core.data.downloads import fetch_group
-from rdl_core.efficiency import ratios, summary
+from rdl_study.bench import ratios, summary
 from rdl_core.progress import log_plainly
-from rdl_core.study.batch import run_pages
-from rdl_core.study.bench import measure_part, peers_python
-from rdl_core.study.full_size import MS_MARCO, full_size_table, measure_full_size
-from rdl_core.study.parts import LLMS, PARTS
-from rdl_core.study.precision import measure_precisions, precision_table
-from rdl_core.study.profile import load_profile
-from rdl_core.study.runs import project_folder
+from rdl_study.batch import run_pages
+from rdl_study.bench.measure import measure_part, peers_python
+from rdl_study.bench.full_size import MS_MARCO, full_size_table, measure_full_size
+from rdl_study.bench.parts import LLMS, PARTS
+from rdl_study.bench.precision import measure_precisions, precision_table
+from rdl_study.profile import load_profile
+from rdl_study.store import project_folder
 from rdl_core.teachers.endpoint import EndpointConfig
 from rdl_core.teachers.listwise import SCHEDULES
 from rdl_core.teachers.local_llm import MODES

@@ -11,11 +11,11 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.data.tokens import TokenStore
-from rdl_core.study import tables, worked
-from rdl_core.study.full_size import FullSize, make_full_size
-from rdl_core.study.grid import Part, effectiveness
-from rdl_core.study.profile import Profile, load_profile
+from rdl_core.tokens import TokenStore
+from rdl_study import tables, worked
+from rdl_study.bench.full_size import FullSize, make_full_size
+from rdl_study.grid import Part, effectiveness
+from rdl_study.profile import Profile, load_profile
 
 collect_ignore_glob = ["efficiency/peers/*"]  # for another environment
 

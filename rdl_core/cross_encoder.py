@@ -38,7 +38,7 @@ from rdl_core.attention import (
     attend_first_to_states,
     has_varlen,
 )
-from rdl_core.data.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
+from rdl_core.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 from rdl_core.devices import PRECISIONS
 from rdl_core.similarity import BertSimilarityConfig, with_similarity
 

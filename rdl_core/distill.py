@@ -28,8 +28,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rdl_core import checkpoint
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.lists import RankedLists
-from rdl_core.data.tokens import TokenStore
+from rdl_core.lists import RankedLists
+from rdl_core.tokens import TokenStore
 from rdl_core.devices import fitting, processes
 from rdl_core.pieces import asked, in_pieces, split, whole
 from rdl_core.progress import progress

@@ -14,8 +14,8 @@ import torch
 
 from rdl_core.cpu import keep_pages, ready
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.lists import RankedLists
-from rdl_core.data.tokens import TokenStore
+from rdl_core.lists import RankedLists
+from rdl_core.tokens import TokenStore
 from rdl_core.devices import fitting
 from rdl_core.progress import progress
 

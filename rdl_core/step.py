@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.lists import RankedLists
-from rdl_core.data.tokens import TokenStore, plan_batches
+from rdl_core.lists import RankedLists
+from rdl_core.tokens import TokenStore, plan_batches
 from rdl_core.losses import LOSSES, has_preference, targets_from_ranks
 from rdl_core.pieces import in_pieces, rounds
 from rdl_core.samplers import SAMPLERS, SampledLists, needs

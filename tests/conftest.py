@@ -24,7 +24,7 @@ from transformers import (
 from rdl_core.conftest import _logging_as_before  # noqa: F401 - for all tests here, too
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.data.tokens import TokenStore
+from rdl_core.tokens import TokenStore
 from rdl_core.similarity import BertSimilarityConfig, BertSimilarityForSequenceClassification
 
 torch.set_num_threads(1)

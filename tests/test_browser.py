@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
-from rdl_core.study.npm import AXE, npm_files
-from rdl_core.study.runs import project_folder
+from rdl_study.npm import AXE, npm_files
+from rdl_study.store import project_folder
 
 SITE = project_folder() / "_build" / "html"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

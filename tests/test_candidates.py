@@ -15,14 +15,14 @@ from sentence_transformers import SentenceTransformer
 from rdl_core.data import trec_dl
 from rdl_core.data.collections import load
 from rdl_core.evaluate import per_query
-from rdl_core.study.candidates import (
+from rdl_study.candidates import (
     ListsConfig,
     candidates_of,
     chosen_queries,
     lists,
     order_scores,
 )
-from rdl_core.study.jobs import RankingConfig, ranking
+from rdl_study.jobs import RankingConfig, ranking
 from rdl_core.teachers.encoders import fuse
 
 needs_data = pytest.mark.skipif(

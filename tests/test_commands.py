@@ -41,8 +41,8 @@ from rdl_core.corpus import read_corpus, read_judgments
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
 from rdl_core.data.formats import read_qrels, read_run, write_parquet, write_requests, write_run
-from rdl_core.data.lists import RankedLists
-from rdl_core.data.tokens import TokenStore
+from rdl_core.lists import RankedLists
+from rdl_core.tokens import TokenStore
 from rdl_core.devices import default_device, device_name
 from rdl_core.distill import distill
 from rdl_core.evaluate import compare, equivalence, per_query, settle_ties

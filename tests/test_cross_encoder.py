@@ -42,7 +42,7 @@ from transformers import (
 from rdl_core import attention, cross_encoder
 from rdl_core.cross_encoder import ARCHITECTURES, CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.data.tokens import TokenStore
+from rdl_core.tokens import TokenStore
 from rdl_core.devices import PRECISIONS, resolve_precision
 
 PAIRS = torch.cartesian_prod(torch.arange(7), torch.arange(13))

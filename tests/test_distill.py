@@ -34,8 +34,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rdl_core import checkpoint
 from rdl_core import distill as distill_module
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.lists import RankedLists
-from rdl_core.data.tokens import TokenStore
+from rdl_core.lists import RankedLists
+from rdl_core.tokens import TokenStore
 from rdl_core.devices import PRECISIONS, processes  # noqa: F401 - scripts here import it
 from rdl_core.distill import distill
 from rdl_core.losses import LOSSES

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rdl_core.study import drawings
-from rdl_core.study.runs import project_folder
+from rdl_study import drawings
+from rdl_study.store import project_folder
 
 KEPT = project_folder() / "book" / "_static"
 NUMBER = re.compile(r"-?\d+\.?\d*")

@@ -12,7 +12,7 @@ import sys
 import pandas as pd
 import pytest
 
-from rdl_core.efficiency import Job, System, race, ratios, summary
+from rdl_study.bench import Job, System, race, ratios, summary
 
 FILE = """
 import os, time

@@ -22,7 +22,7 @@ import pytest
 from chat_server import ChatServer
 
 from rdl_core.teachers.endpoint import Endpoint, EndpointConfig, EndpointError
-from rdl_core.teachers.parsing import Window
+from rdl_core.teachers.answers import Window
 
 KEY = "sk-a-secret-7391"
 QUICK = {"first_wait_s": 0.01, "model": "m"}

@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from rdl_core.study.runs import project_folder
+from rdl_study.store import project_folder
 
 ROOT = project_folder()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

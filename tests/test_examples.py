@@ -1,6 +1,6 @@
 """`pytest rdl_core` runs a short example of every public function and class.
 
-Mutation seen to fail: the example taken out of `rdl_core.data.tokens.plan_batches`.
+Mutation seen to fail: the example taken out of `rdl_core.tokens.plan_batches`.
 """
 
 import importlib

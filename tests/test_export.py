@@ -27,7 +27,7 @@ from rdl_core import export as export_module
 from rdl_core.commands.export import export_student
 from rdl_core.commands.students import open_student
 from rdl_core.corpus import Corpus, Texts
-from rdl_core.data.tokens import TokenStore
+from rdl_core.tokens import TokenStore
 from rdl_core.export import TOLERANCE, export
 
 QUERY_TOKENS, PASSAGE_TOKENS = 5, 20

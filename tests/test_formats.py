@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 
 from rdl_core.data import formats
 from rdl_core.data.formats import read_candidates
-from rdl_core.data.lists import RankedLists
+from rdl_core.lists import RankedLists
 
 MIRROR = os.environ.get("RDL_MIRROR")
 real = pytest.mark.skipif(not MIRROR, reason="RDL_MIRROR names no folder with the real files")

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from rdl_core.data import formats
 from rdl_core.data.formats import FORMATS, read_candidates
-from rdl_core.study.profile import load_profile
-from rdl_core.study.runs import project_folder
+from rdl_study.profile import load_profile
+from rdl_study.store import project_folder
 from rdl_core.teachers.replay import AnswerLog, read_history
 
 CASES = os.environ.get("RDL_FUZZ_CASES")

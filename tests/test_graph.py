@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rdl_core.commands.book import snakemake
-from rdl_core.study import graph
-from rdl_core.study.grid import Part, rankings
-from rdl_core.study.profile import load_profile
-from rdl_core.study.runs import project_folder
+from rdl_study.book import snakemake
+from rdl_study import graph
+from rdl_study.grid import Part, rankings
+from rdl_study.profile import load_profile
+from rdl_study.store import project_folder
 
 ROOT = project_folder()
 MINI = load_profile("mini")

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from rdl_core.study import grid, recorded
-from rdl_core.study.parameters import NOTEBOOKS, check_parameters
-from rdl_core.study.profile import load_profile
-from rdl_core.study.runs import project_folder
+from rdl_study import grid, recorded
+from rdl_study.parameters import NOTEBOOKS, check_parameters
+from rdl_study.profile import load_profile
+from rdl_study.store import project_folder
 
 TREC = load_profile("trec-dl")
 PAGES = {

@@ -14,8 +14,8 @@ import pytest
 from conftest import small_stage
 
 from rdl_core.data.collections import load
-from rdl_core.study import candidates, jobs
-from rdl_core.study.profile import load_profile
+from rdl_study import candidates, jobs
+from rdl_study.profile import load_profile
 
 
 @pytest.fixture(scope="module", autouse=True)

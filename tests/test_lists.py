@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rdl_core.data.lists import RankedLists
+from rdl_core.lists import RankedLists
 
 few = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 QUERY_IDS, DOC_IDS = pd.Index(["q0", "q1", "q2"]), pd.Index(["d0", "d1", "d2", "d3"])

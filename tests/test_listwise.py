@@ -43,7 +43,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdl_core.teachers.listwise import SCHEDULES, count_calls, plan_windows, rank_lists
-from rdl_core.teachers.parsing import (
+from rdl_core.teachers.answers import (
     Answer,
     Window,
     identifiers,

@@ -16,9 +16,9 @@ from Stemmer import Stemmer
 
 from rdl_core.data.collections import load
 from rdl_core.data.retrieval import bm25
-from rdl_core.study import live
-from rdl_core.study.profile import load_profile
-from rdl_core.study.runs import project_folder
+from rdl_study import live
+from rdl_study.profile import load_profile
+from rdl_study.store import project_folder
 
 SCRIPTS = project_folder() / "book" / "_static" / "live"
 PAGE = "<html><!-- live -->\n<p>nothing yet</p>\n<!-- /live --></html>"

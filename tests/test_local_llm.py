@@ -38,7 +38,7 @@ from transformers import (
 
 from rdl_core.teachers.listwise import rank_lists
 from rdl_core.teachers.local_llm import MODES, LocalLLM, PermutationGrammar
-from rdl_core.teachers.parsing import Window, identifiers, read_answer
+from rdl_core.teachers.answers import Window, identifiers, read_answer
 from rdl_core.teachers.replay import AnswerLog
 
 TEMPLATE = (

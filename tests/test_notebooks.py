@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from rdl_core.settings import checked
-from rdl_core.study.parameters import NOTEBOOKS, check_parameters
-from rdl_core.study.profile import Profile, load_profile
-from rdl_core.study.runs import project_folder
+from rdl_study.parameters import NOTEBOOKS, check_parameters
+from rdl_study.profile import Profile, load_profile
+from rdl_study.store import project_folder
 
 FOLDER = project_folder() / "notebooks"
 

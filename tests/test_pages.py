@@ -10,11 +10,11 @@ import pandas as pd
 
 from rdl_core.data import pydocs
 from rdl_core.data.collections import load
-from rdl_core.efficiency import ratios
-from rdl_core.study import speed
-from rdl_core.study.profile import load_profile
-from rdl_core.study.runs import project_folder
-from rdl_core.study.tables import published
+from rdl_study.bench import ratios
+from rdl_study import speed
+from rdl_study.profile import load_profile
+from rdl_study.store import project_folder
+from rdl_study.tables import published
 from rdl_core.teachers.listwise import count_calls, plan_windows
 
 BOOK = project_folder() / "book"

@@ -32,13 +32,13 @@ from rdl_core.data._parts import Docs, Fetched
 from rdl_core.data.collections import Collection, fingerprint, load
 from rdl_core.data.downloads import download_folder, fetch, group_names, registry
 from rdl_core.data.formats import read_triples
-from rdl_core.data.lists import RankedLists
-from rdl_core.study import grid
-from rdl_core.study.candidates import ListsConfig, chosen_queries, lists, passage_tokens, tokens
-from rdl_core.study.jobs import RankingConfig, ranking, student
-from rdl_core.study.parameters import NOTEBOOKS, check_parameters
-from rdl_core.study.profile import load_profile
-from rdl_core.study.runs import project_folder
+from rdl_core.lists import RankedLists
+from rdl_study import grid
+from rdl_study.candidates import ListsConfig, chosen_queries, lists, passage_tokens, tokens
+from rdl_study.jobs import RankingConfig, ranking, student
+from rdl_study.parameters import NOTEBOOKS, check_parameters
+from rdl_study.profile import load_profile
+from rdl_study.store import project_folder
 
 PAPER = json.loads((project_folder() / "rdl_core" / "study" / "paper_tables.json").read_text())
 JUDGED = "msmarco-passage/train/judged"

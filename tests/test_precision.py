@@ -7,7 +7,7 @@ round; a table over all where there is one collection.
 import pandas as pd
 import pytest
 
-from rdl_core.study.precision import precision_table
+from rdl_study.bench.precision import precision_table
 
 
 def values(rows):

@@ -128,8 +128,8 @@ from conftest import make_model, make_texts, make_tokenizer
 from safetensors.torch import load_file
 from rdl_core import distill as module
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.lists import RankedLists
-from rdl_core.data.tokens import TokenStore
+from rdl_core.lists import RankedLists
+from rdl_core.tokens import TokenStore
 from rdl_core.devices import processes
 from rdl_core.stage import StageConfig
 
@@ -242,8 +242,8 @@ from pathlib import Path
 import pandas as pd, torch
 from conftest import make_model, make_texts, make_tokenizer
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.lists import RankedLists
-from rdl_core.data.tokens import TokenStore
+from rdl_core.lists import RankedLists
+from rdl_core.tokens import TokenStore
 from rdl_core.distill import distill
 from rdl_core.rerank import rerank
 from rdl_core.stage import StageConfig

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from rdl_core.settings import checked
-from rdl_core.study.parameters import check_parameters, parameters
-from rdl_core.study.profile import Profile, load_profile
-from rdl_core.study.runs import project_folder
+from rdl_study.parameters import check_parameters, parameters
+from rdl_study.profile import Profile, load_profile
+from rdl_study.store import project_folder
 
 MINI = yaml.safe_load((project_folder() / "profiles" / "mini.yaml").read_text())
 

@@ -11,9 +11,9 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from rdl_core.study import publish
-from rdl_core.study.parameters import NOTEBOOKS
-from rdl_core.study.profile import load_profile
+from rdl_study import publish
+from rdl_study.parameters import NOTEBOOKS
+from rdl_study.profile import load_profile
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 

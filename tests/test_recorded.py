@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from conftest import small_stage
 
-from rdl_core.study import batch, recorded
-from rdl_core.study.grid import Part
-from rdl_core.study.profile import load_profile
-from rdl_core.study.tables import compare
+from rdl_study import batch, recorded
+from rdl_study.grid import Part
+from rdl_study.profile import load_profile
+from rdl_study.tables import compare
 
 
 @pytest.fixture(scope="module")

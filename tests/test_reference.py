@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from rdl_core.cli import app
-from rdl_core.study.runs import project_folder
+from rdl_study.store import project_folder
 
 BOOK = project_folder() / "book"
 NAMED = re.compile(r"\.\. automodule:: (\S+)")

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 
 from rdl_core.teachers.listwise import rank_lists
-from rdl_core.teachers.parsing import Answer, Window
+from rdl_core.teachers.answers import Answer, Window
 from rdl_core.teachers.replay import AnswerLog, Recorded, Replay, read_history
 
 MIRROR = os.environ.get("RDL_MIRROR")

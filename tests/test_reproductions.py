@@ -9,8 +9,8 @@ import json
 import pandas as pd
 import pytest
 
-from rdl_core.study import reproductions
-from rdl_core.study.runs import project_folder
+from rdl_study import reproductions
+from rdl_study.store import project_folder
 
 ROW = {
     "figure": "nDCG@10 of the student", "expected": "recorded .603", "found": ".601",

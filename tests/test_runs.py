@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 import rdl_core
-from rdl_core.study import runs
+from rdl_study import runs
 
 CODE = ("rdl_core.losses",)
 

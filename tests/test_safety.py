@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rdl_core.study import tables
-from rdl_core.study.runs import project_folder
+from rdl_study import tables
+from rdl_study.store import project_folder
 
 ROOT = project_folder()
 TREES = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "rdl_core").rglob("*.py"))}

@@ -3,7 +3,7 @@
 Mutations seen to fail: fragments ignored; images ignored; other hosts counted.
 """
 
-from rdl_core.study.site import broken_links
+from rdl_study.site import broken_links
 
 
 def site(folder, **pages):

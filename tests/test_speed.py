@@ -7,9 +7,9 @@ of the sizes over the times; scores of all systems compared; three passes of lab
 import pandas as pd
 import pytest
 
-from rdl_core.study import bench, speed
-from rdl_core.study.bench import Measured
-from rdl_core.study.parts import PARTS
+from rdl_study import bench, speed
+from rdl_study.bench.measure import Measured
+from rdl_study.bench.parts import PARTS
 
 
 def measured(timings, **manifest):

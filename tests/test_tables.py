@@ -7,11 +7,11 @@ sentence; published figures mixed up; the passage of HTML unescaped; a verdict b
 import pandas as pd
 import pytest
 
-from rdl_core.study import tables
-from rdl_core.study.claims import Claim, verdict
-from rdl_core.study.figures import means
-from rdl_core.study.profile import load_profile
-from rdl_core.study.runs import Run
+from rdl_study import tables
+from rdl_study.claims import Claim, verdict
+from rdl_study.figures import means
+from rdl_study.profile import load_profile
+from rdl_study.store import Run
 
 MANIFEST = {
     "id": "rank-1", "inputs": ["train-1"], "wall_s": 2.0, "device": "<b>CPU</b>", "threads": 2,

@@ -16,10 +16,10 @@ import yaml
 from chat_server import ChatServer
 
 from rdl_core.data.formats import write_run
-from rdl_core.study import graph
-from rdl_core.study.candidates import ListsConfig, lists
-from rdl_core.study.grid import Part
-from rdl_core.study.profile import load_profile
+from rdl_study import graph
+from rdl_study.candidates import ListsConfig, lists
+from rdl_study.grid import Part
+from rdl_study.profile import load_profile
 from rdl_core.teachers.replay import AnswerLog
 
 N_QUERIES, DEPTH = 5, 7

@@ -32,7 +32,7 @@ from rdl_core import cli
 from rdl_core.data.collections import load
 from rdl_core.data.formats import read_candidates, write_requests, write_run
 from rdl_core.teachers.listwise import count_calls
-from rdl_core.teachers.parsing import identifiers
+from rdl_core.teachers.answers import identifiers
 from rdl_core.teachers.replay import AnswerLog
 
 MIRROR = os.environ.get("RDL_MIRROR")

@@ -37,7 +37,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, 
 
 from rdl_core.data import tokens
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.data.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
+from rdl_core.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 
 few = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 id_lists = st.lists(st.lists(st.integers(0, 2**16 - 1), max_size=6), min_size=1, max_size=6)
@@ -334,7 +334,7 @@ import json, resource, sys, time
 from pathlib import Path
 from transformers import AutoTokenizer
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.data.tokens import TokenStore
+from rdl_core.tokens import TokenStore
 tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
 words = sorted(word for word in tokenizer.get_vocab() if word.isalpha()) * 2
 texts = (" ".join(words[i * 37 % 20_000 :][: 15 + i % 21]) for i in range(1_000_000))

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from rdl_core.study.runs import project_folder
+from rdl_study.store import project_folder
 from tests.torture.faults import FAULTS
 
 FOLDER = project_folder() / "results" / "torture"

@@ -16,10 +16,10 @@ from conftest import small_stage
 
 from rdl_core.data.formats import read_candidates
 from rdl_core.losses import ranknet, targets_from_ranks
-from rdl_core.study import agreement, files, inclusion, movers, pictures, worked
-from rdl_core.study.grid import Part, effectiveness
-from rdl_core.study.profile import load_profile
-from rdl_core.study.tables import compare
+from rdl_study import agreement, files, inclusion, movers, pictures, worked
+from rdl_study.grid import Part, effectiveness
+from rdl_study.profile import load_profile
+from rdl_study.tables import compare
 
 
 @pytest.fixture(scope="module")

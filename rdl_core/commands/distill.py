@@ -24,14 +24,14 @@ from rdl_core.corpus import Corpus, Texts, read_corpus
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import fingerprint
 from rdl_core.data.downloads import sha256_of
-from rdl_core.data.lists import RankedLists
-from rdl_core.data.tokens import TokenStore
+from rdl_core.lists import RankedLists
+from rdl_core.tokens import TokenStore
 from rdl_core.devices import default_device, device_name, processes, resolve_precision
 from rdl_core.distill import distill
 from rdl_core.records import read_record, write_record
 from rdl_core.settings import checked
 from rdl_core.stage import StageConfig
-from rdl_core.study.candidates import data_of
+from rdl_study.candidates import data_of
 from rdl_core.teachers.folder import alone, holds_something
 
 __all__ = ["DistillConfig", "distill_corpus"]

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from rdl_core.corpus import Corpus
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.formats import write_run
-from rdl_core.data.tokens import TokenStore
+from rdl_core.tokens import TokenStore
 from rdl_core.devices import resolve_precision
 from rdl_core.evaluate import settle_ties
 from rdl_core.rerank import rerank

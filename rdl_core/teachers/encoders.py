@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from rdl_core.data.lists import rows_of
+from rdl_core.lists import rows_of
 
 __all__ = ["add_teacher_rank", "fuse", "similarity"]
 

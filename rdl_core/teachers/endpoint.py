@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from rdl_core.teachers.parsing import Answer, Window, listwise_prompt
+from rdl_core.teachers.answers import Answer, Window, listwise_prompt
 
 __all__ = ["Endpoint", "EndpointConfig", "EndpointError"]
 

@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_string_dtype
 
-from rdl_core.teachers.parsing import Answer, Reading, Window
+from rdl_core.teachers.answers import Answer, Reading, Window
 from rdl_core.teachers.replay import AnswerLog
 
 __all__ = ["SCHEDULES", "Backend", "count_calls", "plan_windows", "rank_lists"]

@@ -2,7 +2,7 @@
 
 Three ways to an order of a window's passages, named in :data:`MODES`:
 
-- ``free``: the model writes what it likes, and :mod:`rdl_core.teachers.parsing` reads it.
+- ``free``: the model writes what it likes, and :mod:`rdl_core.teachers.answers` reads it.
 - ``constrained``: it can write nothing but a permutation, ``[3] > [1] > [2]``: at each step only
   tokens that continue one are allowed (:class:`PermutationGrammar`).
 - ``first_token``: it writes nothing. Passages are named ``[A]``, ``[B]``, ...; one forward pass
@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
-from rdl_core.teachers.parsing import Answer, Window, identifiers, listwise_prompt, read_answer
+from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt, read_answer
 
 __all__ = ["MODES", "LocalLLM", "PermutationGrammar"]
 

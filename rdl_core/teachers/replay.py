@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rdl_core.teachers.parsing import Answer, Window
+from rdl_core.teachers.answers import Answer, Window
 
 __all__ = ["QUERY_PATTERN", "AnswerLog", "Recorded", "Replay", "read_history"]
 

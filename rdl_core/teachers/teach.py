@@ -31,7 +31,7 @@ from rdl_core.teachers.endpoint import EndpointConfig
 from rdl_core.teachers.folder import ANSWERS, alone, claim, write_folder
 from rdl_core.teachers.listwise import plan_windows, rank_lists
 from rdl_core.teachers.local_llm import MODES, LocalLLM
-from rdl_core.teachers.parsing import Answer, Window, identifiers, listwise_prompt
+from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
 
 __all__ = ["Asking", "Estimate", "LocalConfig", "ReplayConfig", "TeachConfig", "estimate", "teach"]

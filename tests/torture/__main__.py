@@ -20,7 +20,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rdl_core.study.runs import machine, project_folder
+from rdl_study.store import machine, project_folder
 from tests.torture.faults import FAULTS
 from tests.torture.work import Workshop
 

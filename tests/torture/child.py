@@ -19,9 +19,9 @@ from conftest import make_model, make_student, make_tokenizer
 from rdl_core import cli
 from rdl_core.commands import nodes
 from rdl_core.data import downloads, tokens
-from rdl_core.data.tokens import TokenStore
-from rdl_core.study import publish
-from rdl_core.study.runs import project_folder
+from rdl_core.tokens import TokenStore
+from rdl_study import publish
+from rdl_study.store import project_folder
 
 torch.set_num_threads(1)
 LIMITS = ["--query-tokens", "5", "--passage-tokens", "20"]

@@ -1,0 +1,395 @@
+"""Text as tokens: tokenised once, kept flat, gathered and packed on the device.
+
+A `TokenStore` holds every text of a collection as one flat vector of token ids and a vector of
+offsets, on disk as two memory-mapped files. Any set of its rows is gathered by arithmetic on the
+offsets, without a Python loop. `pack` builds the sequences that a cross-encoder reads,
+``[CLS] query [SEP] passage [SEP]``, end to end in one vector: no padding, no collating.
+
+In shapes, `n` is the number of pairs and `t` that of the tokens in all of them together.
+
+>>> store = TokenStore.from_lists([[7, 8, 9], [], [5]])
+>>> store.gather(torch.tensor([2, 0]), max_tokens=2)
+(tensor([5, 7, 8]), tensor([1, 2]))
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerBase
+
+from rdl_core._stored import (
+    FINISHED, OFFSETS, TOKENS, UNFINISHED, Written, digests, hashes, record, resume,
+)  # fmt: skip
+from rdl_core.progress import progress
+
+__all__ = ["Packed", "PairTemplate", "TokenStore", "pack", "plan_batches"]
+
+# Texts handed to the tokenizer at once, and fewer where they are long: it spreads them over its own
+# threads and needs some 100 bytes for each token meanwhile.
+_CHUNK, _CHUNK_CHARACTERS = 4096, 2**22
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Token ids of many texts, without special tokens, as ragged rows."""
+
+    flat: Tensor
+    """int16 ``[tokens]``: ids modulo 2**16, or int32 where the vocabulary is larger."""
+    offsets: Tensor
+    """int64 ``[rows + 1]``: row ``i`` is ``flat[offsets[i]:offsets[i + 1]]``."""
+
+    @classmethod
+    def build(
+        cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, *,
+        max_tokens: int, total: int,
+    ) -> TokenStore:
+        """Tokenise texts in order and stream them to a folder; go on where a killed build stopped.
+
+        ``progress.json`` records, chunk by chunk, how far the files are whole. The next build with
+        the same tokenizer and `max_tokens` reads past the texts that are done, checks their hash
+        and goes on; with others it begins anew. Memory does not grow with the number of texts.
+
+        Args:
+            texts: One text per row, read once.
+            tokenizer: A fast tokenizer; special tokens are left out.
+            folder: Gets ``tokens.bin``, ``offsets.bin`` and, last of all, ``store.json``.
+            max_tokens: Longer texts are cut to this many tokens.
+            total: Number of texts, for the progress display.
+
+        Returns:
+            The store, memory-mapped from the folder.
+
+        Raises:
+            ValueError: The folder's unfinished store was begun with other texts.
+            TypeError: A text is not a string.
+        """
+        encoder = _encoder(tokenizer, max_tokens)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FINISHED).unlink(missing_ok=True)  # unfinished from here on
+        written = resume(folder, Written.nothing(encoder, max_tokens))
+        contents = hashes(folder, written)
+        seen = hashlib.blake2b()
+        texts = _hashed(texts, seen)
+        for _ in islice(texts, written.rows):
+            pass  # done before; reading hashes them
+        if written.rows and seen.hexdigest() != written.texts:
+            raise ValueError(
+                f"expected the {written.rows} texts that the unfinished token store in {folder} "
+                "begins with, got others: give the same in the same order, or delete the folder"
+            )
+        shown = progress(texts, total=total, what="tokenising", done=written.rows)
+        with (folder / TOKENS).open("ab") as tokens, (folder / OFFSETS).open("ab") as offsets:
+            for chunk in _chunks(shown):
+                ids, lengths = _tokenise(chunk, encoder, written.dtype)
+                ends = written.tokens + lengths.cumsum()
+                for file, name, part in ((tokens, TOKENS, ids), (offsets, OFFSETS, ends)):
+                    file.write(part)
+                    file.flush()  # before the record that counts on it
+                    contents[name].update(part)
+                written = replace(
+                    written, rows=written.rows + len(chunk), tokens=written.tokens + len(ids),
+                    texts=seen.hexdigest(), contents=digests(contents),
+                )  # fmt: skip
+                record(folder, written)
+        os.replace(folder / UNFINISHED, folder / FINISHED)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path, *, check: bool = False) -> TokenStore:
+        """Map a store that `build` finished; reads its sizes and one offset, however large it is.
+
+        Args:
+            folder: Where it is.
+            check: Whether to read all of it, to see that it is as it was written.
+
+        Raises:
+            ValueError: The folder holds no finished store, or one whose files disagree.
+        """
+        try:
+            written = Written(**json.loads((folder / FINISHED).read_text()))
+            sizes = {name: (folder / name).stat().st_size for name in written.sizes}
+            offsets = np.memmap(folder / OFFSETS, np.int64, mode="c")
+            if check and digests(hashes(folder, written)) != written.contents:
+                raise ValueError("its files changed since they were written")
+            if sizes != written.sizes or offsets[-1] != written.tokens:
+                raise ValueError(f"files of {sizes} bytes, {offsets[-1]} tokens, for {written}")
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected a finished token store in {folder}, but {error}: build it again"
+            ) from error
+        dtype = written.dtype.replace("uint16", "int16")  # no file without tokens can be mapped
+        ids = np.memmap(folder / TOKENS, dtype, mode="c") if written.tokens else np.empty(0, dtype)
+        return cls(flat=torch.from_numpy(ids), offsets=torch.from_numpy(offsets))
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TokenStore:
+        """A store in memory of a few texts, such as one query's passages."""
+        texts = list(texts)  # none at all is an error to transformers
+        return cls.from_lists(texts and tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[int]]) -> TokenStore:
+        """A store in memory from lists of token ids."""
+        lengths = torch.tensor([0, *map(len, rows)], dtype=torch.int64)
+        ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
+        if ids.max(initial=0) < 2**16:
+            ids = ids.astype(np.uint16).view(np.int16)
+        return cls(flat=torch.from_numpy(ids), offsets=lengths.cumsum(0))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def to(self, device: torch.device | str) -> TokenStore:
+        """The same store on another device."""
+        return TokenStore(flat=self.flat.to(device), offsets=self.offsets.to(device))
+
+    def lengths(self, rows: Tensor, max_tokens: int) -> Tensor:
+        """Tokens in each row, at most `max_tokens`; int64, shaped like `rows`."""
+        return (self.offsets[rows + 1] - self.offsets[rows]).clamp(max=max_tokens)
+
+    def gather(self, rows: Tensor, max_tokens: int) -> tuple[Tensor, Tensor]:
+        """Token ids of some rows, end to end.
+
+        Args:
+            rows: int64 ``[n]``, in any order, repeats allowed.
+            max_tokens: Each row is cut to this many tokens.
+
+        Returns:
+            int64 ``[t]`` ids and int64 ``[n]`` lengths. The host reads `t`, once.
+        """
+        lengths = self.lengths(rows, max_tokens)
+        return self._take(rows, lengths, int(lengths.sum())), lengths
+
+    def _take(self, rows: Tensor, lengths: Tensor, n_tokens: int) -> Tensor:
+        """The first `lengths` ids of some rows, of which the caller knows how many they are."""
+        ids = self.flat[_ragged_positions(self.offsets[rows], lengths, n_tokens)].long()
+        return ids & 0xFFFF if self.flat.dtype == torch.int16 else ids
+
+
+@dataclass(frozen=True)
+class PairTemplate:
+    """Special tokens around a query and a passage, as an encoder was trained to see them."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    segments: tuple[int, int]
+    """Segment id of the query's part, ``between`` included, and of the passage's part."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
+        """Read the template off the tokenizer's own treatment of a pair.
+
+        Raises:
+            ValueError: Its segments are not one up to the passage and one from there on.
+        """
+        texts = chain("a0.", tokenizer.get_vocab())  # not every vocabulary knows a given letter
+        probe = next(x for x in texts if tokenizer(x, add_special_tokens=False)["input_ids"])
+        encoded = tokenizer(probe, probe)
+        ids, part_of = encoded["input_ids"], encoded.sequence_ids()
+        # Asked for, they come even where the model never gets any: what comes unasked counts.
+        segments = encoded.get("token_type_ids", [0] * len(ids))
+        query, passage = part_of.index(0), part_of.index(1)
+        query_end, passage_end = query + part_of.count(0), passage + part_of.count(1)
+        two = (segments[query], segments[passage])
+        if segments != [two[0]] * passage + [two[1]] * (len(ids) - passage):
+            raise ValueError(
+                f"expected segments {two[0]} up to the passage, then {two[1]}, got {segments} for "
+                f"tokens {ids}: use an encoder of BERT's or RoBERTa's form"
+            )
+        before, between, after = ids[:query], ids[query_end:passage], ids[passage_end:]
+        return cls(tuple(before), tuple(between), tuple(after), segments=two)
+
+    @property
+    def n_tokens(self) -> int:
+        """Special tokens per pair."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences end to end, as variable-length attention takes them."""
+
+    input_ids: Tensor
+    """int64 ``[t]``."""
+    position_ids: Tensor
+    """int64 ``[t]``, from 0 in every sequence."""
+    segment_ids: Tensor
+    """int64 ``[t]``."""
+    cu_seqlens: Tensor
+    """int32 ``[n + 1]``: where each sequence starts, and the end of the last."""
+    max_length: int
+    """Tokens in the longest sequence."""
+
+    def filled(self, multiple: int) -> Packed:
+        """The same with filler behind it: sequences that mean nothing, no longer than the longest.
+
+        Kernels that are made for a number of tokens are then made for few numbers.
+
+        Args:
+            multiple: The number of tokens becomes a multiple of this one.
+
+        >>> one = torch.tensor([5, 6, 7])
+        >>> Packed(one, torch.arange(3), one, torch.tensor([0, 3]), 3).filled(8).cu_seqlens
+        tensor([0, 3, 6, 8])
+        """
+        n_tokens = len(self.input_ids)
+        more = -n_tokens % multiple
+        if not more:
+            return self
+        places = torch.arange(more, device=self.input_ids.device) % self.max_length
+        starts = torch.arange(0, more, self.max_length, device=self.input_ids.device)[1:]
+        ends = torch.cat([n_tokens + starts, starts.new_tensor([n_tokens + more])])
+        fields = (self.input_ids, self.position_ids, self.segment_ids, self.cu_seqlens)
+        behind = (torch.zeros_like(places), places, torch.zeros_like(places), ends)
+        joined = (torch.cat([x, y.to(x.dtype)]) for x, y in zip(fields, behind, strict=True))
+        return Packed(*joined, self.max_length)
+
+
+def pack(
+    queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
+    template: PairTemplate, query_tokens: int, passage_tokens: int,
+) -> Packed:
+    """Build the sequences of some pairs, on the device that holds the stores.
+
+    Args:
+        queries: Token store of the queries.
+        passages: Token store of the passages.
+        query_rows: int64 ``[n]``, rows of `queries`.
+        passage_rows: int64 ``[n]``, rows of `passages`.
+        template: The encoder's special tokens.
+        query_tokens: Longest query, in tokens.
+        passage_tokens: Longest passage, in tokens.
+
+    Returns:
+        The packed sequences. The host waits for the device once, to read how much to allocate.
+
+    >>> template = PairTemplate(before=(1,), between=(2,), after=(2,), segments=(0, 1))
+    >>> store, rows = TokenStore.from_lists([[7, 8], [9]]), torch.tensor([0, 1])
+    >>> packed = pack(store, store, rows, rows, template=template, query_tokens=1, passage_tokens=2)
+    >>> packed.input_ids.tolist(), packed.cu_seqlens.tolist()
+    ([1, 7, 2, 7, 8, 2, 1, 9, 2, 9, 2], [0, 6, 11])
+    """
+    before, between, after = map(len, (template.before, template.between, template.after))
+    query_lengths = queries.lengths(query_rows, query_tokens)
+    passage_lengths = passages.lengths(passage_rows, passage_tokens)
+    passage_at = before + query_lengths + between
+    lengths = passage_at + passage_lengths + after
+    bounds = pad(lengths.cumsum(0), (1, 0))
+    starts, ends = bounds[:-1], bounds[1:]
+    sums = (query_lengths.sum(), passage_lengths.sum(), pad(lengths, (0, 1)).max())
+    n_query, n_passage, longest = torch.stack(sums).tolist()  # the one read
+    n_tokens = n_query + n_passage + len(query_rows) * template.n_tokens
+
+    input_ids = lengths.new_empty(n_tokens)
+    _put_special(input_ids, starts, template.before)
+    places = _ragged_positions(starts + before, query_lengths, n_query)
+    input_ids.index_copy_(0, places, queries._take(query_rows, query_lengths, n_query))
+    _put_special(input_ids, starts + passage_at - between, template.between)
+    places = _ragged_positions(starts + passage_at, passage_lengths, n_passage)
+    input_ids.index_copy_(0, places, passages._take(passage_rows, passage_lengths, n_passage))
+    _put_special(input_ids, ends - after, template.after)
+    position_ids = _ragged_positions(torch.zeros_like(starts), lengths, n_tokens)
+    in_passage = position_ids >= passage_at.repeat_interleave(lengths, output_size=n_tokens)
+    segment_ids = torch.where(in_passage, template.segments[1], template.segments[0])
+    return Packed(input_ids, position_ids, segment_ids, bounds.int(), longest)
+
+
+def plan_batches(lengths: Tensor, token_budget: int, *, among: int = 1) -> list[Tensor]:
+    """Cut pairs, sorted by length, into batches of about equal cost.
+
+    Args:
+        lengths: int64 ``[n]`` on the CPU, tokens in each pair.
+        token_budget: Most tokens in a batch, counting every pair as long as the batch's longest;
+            a longer single pair gets a batch of its own.
+        among: So many take a batch at a time. Batches become smaller where otherwise some would
+            have none in the last round.
+
+    Returns:
+        Indices into `lengths`, each exactly once, the longest pairs first, so that memory runs
+        out at the first batch or never.
+
+    >>> plan_batches(torch.tensor([3, 9, 4, 4]), token_budget=9)
+    [tensor([1]), tensor([2, 3]), tensor([0])]
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    if among > 1 and len(order):
+        n_tokens, longest = int(lengths.sum()), int(lengths[order[0]])
+        rounds = -(-n_tokens // (among * token_budget))
+        # A batch is short of its budget by half a pair or so.
+        token_budget = min(token_budget, n_tokens // max(1, rounds * among) + longest // 2)
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, token_budget // max(1, int(lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def _hashed(texts: Iterable[str], seen: hashlib.blake2b) -> Iterator[str]:
+    """Pass texts on; each is hashed behind its length, so that no two sequences look alike."""
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"expected texts, got {text!r} in row {row}: fill it or leave it out")
+        encoded = text.encode()
+        seen.update(len(encoded).to_bytes(8, "little") + encoded)
+        yield text
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk, n_characters = [], 0
+    for text in texts:
+        chunk.append(text)
+        n_characters += len(text)
+        if len(chunk) >= _CHUNK or n_characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, n_characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokenizer:
+    """The Rust tokenizer behind a fast one, a fifth faster alone; a copy, as cutting sets it."""
+    if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("off", "false", "no", "0"):
+        # Switched on from here, it could hang a forked process.
+        _log.warning("TOKENIZERS_PARALLELISM is off: one core tokenises; unset it for all")
+    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder.no_padding()
+    encoder.enable_truncation(max_tokens)
+    encoder.encode_special_tokens = tokenizer.split_special_tokens
+    return encoder
+
+
+def _tokenise(texts: list[str], encoder: Tokenizer, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of some texts, end to end, and how many each has."""
+    rows = [text.ids for text in encoder.encode_batch_fast(texts, add_special_tokens=False)]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(chain.from_iterable(rows), dtype, lengths.sum()), lengths
+
+
+def _ragged_positions(starts: Tensor, lengths: Tensor, n_tokens: int) -> Tensor:
+    """``starts[i], starts[i] + 1, ...`` for `lengths[i]` places each, end to end; int64 ``[t]``."""
+    shift = starts - (lengths.cumsum(0) - lengths)
+    places = torch.arange(n_tokens, device=starts.device)
+    return places + shift.repeat_interleave(lengths, output_size=n_tokens)
+
+
+def _put_special(input_ids: Tensor, starts: Tensor, special: tuple[int, ...]) -> None:
+    """Write special tokens at each start; as numbers, which need no copy to the device."""
+    for i, token in enumerate(special):
+        input_ids.index_fill_(0, starts + i, token)
