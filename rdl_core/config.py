@@ -1,0 +1,400 @@
+"""Every option of the library, declared once: the command line, YAML files and Python read these.
+
+Importing this module is cheap: it needs neither torch nor a model, so that ``rdl distill --help`` is
+quick. A configuration checks itself when it is made, names of losses and samplers included.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from rdl_core.files import content_hash
+
+__all__ = [
+    "EndpointConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "LocalConfig", "MergeConfig",
+    "ReplayConfig", "RerankConfig", "DistillConfig", "StageConfig", "TeachConfig", "WindowConfig",
+    "config",
+]  # fmt: skip
+
+#: Makes a class a configuration: frozen, keyword-only, every field checked, no unknown ones.
+config = dataclass(
+    frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True)
+)
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+#: In which a model's layers compute; scores are float32 always.
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@config
+class StageConfig:
+    """One stage of distillation. The defaults are Rank-DistiLLM's second stage (ECIR 2025)."""
+
+    sampler: str = "top"
+    """Which candidates make a training list: a key of `rdl_core.samplers.SAMPLERS`."""
+    sampler_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the sampler."""
+    loss: str = "ranknet"
+    """A key of `rdl_core.losses.LOSSES`, such as ranknet, adr_mse, info_nce."""
+    loss_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the loss."""
+    targets: Literal["teacher", "scores", "judgments"] = "teacher"
+    """What scores are compared with: the teacher's ranks, its scores, or relevance (unjudged = 0)."""
+    score_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Factor on the teacher's scores, with targets scores."""
+    positive_grade: Positive = 1
+    """Smallest relevance that counts as positive; samplers leave out grades between it and 0."""
+    list_size: Annotated[int, Field(ge=2)] = 100
+    """Passages per query in a training list."""
+    queries_per_step: Positive = 32
+    """Lists per optimiser step, over all processes."""
+    steps: Positive = 940
+    """Optimiser steps."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """Peak learning rate of AdamW."""
+    warmup_steps: Count = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up; linear and cosine end at a tenth of the peak."""
+    head_rate: Annotated[float, Field(ge=0)] = 1.0
+    """Learning rate of the head, as a multiple of the encoder's; 10 suits a fresh head."""
+    max_gradient_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Hidden dropout in training."""
+    train_word_embeddings: bool = True
+    """Train the word embeddings; frozen ones save a third of the optimiser's memory."""
+    token_budget: Positive = 2048
+    """Most tokens in one batch through the encoder."""
+    held_tokens: Count = 16_384
+    """Most tokens per step whose activations are kept; longer steps score their lists twice, which
+    takes a third more time and the memory of one batch."""
+    precision: Precision = "float32"
+    """In which the layers compute; auto: bfloat16 where the device has it."""
+    dev_every: Count = 0
+    """Steps between two dev measures; the best state is kept. 0: none, the last state is kept."""
+    patience: Count = 0
+    """Dev measures without a better one after which training stops; 0 never stops early."""
+    checkpoint_every: Positive = 50
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        from rdl_core.losses import LOSSES  # torch takes a second, and `--help` needs none
+        from rdl_core.samplers import SAMPLERS
+
+        _check_options("loss", self.loss, LOSSES, self.loss_options)
+        _check_options("sampler", self.sampler, SAMPLERS, self.sampler_options)
+        if self.patience and not self.dev_every:
+            raise ValueError(f"patience: needs dev_every, got patience {self.patience} alone")
+
+
+def _check_options(
+    kind: str, name: str, known: Mapping[str, Callable], options: Mapping[str, Any]
+) -> None:
+    """Refuse an unknown loss or sampler, and options that its function does not take."""
+    if name not in known:
+        raise ValueError(f"{kind}: expected one of {', '.join(sorted(known))}; got {name!r}")
+    ours = {"mask", "reduction", "generator", "relevant", "judged", "teacher_rank"}
+    parameters = inspect.signature(known[name]).parameters.values()
+    own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ours}
+    unknown = sorted(options.keys() - own.keys())
+    missing = sorted(n for n, p in own.items() if p.default is p.empty and n not in options)
+    if unknown or missing:
+        raise ValueError(
+            f"{kind}_options: {name} takes {', '.join(own) or 'none'}; "
+            + "; ".join(f"{x} is {what}" for what, xs in (("unknown", unknown), ("missing", missing))
+                        for x in xs)
+        )  # fmt: skip
+
+
+# --- texts and limits that several commands take --------------------------------------------------
+
+
+@config
+class _Texts:
+    collection: str | None = None
+    """Folder (BEIR layout or tsv) or ir_datasets id that has the texts; none: the file has them."""
+    format: str | None = None
+    """Format of the file, a key of `rdl_core.data.formats.FORMATS`; none: the file tells."""
+
+
+@config
+class _Limits:
+    query_tokens: Positive | None = None
+    """Longest query, in tokens; none: what the student records, else 32."""
+    passage_tokens: Positive | None = None
+    """Longest passage, in tokens; none: what the student records, else 256."""
+
+
+@config
+class _Shard:
+    shard: str = "1/1"
+    """Part of the queries: 2/8 is the second of eight, with queries 2, 10, 18, ..."""
+
+    def __post_init__(self) -> None:
+        self.part  # noqa: B018 - refuses what is no shard
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Number of the shard, from 1, and how many there are."""
+        try:
+            number, of = map(int, self.shard.split("/"))
+        except ValueError:
+            number, of = 0, 0
+        if not 1 <= number <= of:
+            raise ValueError(f"shard: expected 1/N to N/N, such as 2/8; got {self.shard!r}")
+        return number, of
+
+
+@config
+class DistillConfig(_Texts, _Limits):
+    """What a student is distilled from, and how."""
+
+    lists: str
+    """File of ranked lists. Its order is the teacher's, unless the file has a teacher_rank; so are
+    its scores, with targets scores."""
+    teacher: str | None = None
+    """Who ranked the lists, in words, for the model card."""
+    encoder: str
+    """Where the weights start: an encoder or an earlier student."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `StageConfig`; without steps, every list is seen three times."""
+    seed: int = 0
+    """Seed of the head's first weights, of draws and of dropout."""
+
+
+@config
+class RerankConfig(_Texts, _Limits, _Shard):
+    """Candidates that a student scores."""
+
+    student: str
+    """Folder of a student or of its run, or a hub id."""
+    candidates: str
+    """File of candidates, in any known format."""
+    out: str
+    """The TREC run; packed if its name ends in .gz."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """In which the layers compute; int8: on CPUs."""
+    tag: str = "rdl"
+    """Name of the system in the run."""
+
+
+@config
+class EvaluateConfig:
+    """Runs to measure, and to test against one of them."""
+
+    qrels: str
+    """Judgments: a file or an ir_datasets id."""
+    runs: tuple[str, ...]
+    """Runs, in any known format."""
+    measures: tuple[str, ...] = ("nDCG@10",)
+    """Measures by their ir_measures names, such as RR@10."""
+    baseline: str | None = None
+    """Name of the run that the others are tested against; none: the first."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Level of the tests."""
+    margin: Annotated[float, Field(gt=0)] = 0.02
+    """Smallest difference that matters, for the equivalence test (TOST)."""
+    per_query: str | None = None
+    """CSV file to write with every query's values."""
+    table: str | None = None
+    """CSV file to write with the table."""
+    format: str | None = None
+    """Format of the runs, a key of `rdl_core.data.formats.FORMATS`; none: each file tells."""
+
+
+@config
+class ExportConfig(_Texts, _Limits):
+    """A student to write for transformers, sentence-transformers and onnxruntime."""
+
+    student: str
+    """Folder of a student or of its run, or a hub id."""
+    out: str
+    """A new folder."""
+    quantise: bool = False
+    """Write an 8-bit ONNX file, too."""
+    candidates: str | None = None
+    """File whose first pairs the ONNX files are compared on; none: random words."""
+    table: str | None = None
+    """Measures for the model card, as rdl evaluate --table writes them."""
+
+
+@config
+class MergeConfig:
+    """Shards of one piece of work."""
+
+    out: str
+    """A new folder, or a run."""
+    shards: tuple[str, ...]
+    """Folders of rdl teach, or runs of rdl rerank: all shards, in any order."""
+
+
+@config
+class FetchConfig:
+    """Public files."""
+
+    group: str
+    """trec-dl, vaswani, cranfield or rank-distillm."""
+
+
+# --- teachers -------------------------------------------------------------------------------------
+
+
+@config
+class WindowConfig:
+    """How a list becomes windows, and how often a window is asked."""
+
+    schedule: Literal["sliding", "tournament", "single", "full"] = "sliding"
+    """Which windows of a list are asked; see `rdl_core.teachers.listwise`."""
+    window_size: Annotated[int, Field(ge=2)] = 20
+    """Passages in a prompt."""
+    stride: Positive = 10
+    """Passages between the starts of two windows, if sliding."""
+    top_k: Positive = 10
+    """Passages that win a group, in a tournament."""
+    passes: Positive = 1
+    """Passes over each list."""
+    max_retries: Count = 1
+    """How often a window is asked again whose answer is unusable."""
+
+    def __post_init__(self) -> None:
+        if self.schedule == "sliding" and self.stride > self.window_size:
+            raise ValueError(
+                f"stride: expected at most window_size, {self.window_size}, got {self.stride}: more "
+                "would skip passages"
+            )
+        if self.schedule == "tournament" and self.top_k > self.window_size // 2:
+            raise ValueError(
+                f"top_k: expected at most half of window_size, {self.window_size // 2}, got "
+                f"{self.top_k}: with more, rounds would not get smaller"
+            )
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """These fields alone, as named arguments of `rdl_core.teachers.listwise.rank_lists`."""
+        return {name: getattr(self, name) for name in WindowConfig.__pydantic_fields__}
+
+
+@config
+class EndpointConfig:
+    """A model behind a server that speaks OpenAI's chat completions, and what it costs."""
+
+    model: str
+    """The model's name at the server."""
+    base_url: str = "https://api.openai.com/v1"
+    """Address of the server; most end in /v1."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; unset: asked without a key."""
+    temperature: float | None = 0.0
+    """Temperature of first answers; what is asked again has 0.7 at least. Below 0: none is sent."""
+    max_words: Positive = 300
+    """Words of a passage that are shown."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of each request, such as max_tokens=400."""
+    in_flight: Positive = 8
+    """Requests at the same time."""
+    per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Most requests that start in a minute; none: no limit."""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Longest silence of the server, seconds."""
+    max_tries: Positive = 10
+    """Requests for one window before giving up."""
+    longest_wait_s: Annotated[float, Field(gt=0)] = 60.0
+    """Longest wait between two tries, seconds; a server that asks for more stops the run."""
+    input_usd: float | None = None
+    """Dollars for a million tokens of prompts."""
+    output_usd: float | None = None
+    """Dollars for a million tokens written."""
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"base_url: expected http://host:port/v1, got {self.base_url!r}")
+        if url.username or url.password or url.query:
+            raise ValueError(
+                f"base_url: expected no user, password or query, got one for {url.hostname}: put the "
+                f"key into the environment variable {self.key_variable}"
+            )
+        if ours := sorted({"messages", "model", "n", "stream"} & set(self.options)):
+            raise ValueError(f"options: {', '.join(ours)} cannot be set here: leave them out")
+
+    @property
+    def name(self) -> str:
+        """Model and settings that change answers; not the address, which may move."""
+        options = dict(sorted(self.options.items()))
+        settings = f"temperature={self.temperature}, max_words={self.max_words}, options={options}"
+        return f"{self.model}, {settings}"
+
+    def usd(self, input_tokens: int, output_tokens: int) -> float | None:
+        """Dollars that these tokens cost; None without prices."""
+        if self.input_usd is None or self.output_usd is None:
+            return None
+        return round((input_tokens * self.input_usd + output_tokens * self.output_usd) / 1e6, 6)
+
+
+@config
+class LocalConfig:
+    """A causal language model of transformers that runs here."""
+
+    model: str
+    """Folder or hub id."""
+    mode: Literal["free", "constrained", "first_token"] = "free"
+    """How an order is obtained; see `rdl_core.teachers.local_llm`."""
+    max_words: Positive = 300
+    """Words of a passage that are shown, if they fit."""
+    max_new_tokens: Positive | None = None
+    """Longest answer of mode free, in tokens; none: a ranking and a short preamble."""
+    batch_size: Positive = 8
+    """Windows at once."""
+    precision: Precision = "auto"
+    """In which the layers compute."""
+
+    @property
+    def name(self) -> str:
+        """Model and settings that change answers."""
+        longest = f", max_new_tokens={self.max_new_tokens}" if self.mode == "free" else ""
+        return f"{self.model}, {self.mode}, max_words={self.max_words}{longest}"
+
+
+@config
+class ReplayConfig:
+    """Answers that others recorded."""
+
+    model: str
+    """File of recorded answers: an invocation history of RankLLM."""
+
+    @property
+    def name(self) -> str:
+        """The file by its content."""
+        return f"recorded {content_hash(Path(self.model))[:16]}"
+
+
+#: Teachers by the name of their backend.
+BACKENDS = {"endpoint": EndpointConfig, "local_llm": LocalConfig, "replay": ReplayConfig}
+
+
+@config
+class TeachConfig(_Texts, WindowConfig, _Shard):
+    """Candidates that a teacher ranks, and how it is asked."""
+
+    candidates: str
+    """File of candidates, in any known format."""
+    depth: Positive | None = None
+    """Passages of each query that are ranked, the first stage's best; none: all."""
+    backend: EndpointConfig | LocalConfig | ReplayConfig
+    """Who answers."""
+
+    def __post_init__(self) -> None:
+        WindowConfig.__post_init__(self)
+        _Shard.__post_init__(self)

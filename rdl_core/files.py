@@ -1,0 +1,250 @@
+"""Files that say what a folder is: atomic JSON, settings from YAML, hashes, folders that resume.
+
+A folder whose work can be killed holds ``config.json`` from its start, the identity of the work: all
+that can change its result. It holds ``manifest.json`` from its end: the identity, the circumstances,
+and a hash of every file. A folder without a manifest is unfinished, and the work goes on in it.
+Training, teaching and the study's store all keep their folders this way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import reprlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+__all__ = [
+    "Work", "checked", "content_hash", "partial", "read_json", "read_settings", "resumable",
+    "versions", "write_json",
+]  # fmt: skip
+
+CONFIG, MANIFEST, _LOCK = "config.json", "manifest.json", ".lock"
+_VERSIONS = ("rdl-core", "torch", "transformers", "tokenizers", "sentence-transformers", "bm25s")
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def partial(path: Path) -> Iterator[Path]:
+    """Name of a file to write; it takes the name `path` once it is whole, and is gone otherwise."""
+    beside = path.with_name(f"{path.name}.partial")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; ValueError if the file holds anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError(f"it begins {path.read_text()[:40]!r}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged: expected a JSON object ({error}): restore the file, or start again "
+            "in another folder"
+        ) from None
+    return value
+
+
+def write_json(path: Path, value: Mapping) -> None:
+    """Write a JSON object; a kill leaves the old file whole."""
+    with partial(path) as beside:
+        beside.write_text(json.dumps(value, indent=1))
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file; read once per process for each size and time of change."""
+    state = path.stat()
+    return _sha256(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache
+def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that can change a result."""
+    return {name: metadata.version(name) for name in _VERSIONS}
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def read_settings(kind: type[_T], path: Path) -> _T:
+    """A configuration from a YAML file of its fields; ValueError names the file and each misfit."""
+    try:
+        values = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return checked(kind, values, what=str(path))
+
+
+def checked(kind: type[_T], values: object, *, what: str) -> _T:
+    """A configuration from untyped values, such as those of YAML or of a command line.
+
+    Args:
+        kind: The dataclass.
+        values: A mapping of its fields. Numbers may be strings, as YAML reads ``1e-5`` as one.
+        what: Where the values come from, for the error.
+
+    Raises:
+        ValueError: One line for each field that does not fit.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        lines = [_misfit(problem) for problem in error.errors()]
+        raise ValueError(f"{what} does not fit:\n" + "\n".join(lines)) from None
+
+
+def _misfit(problem: dict) -> str:
+    key = ".".join(map(str, problem["loc"]))
+    text = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"  {key}: unknown key"
+    if problem["type"] in ("missing", "missing_keyword_only_argument"):
+        return f"  {key}: missing"
+    if problem["type"] == "value_error":  # a check of our own, which names the field itself
+        return f"  {text}"
+    return f"  {key}: {text[0].lower()}{text[1:]}, got {reprlib.repr(problem['input'])}"
+
+
+# --- a folder whose work resumes ------------------------------------------------------------------
+
+
+class Work:
+    """Work in a folder: `manifest` once it is finished, None before."""
+
+    def __init__(self, folder: Path, identity: dict, manifest: dict | None) -> None:
+        self.folder, self.identity, self.manifest = folder, identity, manifest
+        self._started = time.monotonic()
+
+    def finish(self, **more: Any) -> dict:
+        """Write the manifest, last of all: identity, circumstances, hashes of files, and `more`."""
+        self.manifest = self.identity | {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_s": round(time.monotonic() - self._started, 2),
+            "versions": versions(), "python": platform.python_version(), **more,
+            "files": {name: content_hash(self.folder / name) for name in _results(self.folder)},
+        }  # fmt: skip
+        write_json(self.folder / MANIFEST, self.manifest)
+        return self.manifest
+
+
+@contextmanager
+def resumable(
+    folder: Path, identity: Mapping, *, shared: bool = False, brought: str = ""
+) -> Iterator[Work]:
+    """Hold a folder for work that can be killed and goes on when it is asked for again.
+
+    Args:
+        folder: Made where it is missing.
+        identity: All that decides the result, as JSON. It may change as long as nothing has been
+            computed in the folder.
+        shared: False for a folder that a user named: another process in it, another identity or
+            damage is refused. True for a folder of a store, named after its identity: wait for the
+            other process, and compute anew what is damaged.
+        brought: Name of a file that may be in a new folder, such as answers from another one.
+
+    Raises:
+        ValueError: The folder holds something else, another process works in it, or a file changed
+            since the work was finished; names it and says what to do.
+    """
+    identity = json.loads(json.dumps(identity))
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK, timeout=-1 if shared else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder}: another process works in this folder: wait for it, or name another folder"
+        ) from None
+    try:
+        try:
+            manifest = _claim(folder, identity, brought)
+        except ValueError as error:
+            if not shared:
+                raise
+            _log.warning("%s; computing it again", error)
+            _empty(folder)
+            manifest = _claim(folder, identity, brought)
+        yield Work(folder, identity, manifest)
+    finally:
+        lock.release()
+
+
+def _claim(folder: Path, identity: dict, brought: str) -> dict | None:
+    """The manifest of finished work; a new or unfinished folder gets its ``config.json``."""
+    names = (path.name for path in folder.iterdir() if path.suffix != ".partial")
+    held = sorted(name for name in names if name not in (_LOCK, CONFIG, brought))
+    begun = read_json(folder / CONFIG) if (folder / CONFIG).exists() else None
+    if begun is None and held:
+        raise ValueError(
+            f"{folder} holds {held[0]}: expected a new or empty folder, or one begun with the same "
+            "configuration: name another folder"
+        )
+    if begun != identity and held:
+        was, now = _flat(begun), _flat(identity)
+        changed = [key for key in was | now if was.get(key) != now.get(key)]
+        told = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed[:3])
+        raise ValueError(
+            f"{folder} was begun with another configuration ({told}): name another folder, or restore "
+            "the configuration"
+        )
+    if not (folder / MANIFEST).exists():
+        write_json(folder / CONFIG, identity)
+        return None
+    manifest = read_json(folder / MANIFEST)
+    for name, expected in manifest.get("files", {}).items():
+        if not (folder / name).is_file() or content_hash(folder / name) != expected:
+            raise ValueError(
+                f"{folder / name} changed since it was written: restore the file, or start again in "
+                "another folder"
+            )
+    return manifest
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+
+
+def _results(folder: Path) -> list[str]:
+    """Files that others read; not logs, nor what starts with a dot."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    aside = (CONFIG, MANIFEST, "tensorboard")
+    return sorted(f.as_posix() for f in files if f.parts[0] not in aside and f.name[0] != ".")
+
+
+def _flat(value: object, key: str = "") -> dict[str, object]:
+    """Nested settings under dotted names."""
+    if not isinstance(value, (dict, list)):
+        return {key: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value, start=1)
+    return {name: x for k, v in items for name, x in _flat(v, f"{key}.{k}".strip(".")).items()}
