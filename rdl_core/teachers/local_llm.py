@@ -14,7 +14,7 @@ Reference: Reddy et al., EMNLP 2024 (FIRST: the logits of the first token rank t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -42,9 +42,6 @@ class PermutationGrammar:
         first: Tokens of each identifier at the start of the answer, as ``[3]``.
         following: Tokens of each identifier after another, as `` > [3]``.
         end: The token that ends the answer.
-
-    Raises:
-        ValueError: Tokens do not tell the identifiers apart: two are equal, or one begins another.
     """
 
     def __init__(
@@ -90,7 +87,6 @@ class LocalLLM:
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        chat_options: Named arguments of the chat template; by default they turn thinking off.
         cache: transformers' ``cache_implementation``; ``"static"`` compiles decoding on a GPU.
         settings: Fields of `rdl_core.config.LocalConfig`.
     """
@@ -100,14 +96,12 @@ class LocalLLM:
         model: transformers.PreTrainedModel,
         tokenizer: transformers.PreTrainedTokenizerBase,
         *,
-        chat_options: Mapping[str, object] | None = None,
         cache: str | None = None,
         **settings: Any,
     ) -> None:
         named = {"model": model.name_or_path or type(model).__name__} | settings
         self.config = checked(LocalConfig, named, what="LocalLLM")
         self.model, self.tokenizer, self.cache = model.eval(), tokenizer, cache
-        self.chat_options = {"enable_thinking": False} if chat_options is None else dict(chat_options)
         self._letters = self.config.mode == "first_token"
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
@@ -135,14 +129,6 @@ class LocalLLM:
     def can_retry(self) -> bool:
         """The other modes cannot fail."""
         return self.config.mode == "free"
-
-    @property
-    def name(self) -> str:
-        """Model and settings that change answers, for `rdl_core.teachers.replay.AnswerLog`."""
-        config = self.config
-        longest = f", max_new_tokens={config.max_new_tokens}" if config.mode == "free" else ""
-        settings = f"max_words={config.max_words}, options={self.chat_options}{longest}"
-        return f"{config.model}, {config.mode}, {settings}"
 
     def ask(self, windows: Sequence[Window]) -> Iterator[tuple[int, Answer]]:
         """Answer windows in batches of similar length, longest first: out of memory shows at once."""
@@ -178,7 +164,7 @@ class LocalLLM:
         if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
-                **self.chat_options,
+                enable_thinking=False,  # where the template knows it
             )  # fmt: skip
             if self.config.mode != "free" and text.rstrip().endswith("<think>"):
                 text += "\n</think>\n\n"  # else the first token is a thought's, not a letter's
