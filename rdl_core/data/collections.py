@@ -354,88 +354,46 @@ def _open(name: str) -> Collection:
 
 # --- our own, for ir_datasets ---------------------------------------------------------------------
 
-
-class _Docs(BaseDocs):
-    """Passages that fit into memory."""
-
-    def __init__(self, name: str, rows: Callable[[], Iterable[tuple]], kind: type) -> None:
-        self._name, self._rows, self._kind = name, rows, kind
-
-    def docs_iter(self) -> Iterator[NamedTuple]:
-        return map(self._kind._make, self._rows())
-
-    def docs_count(self) -> int:
-        return sum(1 for _ in self._rows())
-
-    def docs_store(self, options: object = None) -> Docstore:
-        return _Docstore(self)
-
-    def docs_cls(self) -> type:
-        return self._kind
-
-    def docs_namespace(self) -> str:
-        return self._name
-
-    def docs_lang(self) -> str:
-        return "en"
-
-
-class _Docstore(Docstore):
-    def __init__(self, docs: _Docs) -> None:
-        super().__init__(docs.docs_cls())
-        self._docs = docs
-
-    @cached_property
-    def _by_id(self) -> dict[str, NamedTuple]:
-        return {doc.doc_id: doc for doc in self._docs.docs_iter()}
-
-    def get_many_iter(self, doc_ids: Iterable[str]) -> Iterator[NamedTuple]:
-        return (self._by_id[doc_id] for doc_id in doc_ids if doc_id in self._by_id)
-
-    def clear_cache(self) -> None:
-        self.__dict__.pop("_by_id", None)
-
-
-class _Queries(BaseQueries):
-    def __init__(self, name: str, rows: Callable[[], Iterable[tuple]]) -> None:
-        self._name, self._rows = name, rows
-
-    def queries_iter(self) -> Iterator[GenericQuery]:
-        return map(GenericQuery._make, self._rows())
-
-    def queries_namespace(self) -> str:
-        return self._name
-
-    def queries_lang(self) -> str:
-        return "en"
-
-
-class _Qrels(BaseQrels):
-    def __init__(self, rows: Callable[[], Iterable[tuple]], grades: dict[int, str]) -> None:
-        self._rows, self._grades = rows, grades
-
-    def qrels_iter(self) -> Iterator[TrecQrel]:
-        return (TrecQrel(*row, "0") for row in self._rows())
-
-    def qrels_cls(self) -> type:
-        return TrecQrel
-
-    def qrels_defs(self) -> dict[int, str]:
-        return self._grades
+_Rows = Callable[[], Iterable[tuple]]
 
 
 def _register(
-    name: str, docs: Callable | Any, queries: Callable | None = None, qrels: Callable | None = None,
-    grades: dict[int, str] | None = None, kind: type = GenericDoc,
-) -> None:  # fmt: skip
-    """Make a dataset of what gives rows of each part; `docs` may be a dataset that has them."""
-    parts = [_Queries(name, queries)] if queries else []
-    parts += [_Qrels(qrels, grades)] if qrels else []
-    parts += [_Docs(name, docs, kind) if callable(docs) else docs]
-    ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
+    name: str, docs: _Rows | ir_datasets.Dataset, queries: _Rows | None = None,
+    qrels: _Rows | None = None, grades: dict[int, str] | None = None,
+) -> ir_datasets.Dataset:  # fmt: skip
+    """Make a dataset of what gives the rows of each part; `docs` may be a dataset that has them."""
+
+    def part(base: type, **methods: Callable) -> Any:
+        made = base()
+        vars(made).update(methods)
+        return made
+
+    parts, passages = [], docs
+    if queries:
+        parts.append(part(BaseQueries, queries_iter=lambda: map(GenericQuery._make, queries())))
+    if qrels:
+        parts.append(
+            part(
+                BaseQrels, qrels_iter=lambda: (TrecQrel(*row, "0") for row in qrels()),
+                qrels_cls=lambda: TrecQrel, qrels_defs=lambda: grades,
+            )
+        )  # fmt: skip
+    if callable(docs):
+        by_id = lru_cache(lambda: {row[0]: GenericDoc(*row) for row in docs()})  # they fit into memory
+        store = part(
+            partial(Docstore, GenericDoc), clear_cache=by_id.cache_clear,
+            get_many_iter=lambda ids: (by_id()[x] for x in ids if x in by_id()),
+        )  # fmt: skip
+        passages = part(
+            BaseDocs, docs_iter=lambda: map(GenericDoc._make, docs()), docs_namespace=lambda: name,
+            docs_count=lambda: sum(1 for _ in docs()), docs_store=lambda options=None: store,
+        )  # fmt: skip
+    dataset = ir_datasets.Dataset(*parts, passages)  # of two that have a part, the first counts
+    ir_datasets.registry.register(name, dataset)
+    return dataset
 
 
-def _tuples(frame: Callable[[], pd.DataFrame]) -> Callable[[], Iterable[tuple]]:
+def _tuples(frame: Callable[[], pd.DataFrame]) -> _Rows:
     return lambda: frame().itertuples(index=False, name=None)
 
 
@@ -443,12 +401,11 @@ def _register_crops(base: Collection, name: str) -> None:
     def queries() -> pd.DataFrame:
         return crops(base.passages)
 
-    def qrels() -> pd.DataFrame:
-        ids = queries()["query_id"]
-        return pd.DataFrame({"q": ids, "d": ids.str.removesuffix(".crop"), "r": 1})
+    def qrels() -> Iterator[tuple]:
+        return ((query_id, query_id.removesuffix(".crop"), 1) for query_id in queries()["query_id"])
 
     grades = {1: "the passage that the query was cut from"}
-    _register(name, base.dataset, _tuples(queries), _tuples(qrels), grades)
+    _register(name, base.dataset, _tuples(queries), qrels, grades)
 
 
 def _register_folder(folder: Path) -> None:
@@ -479,22 +436,21 @@ def _register_pydocs() -> None:
         every = pydocs.load().qrels
         return every[every["query_id"].isin(queries(split)["query_id"])]
 
-    _register("rdl/pydocs", _tuples(lambda: pydocs.load().passages))
-    docs = ir_datasets.registry["rdl/pydocs"]
+    docs = _register("rdl/pydocs", _tuples(lambda: pydocs.load().passages))
     grades = {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
     for split in pydocs.SPLITS:
         parts = (_tuples(partial(part, split)) for part in (queries, qrels))
         _register(f"rdl/pydocs/{split}", docs, *parts, grades)
 
 
-def _register_files() -> None:
+def _register_fetched() -> None:
     """TREC DL, Vaswani, Cranfield."""
 
     def elements(name: str, tag: str) -> Iterator[ElementTree.Element]:  # may lack one around all
         text = re.sub(r"^<\?xml[^>]*\?>", "", fetch(name).read_text(encoding="utf-8"))
         return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
 
-    def judged(name: str) -> Callable[[], Iterable[tuple]]:
+    def judged(name: str) -> _Rows:
         return _tuples(lambda: read_qrels(fetch(name)))
 
     def vaswani_docs() -> Iterator[tuple]:
@@ -507,24 +463,25 @@ def _register_files() -> None:
 
     def cranfield_docs() -> Iterator[tuple]:
         for doc in elements("cranfield/cran.all.1400.xml", "doc"):
-            yield [doc.findtext(x).strip() for x in ("docno", "title", "text", "author", "bib")]
+            fields = (doc.findtext(x).strip() for x in ("docno", "title", "text", "author", "bib"))
+            made = CranfieldDoc(*fields)
+            yield made.doc_id, made.default_text()
 
-    def cranfield_queries() -> Iterator[tuple]:  # numbered as judgments number them, to 225, not 365
-        for number, topic in enumerate(elements("cranfield/cran.qry.xml", "top"), start=1):
-            yield str(number), topic.findtext("title").strip()
+    def cranfield_queries() -> Iterator[tuple]:  # numbered 1 to 225 as its judgments number them
+        topics = enumerate(elements("cranfield/cran.qry.xml", "top"), start=1)
+        return ((str(number), topic.findtext("title").strip()) for number, topic in topics)
 
     grades = {3: "perfectly relevant", 2: "highly relevant", 1: "related", 0: "irrelevant"}
     for year, has_qrels in published.YEARS.items():
         queries, docs = (_tuples(lambda year=year, n=n: published.texts(year)[n]) for n in (0, 1))
         qrels = judged(published.qrels_name(year)) if has_qrels else None
         _register(f"rdl/trec-dl-{year}", docs, queries, qrels, grades)
-    qrels, grades = judged("vaswani/qrels"), {1: "relevant"}
-    _register("rdl/vaswani", vaswani_docs, vaswani_queries, qrels, grades)
+    _register("rdl/vaswani", vaswani_docs, vaswani_queries, judged("vaswani/qrels"), {1: "relevant"})
+    grades = {3: "relevant (one slip of the file)", 1: "relevant", 0: "of no interest"}
     qrels = judged("cranfield/cranqrel.trec.txt")
-    grades |= {3: "relevant (one slip of the file)", 0: "of no interest"}
-    _register("rdl/cranfield", cranfield_docs, cranfield_queries, qrels, grades, CranfieldDoc)
+    _register("rdl/cranfield", cranfield_docs, cranfield_queries, qrels, grades)
 
 
 if "rdl/pydocs" not in ir_datasets.registry:
     _register_pydocs()
-    _register_files()
+    _register_fetched()
