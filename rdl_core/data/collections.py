@@ -128,8 +128,7 @@ class Collection:
             subsets = (i for i in ir_datasets.registry if i.startswith(f"{self.id}/"))
             near = list(islice((i for i in subsets if Collection(i).has(part)), 8))
             raise ValueError(
-                f"expected collection {self.id!r} to have {part}, but it has only "
-                + (", ".join(has) or "nothing")
+                f"collection {self.id!r} has no {part}, only {', '.join(has) or 'nothing'}"
                 + (f": try one of {', '.join(near)}" if near else "")
             )
         try:
@@ -137,7 +136,7 @@ class Collection:
         except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
             tried = error.args[1] if len(error.args) == 2 else [(error, None)]
             raise ValueError(
-                f"expected {part} of collection {self.id!r} in {ir_datasets.util.home_path()} or at "
+                f"{part} of collection {self.id!r} are neither in {ir_datasets.util.home_path()} nor at "
                 + ", ".join(f"{source} ({type(why).__name__})" for source, why in tried)
                 + ": set IR_DATASETS_HOME to a copy of that folder from a machine with a network"
             ) from error
@@ -171,35 +170,29 @@ def fingerprint(frame: pd.DataFrame) -> str:
     return hashlib.sha256(rows).hexdigest()[:16]
 
 
-def crops(passages: pd.DataFrame, *, fewest: int = 4, most: int = 9) -> pd.DataFrame:
-    """One pseudo-query for each passage: some words in a row of one of its sentences.
-
-    Each draws from its own id and text alone. A passage has none whose sentences are all shorter than
-    `fewest` words, or whose crop falls on stop words.
+def crops(passages: pd.DataFrame) -> pd.DataFrame:
+    """A pseudo-query from each passage: 4 to 9 words in a row of one of its sentences.
 
     Args:
-        passages: ``doc_id`` and ``text``.
-        fewest: Words of the shortest crop, before stop words at either end are taken off.
-        most: Words of the longest.
+        passages: ``doc_id`` and ``text``; each draws from its own id and text alone.
 
     Returns:
         ``query_id``, the passage's id with ``.crop`` behind it, and ``query``: lower case, without
-        punctuation, two words or more.
+        punctuation, stop words at either end taken off. A passage has none if fewer than two words are
+        left, or all its sentences are shorter.
 
     Reference: Baldelli et al., TWOLAR, ECIR 2024; Lee et al., ACL 2019.
     """
     from bm25s.stopwords import STOPWORDS_EN_PLUS  # nearly a second; few processes crop
 
-    if not 1 <= fewest <= most:
-        raise ValueError(f"expected 1 <= fewest <= most, got {fewest} and {most}")
     rows, stop_words = [], frozenset(STOPWORDS_EN_PLUS)
     for doc_id, text in zip(passages["doc_id"], passages["text"], strict=True):
         sentences = re.split(r"(?<=[.!?:;])\s+", text)
         words_of = [re.sub(r"[^\w' -]", "", sentence).lower().split() for sentence in sentences]
-        if long_enough := [words for words in words_of if len(words) >= fewest]:
+        if long_enough := [words for words in words_of if len(words) >= 4]:
             draw = Random(f"{doc_id} {text}")  # of text: the same draws in every process and version
             words = draw.choice(long_enough)
-            size = min(len(words), draw.randint(fewest, most))
+            size = min(len(words), draw.randint(4, 9))
             start = draw.randrange(len(words) - size + 1)
             crop = words[start : start + size]
             telling = [n for n, word in enumerate(crop) if word not in stop_words]
@@ -233,9 +226,8 @@ class Texts:
             texts = self.find(some)
             if missing := [x for x in some if x not in texts]:
                 raise ValueError(
-                    f"{self.source}: expected a text for every {self.what} that is ranked; got none for "
-                    f"{len(missing)} of {len(some)}, such as {missing[0]!r}: name the collection that "
-                    "was ranked (--collection)"
+                    f"{self.source} has no text for {len(missing)} of {len(some)} {self.what} ids, such "
+                    f"as {missing[0]!r}: name the collection that was ranked (--collection)"
                 )
             yield from (texts[x] for x in some)
 
@@ -263,13 +255,10 @@ class Corpus:
             yield replace(self, candidates=rows)
 
     def shard(self, number: int, of: int) -> Corpus:
-        """Every so-many-th query: of eight, the second has queries 2, 10, 18, ..."""
+        """The queries of a shard: of eight, the second has queries 2, 10, 18, ..."""
         queries = self.ids("query_id")
-        if not 1 <= number <= of <= len(queries):
-            raise ValueError(
-                f"shard: expected 1/N to N/N, and a query for each of the N; got {number}/{of} and "
-                f"{len(queries)} queries: the second of eight is 2/8"
-            )
+        if of > len(queries):
+            raise ValueError(f"{len(queries)} queries cannot be shared by {of} shards: use fewer shards")
         own = self.candidates["query_id"].isin(queries[number - 1 :: of])
         return replace(self, candidates=self.candidates[own])
 
@@ -298,12 +287,12 @@ def read_corpus(
             pairs = candidates[[key, column]].drop_duplicates()
             if (twice := pairs[key].duplicated()).any():
                 raise ValueError(
-                    f"{path}: expected one text for each {what}; got two for "
-                    f"{pairs.loc[twice, key].iloc[0]!r}: give each text an id of its own"
+                    f"{path} has two texts for {what} {pairs.loc[twice, key].iloc[0]!r}: give each text "
+                    "an id of its own"
                 )
             texts[what] = _looked_up(what, str(path), pairs)
     if collection:
-        opened, source = _open(collection), f"collection {collection!r}"
+        opened, source = load(collection), f"collection {collection!r}"
         if opened.has("queries"):
             texts["query"] = _looked_up("query", source, opened.queries)
         if opened.has("docs"):
@@ -315,41 +304,33 @@ def read_corpus(
             texts["passage"] = Texts(what="passage", source=source, find=find)
     for what in ("query", "passage"):
         if what not in texts:
-            got = f"none in {collection!r} either" if collection else "ids alone"
+            either = f" and {collection!r} has none either" if collection else ""
             raise ValueError(
-                f"{path}: expected the {what} of each id in the file or in a collection; got {got}: "
-                "name a folder or an ir_datasets id (--collection)"
+                f"{path} has no {what} texts{either}: name a folder or an ir_datasets id that has them "
+                "(--collection)"
             )
     candidates = candidates.drop(columns=["query", "text"], errors="ignore")
     return Corpus(candidates=candidates, queries=texts["query"], passages=texts["passage"])
 
 
 def read_judgments(source: str | Path) -> pd.DataFrame:
-    """Read ``query_id``, ``doc_id``, ``relevance`` from a file, as `read_qrels` does, or a collection.
-
-    Raises:
-        ValueError: As for `read_qrels`; it is neither a file nor an id; or a folder, of which one file
-            has to be named.
-    """
+    """Judgments of a file, or of a collection: ``query_id``, ``doc_id``, ``relevance``."""
     if Path(source).is_dir():
         splits = [str(path) for path in sorted(Path(source).glob("qrels/*.tsv"))]
         raise ValueError(
-            f"{source}: expected judgments; got a folder: name a file of it, such as "
-            f"{splits or 'qrels/test.tsv'}"
+            f"{source} is a folder: name a file of judgments in it, such as {splits or 'qrels/test.tsv'}"
         )
-    return read_qrels(source) if Path(source).exists() else _open(str(source)).qrels
+    if Path(source).exists():
+        return read_qrels(source)
+    try:
+        return load(str(source)).qrels
+    except ValueError as error:
+        raise ValueError(f"{source} is no file of judgments, and {error}") from None
 
 
 def _looked_up(what: str, source: str, texts: pd.DataFrame) -> Texts:
     by_id = dict(texts.itertuples(index=False, name=None))
     return Texts(what=what, source=source, find=lambda ids: by_id)
-
-
-def _open(name: str) -> Collection:
-    try:
-        return load(name)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected a file or folder, or an id; {error}") from None
 
 
 # --- our own, for ir_datasets ---------------------------------------------------------------------

@@ -8,9 +8,9 @@ Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
-from random import Random
 
 import bm25s
 import numpy as np
@@ -50,20 +50,21 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
 
 
 def random_candidates(
-    queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int, seed: int
+    queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int, seed: int = 0
 ) -> pd.DataFrame:
-    """Passages drawn uniformly, in the order in which they were drawn; their scores are missing.
+    """Passages drawn uniformly for each query, in the order in which they were drawn.
 
-    Args:
-        queries: ``query_id``; each draws by its id and the seed alone.
-        passages: ``doc_id``.
-        depth: Distinct passages per query.
-        seed: Another seed, other passages.
+    A draw depends on the query's id, the seed and the number of passages alone; the score is minus the
+    rank. Time and memory do not grow with the corpus.
     """
-    n, size = len(passages), min(depth, len(passages))
-    drawn = (Random(f"{seed} {query_id}").sample(range(n), size) for query_id in queries["query_id"])
-    rows = np.array(list(drawn), np.int64).reshape(len(queries), size)
-    return _candidates(queries, passages, rows, np.full(rows.shape, np.nan))
+    depth = min(depth, len(passages))
+    rows = np.empty((len(queries), depth), np.int64)
+    for row, query_id in zip(rows, queries["query_id"], strict=True):
+        key = hashlib.blake2b(f"{seed} {query_id}".encode(), digest_size=8).digest()
+        generator = np.random.default_rng(int.from_bytes(key))
+        row[:] = generator.choice(len(passages), depth, replace=False)
+    scores = np.broadcast_to(-np.arange(1.0, depth + 1), rows.shape)
+    return _candidates(queries, passages, rows, scores)
 
 
 def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool) -> np.ndarray:
