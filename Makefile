@@ -22,7 +22,7 @@ test: $(READY)
 
 # The built book in a browser; needs chromium, and npm for the accessibility rules.
 check: $(READY)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[browser]"
+	$(BIN)/python -m pip install -qq --disable-pip-version-check "playwright>=1.60"
 	$(BIN)/python -m pytest -m browser tests/test_browser.py
 
 # Losses against Lightning IR's, in the environment that `rdl bench --peers` makes for it.
@@ -30,10 +30,9 @@ peers: $(READY)
 	PYTHONPATH=. $$($(BIN)/python -c "from rdl_study.bench.measure import peers_python as p; print(p())") \
 		-m pytest -q --noconftest tests/test_losses_parity.py
 
-# What is kept in book/ and made from results/: pictures, and our rows of the reproduction log.
+# Pictures in book/_static that are drawn from results/.
 kept: $(READY)
-	$(BIN)/python -c "from pathlib import Path; from rdl_study.drawings import draw; draw(Path('book/_static'))"
-	$(BIN)/python -c "from rdl_study.reproductions import update; update()"
+	PYTHONPATH=. $(BIN)/python book/drawings.py
 
 # Kill, cut, alter and fill up on purpose; the book shows the table.
 torture: $(READY)
@@ -61,7 +60,7 @@ $(READY): requirements.lock pyproject.toml
 # After a change of dependencies: solve them anew and write down what was chosen.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install -qq --no-compile torch==2.13.0 --editable ".[test,cluster]"
+	$(VENV)-lock/bin/python -m pip install -qq --no-compile torch==2.13.0 --editable ".[dev]"
 	$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 	rm -rf $(VENV)-lock
 

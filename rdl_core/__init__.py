@@ -1,1 +1,29 @@
-"""Rank-DistiLLM: distil an LLM's rankings into cross-encoders, and measure what that buys."""
+"""Rank-DistiLLM: distil an LLM's rankings into cross-encoders.
+
+The names below are those of the README's example; the modules hold the rest. They are imported when
+they are first used, as most of them need torch.
+"""
+
+from importlib import import_module
+
+_FROM = {
+    "CrossEncoder": "cross_encoder",
+    "RankedLists": "lists",
+    "StageConfig": "config",
+    "TokenCorpus": "tokens",
+    "bm25": "data.retrieval",
+    "compare": "evaluate",
+    "distill": "distill",
+    "load": "data.collections",
+    "per_query": "evaluate",
+    "rerank": "rerank",
+    "settle_ties": "evaluate",
+    "two_stages": "distill",
+}
+__all__ = sorted(_FROM)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _FROM:
+        raise AttributeError(f"module 'rdl_core' has no attribute {name!r}")
+    return getattr(import_module(f"rdl_core.{_FROM[name]}"), name)

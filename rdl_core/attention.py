@@ -31,7 +31,7 @@ _SHORT_TOKENS = 160
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each token of a packed batch stands in ``[n, max_length]``; made once per batch."""
+    """Where each token of a packed batch stands in ``[n, max_length]``; computed once per batch."""
 
     packed: Packed
 
@@ -48,9 +48,9 @@ class Layout:
         return sequence * self.packed.max_length + position
 
     def mask(self, window: int | None) -> Tensor:
-        """Which places see which: bool ``[n, 1, 1 or max_length, max_length]``, True where seen.
+        """Attention mask, bool ``[n, 1, 1 or max_length, max_length]``: True where a key is seen.
 
-        A window is how many places each one sees to either side; without one, all see the same.
+        A window is how many positions each one sees to either side; None: all of its sequence.
         """
         places = torch.arange(self.packed.max_length, device=self.lengths.device)
         taken = places < self.lengths[:, None]
@@ -68,10 +68,10 @@ class Layout:
         return (starts[:, None] + torch.minimum(places, self.lengths[:, None] - 1)).flatten().long()
 
     def unpack(self, flat: Tensor) -> Tensor:
-        """``[t, heads, size]`` to ``[n, heads, max_length, size]``; empty places count for nothing.
+        """``[t, heads, size]`` to ``[n, heads, max_length, size]``; the padding is masked later.
 
-        They hold zeros where a gradient is asked for, which then comes back by one look-up, else
-        some token of the same sequence, which takes one pass less.
+        It holds zeros where a gradient is needed, which then comes back by one look-up, else some
+        token of the same sequence, which takes one pass less.
         """
         n, length = len(self.lengths), self.packed.max_length
         if flat.requires_grad:
@@ -128,12 +128,6 @@ def attend_first(
 
     Returns:
         ``[n, heads * size]``.
-
-    >>> ids, bounds = torch.tensor([0, 1, 0]), torch.tensor([0, 2, 3], dtype=torch.int32)
-    >>> layout = Layout(Packed(ids, ids, ids, bounds, 2))  # of two tokens and of one
-    >>> states = torch.ones(3, 1, 4)
-    >>> attend_first(nn.Identity(), states[:2], states, states, layout).shape
-    torch.Size([2, 4])
     """
     scaling, window = query.shape[-1] ** -0.5, _window(module)
     # The kernel puts a single query at the end of its keys, so its window would be the wrong one.
@@ -164,12 +158,6 @@ def attend_first_to_states(
         key: The layer's projection to keys.
         value: Likewise.
         layout: As there; so is what it returns.
-
-    >>> bounds, ids = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0])
-    >>> layout = Layout(Packed(ids, ids, ids, bounds, 1))
-    >>> attend_first_to_states(
-    ...     torch.ones(1, 1, 4), torch.ones(1, 5), nn.Linear(5, 4), nn.Linear(5, 4), layout).shape
-    torch.Size([1, 4])
     """
     heads = query.shape[1:]
     back = torch.einsum("nhs,hsw->nhw", query * heads[1] ** -0.5, key.weight.unflatten(0, heads))
@@ -180,11 +168,7 @@ def attend_first_to_states(
 
 
 def has_varlen(x: Tensor) -> bool:
-    """Whether sequences end to end have a kernel, on the device and in the precision of a tensor.
-
-    >>> has_varlen(torch.zeros(1))
-    False
-    """
+    """Whether packed attention has a kernel on the device and in the precision of a tensor."""
     return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
 
 

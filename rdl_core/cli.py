@@ -1,279 +1,329 @@
-"""The command `rdl`."""
+"""The command `rdl`: one command for each configuration of `rdl_core.config`, made from its fields.
+
+Names, types, defaults and help texts of options are those of the configuration. Commands of other
+packages, such as the study's, are found through the entry points ``rdl.commands``. What a command
+needs is imported when it runs, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
+import errno
+import inspect
 import json
-import time
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import typer
+import click
+from pydantic_core import PydanticUndefined
 
-from rdl_core.commands import nodes, own
-from rdl_study.book import snakemake
-from rdl_core.commands.shards import merge_runs
-from rdl_core.commands.words import Collection, Format, Precision, Shard, refusals, shard_of
-from rdl_core.data.downloads import fetch_group
-from rdl_study.bench import ratios, summary
+from rdl_core import config as c
+from rdl_core.files import checked, read_yaml
 from rdl_core.progress import log_plainly
-from rdl_study.batch import run_pages
-from rdl_study.bench.measure import measure_part, peers_python
-from rdl_study.bench.full_size import MS_MARCO, full_size_table, measure_full_size
-from rdl_study.bench.parts import LLMS, PARTS
-from rdl_study.bench.precision import measure_precisions, precision_table
-from rdl_study.profile import load_profile
-from rdl_study.store import project_folder
-from rdl_core.teachers.endpoint import EndpointConfig
-from rdl_core.teachers.listwise import SCHEDULES
-from rdl_core.teachers.local_llm import MODES
-from rdl_core.teachers.merge import merge as merge_shards
-from rdl_core.teachers.teach import LocalConfig, ReplayConfig, TeachConfig, estimate
-from rdl_core.teachers.teach import teach as teach_lists
 
-__all__ = ["app"]
+__all__ = ["app", "command", "refusals"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NONE = type(None)
 
 
-@app.callback()
-def main() -> None:
-    """Rank-DistiLLM, reproduced."""
-    log_plainly()
+def command(
+    *positional: str, flat: Mapping[str, type] | None = None,
+    choices: Mapping[str, Mapping[str, type]] | None = None,
+) -> Callable[[Callable[..., str | None]], click.Command]:
+    """Make a command of a function of a configuration.
 
+    The function's first parameter is annotated with the configuration's class; further ones, as
+    ``Annotated[type, help]`` or ``Annotated[type, "--name", help]``, become options beside it. What
+    it returns is printed. Its docstring is the command's help.
 
-@app.command()
-def book(
-    profile: Annotated[str, typer.Option(help="Profile that the notebooks run at.")] = "mini",
-    executor: Annotated[
-        str | None, typer.Option(help="Where jobs run: generic, kubernetes, slurm; none: here.")
-    ] = None,
-    jobs: Annotated[int, typer.Option(help="Most at once, or cores here; 0: as many as fit.")] = 0,
-    threads: Annotated[int, typer.Option(help="Of each job; 0: all of this machine.")] = 0,
-    gpus: Annotated[int, typer.Option(help="That each job asks the executor for.")] = 0,
-    more: Annotated[
-        list[str], typer.Argument(help="For Snakemake, behind --, such as -n or study.")
-    ] = [],  # noqa: B006
-) -> None:
-    """Run the study at a profile, as far as the store does not hold it, and build the book."""
-    started = time.monotonic()
-    with refusals():
-        failed = snakemake(
-            profile, executor=executor, jobs=jobs or None, threads=threads or None, gpus=gpus,
-            more=more,
+    Args:
+        positional: Names of fields or parameters that are given without their names, in this order;
+            one that holds several comes last.
+        flat: Dict fields whose entries are options too, by the configuration that declares them.
+        choices: Fields that hold one of several configurations: by field, these by the value of the
+            option that chooses.
+    """
+
+    def decorate(function: Callable[..., str | None]) -> click.Command:
+        (first, kind), *extras = get_type_hints(function, include_extras=True).items()
+        extras = {name: hint for name, hint in extras if name != "return"}
+        defaults = inspect.signature(function).parameters
+        nested = {**(flat or {}), **(choices or {})}
+        own = {name: x for name, x in _fields(kind).items() if name not in nested}
+        for name, hint in extras.items():
+            inner, *flags, text = get_args(hint)
+            own[name] = (inner, defaults[name].default, text, flags)
+        params = {name: _parameter(name, *field, name in positional) for name, field in own.items()}
+        inside: dict[str, dict[str, set[str]]] = {}
+        for name, classes in nested.items():
+            by_value = classes if isinstance(classes, Mapping) else {"": classes}
+            inside[name] = {value: set(_fields(each)) for value, each in by_value.items()}
+            for each in by_value.values():
+                for key, field in _fields(each).items():
+                    params.setdefault(key, _parameter(key, *field, False))
+            if "" not in by_value:
+                default = next(iter(by_value))
+                params[name] = click.Option(
+                    [_flag(name)], type=click.Choice(list(by_value)), default=default,
+                    show_default=True, help=f"{_fields(kind)[name][2]} Options of {name} are its own.",
+                )  # fmt: skip
+
+        def run(**values: Any) -> None:
+            log_plainly()
+            with refusals():
+                given = {name: x for name, x in values.items() if x not in (None, ())}
+                settings = {name: given.pop(name) for name in own if name in given}
+                more = {name: settings.pop(name) for name in extras if name in settings}
+                for name, by_value in inside.items():
+                    value = given.pop(name, "")
+                    settings[name] = _one_of(given, by_value, name, value)
+                text = function(checked(kind, settings, what="the command's options"), **more)
+            if text:
+                click.echo(text)
+
+        order = sorted(params, key=lambda n: positional.index(n) if n in positional else 99)
+        return click.Command(
+            function.__name__.replace("_", "-"), params=[params[n] for n in order], callback=run,
+            help=function.__doc__,
         )  # fmt: skip
-    if failed:
-        typer.echo("\n".join(f"error: {line}" for line in failed), err=True)
-        raise typer.Exit(1)
-    page = project_folder() / "_build" / "html" / "index.html"
-    if not more:
-        typer.echo(f"done in {time.monotonic() - started:.0f} s; open {page.as_uri()}")
+
+    return decorate
 
 
-@app.command()
-def study(
-    profile: Annotated[str, typer.Option(help="Profile to run, such as trec-dl.")],
-    page: Annotated[list[str], typer.Option(help="Page to run; again for more; none: all.")] = [],  # noqa: B006
-    parameter: Annotated[
-        list[str], typer.Option("-p", help=r"name=value of the page's notebook, such as losses=\[ranknet].")
-    ] = [],  # noqa: B006
-    seeds: Annotated[int, typer.Option(help="Only so many of the profile's seeds; 0: all.")] = 0,
-    record: Annotated[bool, typer.Option(help="Keep figures and manifests under results/.")] = False,
-) -> None:
-    """Train and rank what pages compare, without notebooks, as far as the store does not hold it."""
-    with refusals():
-        run_pages(profile, page, dict(each.split("=", 1) for each in parameter), seeds, record)
+# --- from fields to options -----------------------------------------------------------------------
 
 
-@app.command()
-def bench(
-    part: Annotated[list[str], typer.Argument(help=f"What to race: {', '.join(PARTS)}; none: all.")] = [],  # noqa: B006
-    profile: Annotated[str, typer.Option(help="Its test candidates are ranked.")] = "mini",
-    model: Annotated[str | None, typer.Option(help="Weights; none: the profile's encoder.")] = None,
-    queries: Annotated[int, typer.Option(help="So many of the test queries.")] = 8,
-    repetitions: Annotated[int, typer.Option(help="How often each is gone through.")] = 5,
-    peers: Annotated[bool, typer.Option(help="Lightning IR and training by others, too.")] = False,
-    llm: Annotated[str, typer.Option(help=f"Sizes of the LLM: {', '.join(LLMS)}.")] = "toy",
-    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/bench"),
-) -> None:
-    """Race systems on the same passages, weights and lengths, and keep the figures.
-
-    Peers get an environment of their own, .venv-peers, which the first call makes; training in
-    sentence-transformers needs the package datasets.
-    """
-    with refusals():
-        settings = load_profile(profile)
-        python = peers_python() if peers else None
-        for name in part or PARTS:
-            measured = measure_part(
-                name, replace(settings.test, n_queries=queries), model=model or settings.encoder,
-                repetitions=repetitions, peers=python, llm=llm, folder=out,
-            )  # fmt: skip
-            shown = summary(measured.timings).round(1)
-            shown["speed"] = ratios(measured.timings, shown.index[0])["median"]
-            typer.echo(f"{name}: {measured.manifest['what']}\n{shown.round(2).to_string()}\n")
-    typer.echo(f"figures in {out}")
-
-
-@app.command()
-def precision(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a trained student.")],
-    profile: Annotated[str, typer.Option(help="Its test candidates are ranked.")] = "mini",
-    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/bench"),
-) -> None:
-    """Measure what bfloat16 and int8 do to a student's effectiveness, and keep each query's value.
-
-    Nothing checks that the student was not trained on the test queries.
-    """
-    with refusals():
-        found = measure_precisions(load_profile(profile), model, folder=out)
-    typer.echo(precision_table(found).to_string(index=False) + f"\nfigures in {out}")
-
-
-@app.command()
-def size(
-    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/bench"),
-    passages: Annotated[int, typer.Option(help="Made-up passages.")] = MS_MARCO.n_passages,
-    queries: Annotated[int, typer.Option(help="Queries with a list of 100.")] = MS_MARCO.n_queries,
-    repetitions: Annotated[int, typer.Option(help="How often each is done.")] = 5,
-) -> None:
-    """Measure the data path at the size of MS MARCO, with made-up ids and tokens.
-
-    Takes 2 GB of disk meanwhile, where TMPDIR says.
-    """
-    with refusals():
-        much = replace(MS_MARCO, n_passages=passages, n_queries=queries)
-        measured = measure_full_size(much, repetitions=repetitions, folder=out)
-    typer.echo(full_size_table(measured).to_string(index=False) + f"\nfigures in {out}")
-
-
-@app.command()
-def fetch(
-    group: Annotated[str, typer.Argument(help="trec-dl, vaswani, cranfield or rank-distillm.")],
-) -> None:
-    """Fetch the public files of a group, as far as neither RDL_MIRROR nor the cache holds them."""
-    with refusals():
-        paths = fetch_group(group)
-    size_mb = sum(path.stat().st_size for path in paths) / 1e6
-    folders = sorted({str(path).partition(f"/{group}/")[0] for path in paths})
-    typer.echo(f"{group}: {len(paths)} files, {size_mb:.1f} MB, in {' and '.join(folders)}")
-
-
-@app.command()
-def teach(
-    candidates: Annotated[Path, typer.Argument(help="Candidates, in any known format.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the lists; resumed where unfinished.")],
-    model: Annotated[
-        str, typer.Option(help="Name at the endpoint; folder or hub id; file of recorded answers.")
-    ],
-    backend: Annotated[Literal["endpoint", "local_llm", "replay"], typer.Option()] = "endpoint",
-    collection: Collection = None,
-    format: Format = None,
-    depth: Annotated[int | None, typer.Option(help="Passages of each query; none: all.")] = None,
-    schedule: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULES)}.")] = "sliding",
-    window_size: Annotated[int, typer.Option(help="Passages in a prompt.")] = 20,
-    stride: Annotated[int, typer.Option(help="Places from window to window, if sliding.")] = 10,
-    top_k: Annotated[int, typer.Option(help="Passages that win a tournament's group.")] = 10,
-    passes: Annotated[int, typer.Option(help="Passes over each list.")] = 1,
-    max_retries: Annotated[int, typer.Option(help="Times to ask again where unusable.")] = 1,
-    shard: Shard = "1/1",
-    dry_run: Annotated[bool, typer.Option(help="Say what would be asked; ask nothing.")] = False,
-    max_words: Annotated[int, typer.Option(help="Words of a passage that are shown.")] = 300,
-    base_url: Annotated[
-        str, typer.Option(help="Endpoint: its address.")
-    ] = "https://api.openai.com/v1",
-    key_variable: Annotated[
-        str, typer.Option(help="Endpoint: environment variable that holds the key.")
-    ] = "OPENAI_API_KEY",
-    temperature: Annotated[float, typer.Option(help="Endpoint: below 0 sends none.")] = 0.0,
-    option: Annotated[
-        list[str], typer.Option(help="Endpoint: field of each request, such as max_tokens=400.")
-    ] = [],  # noqa: B006
-    in_flight: Annotated[int, typer.Option(help="Endpoint: requests at the same time.")] = 8,
-    per_minute: Annotated[
-        float | None, typer.Option(help="Endpoint: most requests a minute.")
-    ] = None,
-    timeout_s: Annotated[float, typer.Option(help="Endpoint: longest silence, seconds.")] = 120.0,
-    max_tries: Annotated[int, typer.Option(help="Endpoint: requests for one answer.")] = 10,
-    longest_wait_s: Annotated[float, typer.Option(help="Endpoint: between two tries.")] = 60.0,
-    input_usd: Annotated[
-        float | None, typer.Option(help="Endpoint: dollars for a million tokens of prompts.")
-    ] = None,
-    output_usd: Annotated[
-        float | None, typer.Option(help="Endpoint: dollars for a million tokens written.")
-    ] = None,
-    mode: Annotated[str, typer.Option(help=f"Local: one of {', '.join(MODES)}.")] = "free",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Local: longest answer; none: a ranking and a little more.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Local: windows at once.")] = 8,
-    precision: Precision = "auto",
-) -> None:
-    """Have a listwise teacher rank candidates, as lists to distil from.
-
-    Every answer is kept as it comes: what broke off goes on when it is called again. The key of an
-    endpoint is taken from the environment alone.
-    """
-    with refusals():
-        if backend == "endpoint":
-            who = EndpointConfig(
-                base_url=base_url, model=model, key_variable=key_variable, max_words=max_words,
-                temperature=None if temperature < 0 else temperature, options=_fields(option),
-                max_in_flight=in_flight, requests_per_minute=per_minute, timeout_s=timeout_s,
-                max_tries=max_tries, longest_wait_s=longest_wait_s, input_usd=input_usd,
-                output_usd=output_usd,
-            )  # fmt: skip
-        elif backend == "local_llm":
-            who = LocalConfig(
-                model=model, mode=mode, max_words=max_words, max_new_tokens=max_new_tokens,
-                batch_size=batch_size, precision=precision,
-            )  # fmt: skip
-        else:
-            who = ReplayConfig(file=model)
-        config = TeachConfig(
-            candidates=str(candidates), format=format, collection=collection, depth=depth,
-            backend=who, schedule=schedule, window_size=window_size, stride=stride, top_k=top_k,
-            passes=passes, max_retries=max_retries, shard=shard_of(shard),
-        )  # fmt: skip
-        said = estimate(config, out) if dry_run else teach_lists(config, out)["totals"]
-    typer.echo(said if dry_run else f"lists in {out}: {_totals(said)}")
-
-
-@app.command()
-def merge(
-    out: Annotated[Path, typer.Argument(help="A new folder, or a run.")],
-    shards: Annotated[list[Path], typer.Argument(help="Folders, or runs, of all shards.")],
-) -> None:
-    """Make all shards one, if nothing is missing: a teacher's lists, or runs of rdl rerank."""
-    with refusals():
-        if all(shard.is_file() for shard in shards):
-            typer.echo(f"{out}: {merge_runs(shards, out)} queries")
-            return
-        report = merge_shards(shards, out)
-    typer.echo(f"lists in {out}: {_totals(report['totals'])}")
-
-
-def _fields(options: list[str]) -> dict[str, object]:
-    """Values that are JSON as such, others as text."""
+def _fields(kind: type) -> dict[str, tuple[Any, Any, str, list[str]]]:
+    """Type, default, help and flags of a configuration's fields; inherited ones have help as well."""
     fields = {}
-    for option in options:
-        name, given, value = option.partition("=")
-        if not given:
-            raise ValueError(f"option: expected name=value; given {option!r}: write the value, too")
-        try:
-            fields[name] = json.loads(value)
-        except json.JSONDecodeError:
-            fields[name] = value
+    for name, info in kind.__pydantic_fields__.items():
+        declared = (x.__pydantic_fields__.get(name) for x in kind.__mro__ if hasattr(x, "__pydantic_fields__"))
+        text = next((x.description for x in declared if x and x.description), "")
+        default = inspect.Parameter.empty if info.default is PydanticUndefined else info.default
+        if info.default_factory is not None:
+            default = None
+        fields[name] = (info.annotation, default, re.sub(r"`rdl_core\.[a-z_.]*?([A-Z_]+)`", r"\1", text), [])
     return fields
 
 
-def _totals(totals: dict) -> str:
-    """A report's totals in a line; what nobody counted is left out."""
-    return ", ".join(f"{name} {value}" for name, value in totals.items() if value is not None)
+def _parameter(
+    name: str, hint: Any, default: Any, text: str, flags: list[str], positional: bool
+) -> click.Parameter:
+    kind = next((x for x in get_args(hint) if x is not _NONE), hint) if _optional(hint) else hint
+    required = default is inspect.Parameter.empty
+    several = get_origin(kind) is tuple or get_origin(kind) is dict
+    if positional:
+        return click.Argument([name], required=required, nargs=-1 if several else 1)
+    options: dict[str, Any] = {"required": required, "multiple": several}
+    if default not in (inspect.Parameter.empty, None, (), ""):
+        shown = ", ".join(default) if isinstance(default, tuple) else default
+        text += f" [default: {shown}]" if default is not False else ""
+    text = " ".join(text.split())
+    if get_origin(kind) is Literal:
+        options["type"] = click.Choice([str(x) for x in get_args(kind)])
+    elif kind is bool:
+        flags = flags or [f"{_flag(name)}/{_flag(f'no_{name}')}" if default else _flag(name)]
+        options = {"default": None, "is_flag": True}
+    elif get_origin(kind) is dict:
+        options |= {"metavar": "NAME=VALUE", "callback": _named_values}
+    else:
+        base = get_args(kind)[0] if get_origin(kind) in (Annotated, tuple) else kind
+        options["metavar"] = {int: "INTEGER", float: "NUMBER"}.get(base, "TEXT")
+    return click.Option([*(flags or [_flag(name)]), name], help=text, **options)
 
 
-for command in (nodes.run, *own.COMMANDS):
-    app.command()(command)
+def _optional(hint: Any) -> bool:
+    return _NONE in get_args(hint)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _named_values(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """``name=value`` options as a dict; values are JSON where they parse as such, else text."""
+    pairs = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"expected name=value, got {text!r}", context, parameter)
+        try:
+            pairs[name] = json.loads(value)
+        except json.JSONDecodeError:
+            pairs[name] = value
+    return pairs or None
+
+
+def _one_of(
+    given: dict[str, Any], by_value: dict[str, set[str]], name: str, value: str
+) -> dict[str, Any]:
+    """The options that were given of a nested configuration, the one that was chosen."""
+    own = {key: given.pop(key) for key in list(given) if key in by_value[value]}
+    for key in given:
+        if users := [other for other, fields in by_value.items() if key in fields]:
+            raise ValueError(
+                f"{key}: an option of {name} {' and '.join(users)}, but {name} is {value}: leave it "
+                f"out, or choose {users[0]}"
+            )
+    return own
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Errors that a user can mend become one line on standard error and exit code 2."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        message = f"No such file: {error.filename}"
+    except (OSError, ValueError, FloatingPointError, MemoryError, SafetensorError) as error:
+        message = _in_words(error)
+    else:
+        return
+    click.echo(f"error: {message}", err=True)
+    raise click.exceptions.Exit(2)
+
+
+def _in_words(error: Exception) -> str:
+    """An error as a line; of a full disk, the system says neither what it means nor what to do."""
+    number = getattr(error, "errno", None)
+    if in_text := re.search(r"\(os error (\d+)\)", str(error)):
+        number = number or int(in_text[1])
+    if number not in _DISK_FULL:
+        return str(error)
+    where = getattr(error, "filename", None) or "a file"
+    return (
+        f"{where} was not written, the disk is full ({os.strerror(number)}): free some space and run "
+        "the command again, which goes on with what is finished"
+    )
+
+
+# --- the library's commands -----------------------------------------------------------------------
+
+
+@command("lists", "out", flat={"training": c.StageConfig})
+def distill(
+    config: c.DistillConfig,
+    out: Annotated[str, "Folder of the student; resumed where unfinished."],
+    settings: Annotated[str | None, "--config", "YAML of training options; others come first."] = None,
+) -> str:
+    """Distil a student from ranked lists.
+
+    Training options that nobody gives are those of Rank-DistiLLM's second stage, with as many steps
+    as show every list three times.
+    """
+    from rdl_core.distill import distill_files
+
+    if settings:
+        config = replace(config, training=read_yaml(Path(settings)) | config.training)
+    distill_files(config, out)
+    return f"student in {out}/model"
+
+
+@command("candidates", "out", choices={"backend": c.BACKENDS})
+def teach(
+    config: c.TeachConfig,
+    out: Annotated[str, "Folder of the lists; resumed where unfinished."],
+    dry_run: Annotated[bool, "Say what would be asked; ask nothing."] = False,
+) -> str:
+    """Have a teacher rank candidates, as lists to distil from.
+
+    Every answer is kept as it comes: what broke off goes on when the command is called again. The
+    key of an endpoint is taken from the environment alone.
+    """
+    from rdl_core.teachers import teach as teaching
+
+    if dry_run:
+        return str(teaching.estimate(config, out))
+    return f"lists in {out}: {_totals(teaching.teach(config, out))}"
+
+
+@command("out", "shards")
+def merge(config: c.MergeConfig) -> str:
+    """Make all shards one, if nothing is missing: a teacher's lists, or runs of rdl rerank."""
+    if all(Path(shard).is_file() for shard in config.shards):
+        from rdl_core.rerank import merge_runs
+
+        return f"{config.out}: {merge_runs(config.shards, config.out)} queries"
+    from rdl_core.teachers.teach import merge_lists
+
+    return f"lists in {config.out}: {_totals(merge_lists(config.shards, config.out))}"
+
+
+@command("student", "candidates", "out")
+def rerank(config: c.RerankConfig) -> None:
+    """Re-rank candidates with a student; rdl merge joins the runs of shards."""
+    from rdl_core.rerank import rerank_files
+
+    rerank_files(config)
+
+
+@command("qrels", "runs")
+def evaluate(config: c.EvaluateConfig) -> str:
+    """Measure runs, and test them against one of them.
+
+    Means with 95 % bootstrap intervals; differences from the baseline with theirs, the paired
+    t-test, corrected by Holm over the other runs, and TOST for equivalence up to the margin.
+    """
+    from rdl_core.evaluate import evaluate_files
+
+    return evaluate_files(config)
+
+
+@command("student", "out")
+def export(config: c.ExportConfig) -> str:
+    """Write a student for transformers, sentence-transformers and onnxruntime."""
+    from rdl_core.export import export_files
+
+    return "\n".join(
+        f"{config.out}/{x.file}: scores of {x.n_pairs} pairs differ from PyTorch's by {x.largest:.2g} "
+        f"at most, {x.mean:.2g} on average (standard deviation of the scores {x.spread:.2g})"
+        for x in export_files(config)
+    )
+
+
+@command("group")
+def fetch(config: c.FetchConfig) -> str:
+    """Fetch the public files of a group, as far as neither RDL_MIRROR nor the cache holds them."""
+    from rdl_core.data.downloads import fetch_group
+
+    paths = fetch_group(config.group)
+    folders = sorted({str(path).partition(f"/{config.group}/")[0] for path in paths})
+    size_mb = sum(path.stat().st_size for path in paths) / 1e6
+    return f"{config.group}: {len(paths)} files, {size_mb:.1f} MB, in {' and '.join(folders)}"
+
+
+def _totals(report: dict) -> str:
+    """A report's totals in a line, without what nobody counted."""
+    return ", ".join(f"{name} {x}" for name, x in report["totals"].items() if x is not None)
+
+
+class _Commands(click.Group):
+    """The library's commands, and those that the entry points ``rdl.commands`` name."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [*super().list_commands(context), *entry_points(group="rdl.commands").names]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if library := super().get_command(context, name):
+            return library
+        others = entry_points(group="rdl.commands", name=name)
+        return next(iter(others)).load() if others else None
+
+
+app = _Commands(
+    "rdl", commands=[teach, distill, rerank, evaluate, export, merge, fetch], no_args_is_help=True,
+    help="Rank-DistiLLM: distil an LLM's rankings into cross-encoders.",
+)  # fmt: skip
 
 
 if __name__ == "__main__":

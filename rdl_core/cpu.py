@@ -15,7 +15,6 @@ stays as it is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Barrier, local
@@ -24,10 +23,11 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.cross_encoder import CrossEncoder, in_order
 from rdl_core.devices import PRECISIONS
+from rdl_core.tokens import TokenStore, plan_batches
 
-__all__ = ["keep_pages", "laid_out", "ready"]
+__all__ = ["Engine", "engine", "laid_out"]
 
 # oneDNN makes a kernel for each number of rows and keeps it, with its memory: few numbers are better.
 _FILL = 64
@@ -39,58 +39,87 @@ _MOST_WORKERS = 8  # each needs the memory of a batch
 _LOWEST_OF_GELU = 0.17  # without its sign, rounded up
 
 
-def keep_pages() -> None:
-    """Have the C library keep freed memory, which the next layer needs, up to some 60 MB.
+class Engine:
+    """A student that only scores: its layers laid out for the device, a batch for each core.
 
-    glibc hands back what is free beyond twice the largest block that it ever mapped by itself and was
-    given back, of those up to 32 MiB. It is given one, whose pages nobody touched; other libraries do
-    not mind.
-
-    >>> keep_pages()
+    Args:
+        student: In evaluation mode.
+        precision: Of `CrossEncoder.score`.
+        fill: Batches are padded to a multiple of so many tokens.
+        workers: Threads that take a batch each.
     """
-    torch.empty(30 * 2**20, dtype=torch.uint8)
+
+    def __init__(self, student: CrossEncoder, precision: str, fill: int, workers: int) -> None:
+        self.student, self.precision, self.fill, self.workers = student, precision, fill, workers
+
+    def score(
+        self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
+        token_budget: int,
+    ) -> Tensor:
+        """Scores of pairs, float32 ``[n]``; arguments as for `CrossEncoder.score`."""
+        lengths = self.student.pair_lengths(queries, passages, query_rows, passage_rows).cpu()
+        batches = plan_batches(lengths, token_budget, workers=self.workers)
+        batches = [batch.to(self.student.device) for batch in batches]
+
+        def score_batch(batch: Tensor) -> Tensor:
+            with torch.inference_mode():  # each thread has its own mode
+                return self.student.score_batch(
+                    queries, passages, query_rows[batch], passage_rows[batch],
+                    precision=self.precision, fill=self.fill,
+                )  # fmt: skip
+
+        run = map if self.workers == 1 else _pool(torch.get_num_threads()).map
+        return in_order(list(run(score_batch, batches)), batches)
 
 
-def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
-    """A copy of a student that scores faster and cannot be trained; other devices: the student.
+def engine(
+    student: CrossEncoder, precision: str, *, fill: int = _FILL, workers: int | None = None,
+    keep_pages: bool = True,
+) -> Engine:
+    """Lay a student out for scoring; on other devices than a CPU it scores as it is.
 
     With ``"int8"``, weights are integers with a scale for each output, and each token's activations
     integers with a scale of their own, so that but for rounding a score does not depend on what else
-    is in its batch.
-    Attention, normalisation and the head stay in float32.
+    is in its batch. Attention, normalisation and the head stay in float32.
 
     Args:
-        student: Stays as it is, and shares the weights that are not laid out anew.
+        student: Not changed; weights that are not laid out anew are shared with it.
         precision: A key of `rdl_core.devices.PRECISIONS`, or ``"int8"``.
-
-    Returns:
-        A student in evaluation mode, whose scores are asked for in the same precision, or in
-        ``"float32"`` where it is ``"int8"``.
+        fill: Batches are padded to a multiple of so many tokens.
+        workers: Threads that take a batch each; None: one for each core, up to 8.
+        keep_pages: Whether the C library keeps freed memory, which the next layer needs.
 
     Raises:
         ValueError: ``"int8"`` on another device, or where PyTorch has no integer kernels.
-
-    >>> packed = ready(tiny_student, "float32")
-    >>> packed.model.bert.encoder.layer[0].output.dense, packed.training
-    (_Packed(), False)
     """
     available = student.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if precision == "int8" and not available:
         raise ValueError(
-            f"precision: int8 expected a CPU and PyTorch with oneDNN, got {student.device.type!r}: "
+            f"precision: int8 needs a CPU and PyTorch with oneDNN, got {student.device.type!r}: "
             f"choose {' or '.join(PRECISIONS)}"
         )
     if not available:
-        return student.eval()
+        return Engine(student.eval(), precision, fill=1, workers=1)
+    if keep_pages:
+        # glibc hands back what is free beyond twice the largest block that it mapped by itself and
+        # that was given back, of those up to 32 MiB. It is given one, whose pages nobody touched.
+        torch.empty(30 * 2**20, dtype=torch.uint8)
+    workers = workers or _workers(torch.get_num_threads())
+    layers = "float32" if precision == "int8" else precision
+    return Engine(_laid_out_copy(student, precision), layers, fill, workers)
+
+
+def _laid_out_copy(student: CrossEncoder, precision: str) -> CrossEncoder:
     # Parameters are shared, as the copying is told that they are copied.
     shared = {id(x): x for x in (*student.parameters(), *student.buffers())}
     copied = copy.deepcopy(student, shared).eval()
-    copied.fill = _FILL
-    copied.at_once, copied.each = _over_cores()
+    names = {module: name for name, module in copied.model.named_modules()}
     as_they_are = {name.removesuffix(".weight") for name in copied.head_names()}
-    as_they_are.update(copied.unprojected())
-    *layers, _ = _attentions(copied.model)  # the last one has no queries but the first positions'
-    for attention in layers:
+    # Where queries, keys and values have projections of their own, they become one product; but the
+    # last layer has no queries but the first positions', and `attend_first_to_states` reads weights.
+    attentions = [x for x in names if all(hasattr(x, n) for n in ("query", "key", "value"))]
+    as_they_are |= {names[x] for last in attentions[-1:] for x in (last.key, last.value)}
+    for attention in attentions[:-1]:
         joined = _Joined(attention, precision)
         attention.query, attention.key, attention.value = (_Part(joined, i) for i in range(3))
     for name, module in list(copied.model.named_modules()):
@@ -102,12 +131,6 @@ def ready(student: CrossEncoder, precision: str) -> CrossEncoder:
             between.dense.gelu, layer.output.dense.after_gelu = True, True
             between.intermediate_act_fn = nn.Identity()
     return copied
-
-
-def _over_cores() -> tuple[int, Callable[..., Iterable]]:
-    """How many threads take a batch each, as many as PyTorch computes with or a part; their `map`."""
-    threads = torch.get_num_threads()
-    return (1, map) if threads == 1 else (_workers(threads), _pool(threads).map)
 
 
 def _workers(threads: int) -> int:
@@ -131,22 +154,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _attentions(model: nn.Module) -> list[nn.Module]:
-    """Attention of each layer where queries, keys and values have projections of their own."""
-    named = [x for x in model.modules() if all(hasattr(x, n) for n in ("query", "key", "value"))]
-    return named or [model]
-
-
 def laid_out(linear: nn.Linear, precision: str) -> nn.Module:
-    """A linear layer as `ready` has it.
-
-    Args:
-        linear: On a CPU, with PyTorch that has oneDNN.
-        precision: As `ready` takes it.
-
-    >>> laid_out(nn.Linear(2, 3), "float32")(torch.ones(1, 2)).shape
-    torch.Size([1, 3])
-    """
+    """A linear layer in oneDNN's layout, in a precision of `engine`; on a CPU with oneDNN."""
     return _Int8(linear) if precision == "int8" else _Packed(linear, PRECISIONS[precision])
 
 

@@ -7,7 +7,7 @@ through them is ours:
 - sequences come packed, end to end in one vector, so that no linear layer computes padding;
 - attention stays within each sequence (`rdl_core.attention`);
 - the last layer computes only what the score needs: the first position of each sequence, or all
-  of them where means are taken (ModernBERT, `rdl_core.similarity`).
+  positions where the head takes their mean (ModernBERT).
 
 Attention dropout is left out (the packed kernels have none); hidden dropout is as configured.
 
@@ -16,16 +16,17 @@ In shapes, `n` is the number of sequences and `t` that of the tokens in all of t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -38,11 +39,17 @@ from rdl_core.attention import (
     attend_first_to_states,
     has_varlen,
 )
-from rdl_core.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
+from rdl_core.data.downloads import encoder_path
 from rdl_core.devices import PRECISIONS
-from rdl_core.similarity import BertSimilarityConfig, with_similarity
+from rdl_core.files import content_hash, read_json
+from rdl_core.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 
-__all__ = ["ARCHITECTURES", "HEADS", "CrossEncoder"]
+__all__ = ["ARCHITECTURES", "CrossEncoder", "model_path", "training_record"]
+
+_LIMITS = {"query_tokens": 32, "passage_tokens": 256}  # Rank-DistiLLM's (Schlatt et al., ECIR 2025)
+_KEY = "rdl_core"  # of the limits, in config.json
+_WEIGHTS = "model.safetensors"
+_log = logging.getLogger(__name__)
 
 
 class CrossEncoder(nn.Module):
@@ -83,14 +90,6 @@ class CrossEncoder(nn.Module):
         self.query_tokens = query_tokens
         self.passage_tokens = passage_tokens
         self.template = PairTemplate.of(tokenizer)
-        #: Batches are filled up to a multiple of so many tokens.
-        self.fill = 1
-        #: How batches are gone through: takes what scores one, and the batches; ends may come in any
-        #: order, results in theirs.
-        self.each: Callable[..., Iterable[Tensor]] = map
-        #: How many batches that way has in hand at a time.
-        self.at_once = 1
-        self._checkpointing = False
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
         longest = min(tokenizer.model_max_length, table)
@@ -104,35 +103,52 @@ class CrossEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, encoder: str | Path, *, query_tokens: int, passage_tokens: int, head: str = "own"
+        cls,
+        name: str | Path,
+        *,
+        query_tokens: int | None = None,
+        passage_tokens: int | None = None,
+        trained: bool = False,
     ) -> CrossEncoder:
-        """Load weights from a folder or the Hugging Face hub; a missing head is drawn at random.
+        """Load a student, or an encoder whose head is then drawn at random.
+
+        Weights are read from safetensors only, and no code that comes with a model is run.
 
         Args:
-            encoder: Folder or model id. Weights are read from safetensors only, and no code that
-                comes with a model is run.
-            query_tokens: Longer queries are cut to this many tokens.
-            passage_tokens: Longer passages are cut to this many tokens.
-            head: A member of `HEADS`; a saved similarity is one under either name.
+            name: A folder, the folder of a training, a hub id, or the embedded encoder's name.
+            query_tokens: Longer queries are cut to this many tokens. None takes what the model
+                records, or else 32.
+            passage_tokens: The same of passages; else 256.
+            trained: Whether a model without a head is refused.
 
         Raises:
-            ValueError: Another head, or a similarity behind an encoder that is no BERT.
+            ValueError: No such model, more than one output, no head where one is needed, limits
+                past the encoder's, or weights that changed since they were trained.
         """
-        if head not in HEADS:
-            raise ValueError(f"head: expected one of {', '.join(HEADS)}; got {head!r}")
-        config = AutoConfig.from_pretrained(encoder, num_labels=1, trust_remote_code=False)
-        begins = head == "similarity" and not isinstance(config, BertSimilarityConfig)
-        if begins:
-            config = with_similarity(config)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            encoder, config=config, dtype=torch.float32, use_safetensors=True,
-            trust_remote_code=False,
-        )
-        if begins:  # also where the encoder had a head of its own, which said something else
-            for weight in model.classifier.parameters():
-                nn.init.zeros_(weight)
-        tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
-        return cls(model, tokenizer, query_tokens=query_tokens, passage_tokens=passage_tokens)
+        path = model_path(name)
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise _not_a_model(name, error) from None
+        _check_head(name, config, trained)
+        _check_weights(name, path)
+        recorded = getattr(config, _KEY, None) or training_record(name).get("config", {})
+        given = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
+        limits = {key: given[key] or recorded.get(key, _LIMITS[key]) for key in _LIMITS}
+        config.num_labels = 1
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, dtype=torch.float32, use_safetensors=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        except ValueError:
+            raise
+        except Exception as error:  # safetensors and tokenizers have errors of their own
+            raise _not_a_model(name, error) from None
+        setattr(model.config, _KEY, limits)
+        _log.info("%s: queries are cut to %d tokens, passages to %d", name, *limits.values())
+        return cls(model, tokenizer, **limits)
 
     @property
     def device(self) -> torch.device:
@@ -148,11 +164,11 @@ class CrossEncoder(nn.Module):
         Returns:
             float32 ``[n]`` logits, higher is better, whatever precision autocast computes in.
         """
-        encode, head = _WAYS[self.model.config.model_type]
-        pooled = encode(self.model, Layout(packed), self._run)
+        encode, head = ARCHITECTURES[self.model.config.model_type]
+        pooled = encode(self.model, Layout(packed))
         # In bfloat16, scores of a list of 100 tie by the handful, and ties are settled elsewhere.
         with torch.autocast(self.device.type, enabled=False):
-            return head(self.model, pooled.float()).squeeze(-1).clone()  # FSDP wants no view
+            return head(self.model, pooled.float()).squeeze(-1)
 
     def score(
         self,
@@ -178,23 +194,30 @@ class CrossEncoder(nn.Module):
             float32 ``[n]``, in the order of the rows.
         """
         lengths = self.pair_lengths(queries, passages, query_rows, passage_rows)
-        batches = plan_batches(lengths.cpu(), token_budget, among=self.at_once)
+        batches = [x.to(self.device) for x in plan_batches(lengths.cpu(), token_budget)]
+        scores = [
+            self.score_batch(queries, passages, query_rows[x], passage_rows[x], precision=precision)
+            for x in batches
+        ]
+        return in_order(scores, batches)
+
+    def score_batch(
+        self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
+        precision: str, fill: int = 1,
+    ) -> Tensor:
+        """Scores of pairs that go through the encoder together; as `score`.
+
+        Args:
+            queries, passages, query_rows, passage_rows, precision: As for `score`.
+            fill: The batch is padded to a multiple of so many tokens.
+        """
+        packed = pack(
+            queries, passages, query_rows, passage_rows, template=self.template,
+            query_tokens=self.query_tokens, passage_tokens=self.passage_tokens,
+        )  # fmt: skip
         dtype = PRECISIONS[precision]
-        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-
-        def score_batch(batch: Tensor) -> Tensor:
-            packed = pack(
-                queries, passages, query_rows[batch], passage_rows[batch], template=self.template,
-                query_tokens=self.query_tokens, passage_tokens=self.passage_tokens,
-            )  # fmt: skip
-            inference, gradients = modes  # of the caller; each thread has its own
-            grad = torch.inference_mode() if inference else torch.set_grad_enabled(gradients)
-            with grad, torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                return self(packed.filled(self.fill))[: len(batch)]
-
-        scores = list(self.each(score_batch, [batch.to(self.device) for batch in batches]))
-        order = torch.cat(batches).to(self.device)
-        return torch.empty_like(torch.cat(scores)).index_copy(0, order, torch.cat(scores))
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            return self(packed.filled(fill))[: len(query_rows)]
 
     def pair_lengths(
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor
@@ -203,31 +226,6 @@ class CrossEncoder(nn.Module):
         lengths = queries.lengths(query_rows, self.query_tokens)
         lengths = lengths + passages.lengths(passage_rows, self.passage_tokens)
         return lengths + self.template.n_tokens
-
-    def gradient_checkpointing(self, on: bool = True) -> None:
-        """Keep only each layer's input in training and compute the rest again for its gradient.
-
-        One vector a token and layer instead of some twenty, for up to a third more time; the
-        gradients are the same, also with dropout.
-        """
-        self._checkpointing = on
-
-    def layers(self) -> list[nn.Module]:
-        """The encoder's layers that are called as a whole: all but the last."""
-        base = self.model.base_model
-        return list(base.encoder.layer if hasattr(base, "encoder") else base.layers)[:-1]
-
-    def unprojected(self) -> list[str]:
-        """Names, in the wrapped model, of linear layers whose weights scoring reads as they are."""
-        encode, _ = _WAYS[self.model.config.model_type]
-        if encode is not _encode_bert:
-            return []
-        last = self.model.base_model.encoder.layer[-1].attention.self
-        return [
-            name
-            for name, module in self.model.named_modules()
-            if module is last.key or module is last.value
-        ]
 
     def head_names(self) -> set[str]:
         """Names, in the wrapped model, of the weights after the encoder; BERT's pooler included."""
@@ -238,26 +236,75 @@ class CrossEncoder(nn.Module):
             if not name.startswith(encoder) or name.startswith(f"{encoder}pooler.")
         }
 
-    def save_pretrained(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write a folder that transformers and sentence-transformers load unaided.
-
-        Args:
-            folder: Made where it is missing.
-            weights: The wrapped model's, by name, where it does not hold them whole itself.
-        """
+    def save_pretrained(self, folder: Path) -> None:
+        """Write a folder that transformers and sentence-transformers load unaided."""
         self.model.config.sentence_transformers = {
             "activation_fn": "torch.nn.modules.linear.Identity"  # scores are logits there as here
         }
-        self.model.save_pretrained(folder, state_dict=weights)
+        self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _run(self, layer: nn.Module, hidden: Tensor, **inputs: object) -> Tensor:
-        if self._checkpointing and self.training:
-            return checkpoint(layer, hidden, use_reentrant=False, **inputs)
-        return layer(hidden, **inputs)
+
+def in_order(scores: list[Tensor], batches: list[Tensor]) -> Tensor:
+    """Scores of batches in the order of their pairs; float32 ``[n]``.
+
+    Args:
+        scores: float32 ``[size]`` of each batch.
+        batches: int64 ``[size]``, places of the pairs.
+    """
+    flat = torch.cat(scores)
+    return torch.empty_like(flat).index_copy(0, torch.cat(batches), flat)
 
 
-# --- the way through each architecture ----------------------------------------------------------
+# --- a student by its name ------------------------------------------------------------------------
+
+
+def model_path(name: str | Path) -> str:
+    """Where transformers finds a model: ``model/`` in the folder of a training, else the name."""
+    inside = Path(name) / "model"
+    return str(inside) if (inside / "config.json").is_file() else encoder_path(str(name))
+
+
+def training_record(name: str | Path) -> dict:
+    """The manifest of the training that made a student; empty where there is none."""
+    for folder in (Path(name), Path(name).parent):
+        if (manifest := folder / "manifest.json").is_file():
+            return read_json(manifest)
+    return {}
+
+
+def _not_a_model(name: str | Path, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0]  # of several sentences and lines
+    return ValueError(f"{name} is no folder or hub id of a model that transformers loads ({reason})")
+
+
+def _check_head(name: str | Path, config: PreTrainedConfig, trained: bool) -> None:
+    kinds = config.architectures or ["no architecture"]
+    scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    if scores and config.num_labels != 1:
+        raise ValueError(
+            f"{name}: expected a model with one output, the score, got {config.num_labels} outputs: "
+            "name another model"
+        )
+    if trained and not scores:
+        raise ValueError(
+            f"{name}: expected a trained cross-encoder (...ForSequenceClassification), got "
+            f"{', '.join(kinds)}, whose scores would be random: distil a student from it first"
+        )
+
+
+def _check_weights(name: str | Path, path: str) -> None:
+    """Refuse weights that are not those that were trained, where the training recorded them."""
+    weights = Path(path) / _WEIGHTS
+    trained = training_record(name).get("files", {}).get(f"model/{_WEIGHTS}")
+    if trained and weights.is_file() and content_hash(weights) != trained:
+        raise ValueError(
+            f"{weights} is damaged: its SHA-256 is not that of the weights that were trained: restore "
+            "the file, or train again in another folder"
+        )
+
+
+# --- the way through each architecture ------------------------------------------------------------
 
 
 def _first_position(model: PreTrainedModel) -> int:
@@ -265,10 +312,8 @@ def _first_position(model: PreTrainedModel) -> int:
     return model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
 
 
-def _through_bert(
-    model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor], layers: Iterable[nn.Module]
-) -> Tensor:
-    """States ``[t, hidden]`` behind some layers like BERT's."""
+def bert_states(model: PreTrainedModel, layout: Layout, layers: Iterable[nn.Module]) -> Tensor:
+    """States ``[t, hidden]`` behind some layers of an encoder like BERT."""
     base, packed = model.base_model, layout.packed
     hidden = base.embeddings(
         input_ids=packed.input_ids[None],
@@ -278,14 +323,14 @@ def _through_bert(
     if hasattr(base, "embeddings_project"):  # ELECTRA's small models
         hidden = base.embeddings_project(hidden)
     for layer in layers:
-        hidden = run(layer, hidden, layout=layout)
+        hidden = layer(hidden, layout=layout)
     return hidden[0]
 
 
-def _encode_bert(model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]) -> Tensor:
+def _encode_bert(model: PreTrainedModel, layout: Layout) -> Tensor:
     """Last hidden state of the first positions, ``[n, 1, hidden]``."""
     *layers, last = model.base_model.encoder.layer
-    hidden = _through_bert(model, layout, run, layers)
+    hidden = bert_states(model, layout, layers)
     attention = last.attention.self
     first = hidden.index_select(0, layout.packed.cu_seqlens[:-1])
     heads = (-1, attention.attention_head_size)
@@ -306,27 +351,7 @@ def _head_bert(model: PreTrainedModel, first: Tensor) -> Tensor:
     return model.classifier(first)
 
 
-def _encode_all_of_bert(
-    model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]
-) -> Tensor:
-    """What a similarity's head takes, side by side, counts behind sums: ``[n, 3, hidden + 1]``."""
-    packed = layout.packed
-    hidden = _through_bert(model, layout, run, model.base_model.encoder.layer)
-    states = nn.functional.pad(hidden.float(), (0, 1), value=1.0)
-    n = len(layout.lengths)
-    part = 2 * (layout.slots // packed.max_length) + packed.segment_ids
-    sums = states.new_zeros(2 * n, states.shape[1]).index_add(0, part, states)
-    first = states.index_select(0, packed.cu_seqlens[:-1])
-    return torch.cat([sums.unflatten(0, (n, 2)), first[:, None]], dim=1)
-
-
-def _head_similarity(model: PreTrainedModel, pooled: Tensor) -> Tensor:
-    return model.head(pooled[:, :2, :-1], pooled[:, :2, -1], pooled[:, 2, :-1])
-
-
-def _encode_modernbert(
-    model: PreTrainedModel, layout: Layout, run: Callable[..., Tensor]
-) -> Tensor:
+def _encode_modernbert(model: PreTrainedModel, layout: Layout) -> Tensor:
     """Normalised last hidden state, pooled as the configuration says: ``[n, hidden]``."""
     base, packed = model.base_model, layout.packed
     hidden = base.embeddings(input_ids=packed.input_ids[None])
@@ -337,11 +362,11 @@ def _encode_modernbert(
     *layers, last = base.layers
     for layer in layers:
         turn = rotations[layer.attention_type]
-        hidden = run(layer, hidden, layout=layout, position_embeddings=turn)
+        hidden = layer(hidden, layout=layout, position_embeddings=turn)
     turn = rotations[last.attention_type]
     if model.config.classifier_pooling == "cls":
         return base.final_norm(_first_of_modernbert(last, hidden[0], turn, layout))
-    hidden = base.final_norm(run(last, hidden, layout=layout, position_embeddings=turn))
+    hidden = base.final_norm(last(hidden, layout=layout, position_embeddings=turn))
     padded = layout.unpack(hidden.transpose(0, 1)) * layout.mask(None).mT
     return padded.sum(2).squeeze(1) / layout.lengths[:, None]
 
@@ -363,14 +388,9 @@ def _head_modernbert(model: PreTrainedModel, pooled: Tensor) -> Tensor:
     return model.classifier(model.drop(model.head(pooled)))
 
 
-#: How a packed batch becomes one vector per sequence, and how that becomes a logit ``[n, 1]``.
-_WAYS = {
+#: By model type: how a packed batch becomes one state per sequence, ``encode(model, layout)``, and
+#: how that becomes a logit ``[n, 1]``, ``head(model, pooled)``. Others can be registered here.
+ARCHITECTURES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta"), (_encode_bert, _head_bert)),
     "modernbert": (_encode_modernbert, _head_modernbert),
-    BertSimilarityConfig.model_type: (_encode_all_of_bert, _head_similarity),
 }
-#: What stands behind an encoder: its architecture's own head, as it was saved or drawn at random, or one
-#: that begins with what the encoder's states say by themselves.
-HEADS = ("own", "similarity")
-#: Model types that a student can have.
-ARCHITECTURES = tuple(_WAYS)

@@ -20,45 +20,33 @@ __all__ = [
 _T = TypeVar("_T", covariant=True)
 _LEAST_TOKENS = 256
 _LONGEST_WAIT = timedelta(hours=2)
-_ONEDNN_HAS_NONE = "could not create a primitive"  # all that it says where its memory ran out
+_ONEDNN_OUT_OF_MEMORY = "could not create a primitive"  # all that oneDNN says then
 _log = logging.getLogger(__name__)
-
-
-class _Compute(Protocol[_T]):
-    def __call__(self, *, token_budget: int) -> _T: ...
 
 #: Precisions in which layers compute; scores are float32 always.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+class _Compute(Protocol[_T]):
+    def __call__(self, *, token_budget: int) -> _T: ...
+
+
 def processes() -> PartialState:
     """The processes of this run: one, unless ``accelerate launch`` or torchrun started several.
 
-    They talk by NCCL where there is CUDA, else by gloo. One waits for another for two hours, as the
-    first one may have to tokenise a collection; launchers are faster to end all processes of a
-    machine when one of them has died.
-
-    >>> processes().num_processes
-    1
+    They talk by NCCL where there is CUDA, else by gloo, and wait up to two hours for each other, as
+    the first one may have to tokenise a collection.
     """
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
 
 
 def default_device() -> torch.device:
-    """This process's CUDA device, or the CPU where there is none.
-
-    >>> default_device().type in ("cuda", "cpu")
-    True
-    """
+    """This process's CUDA device, or the CPU where there is none."""
     return processes().device
 
 
 def device_name(device: torch.device) -> str:
-    """What its maker calls a device, for manifests: the GPU, or the CPU by its model.
-
-    >>> device_name(torch.device("cpu")) != ""
-    True
-    """
+    """What its maker calls a device, for manifests: the GPU, or the CPU by its model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if sys.platform == "linux":
@@ -71,12 +59,7 @@ def device_name(device: torch.device) -> str:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """The precision that ``"auto"`` stands for: bfloat16 where the device computes in it natively.
 
-    Args:
-        precision: ``"auto"`` or a key of `PRECISIONS`, which comes back as it is.
-        device: Where the model will run.
-
-    >>> resolve_precision("float32", torch.device("cpu"))
-    'float32'
+    Other precisions come back as they are.
     """
     if precision != "auto":
         return precision
@@ -87,33 +70,30 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def fitting(compute: _Compute[_T], token_budget: int) -> tuple[_T, int]:
-    """Compute with a token budget that is halved for as long as the device lacks the memory.
+    """Compute with a token budget that is halved after each out-of-memory error.
 
     Args:
         compute: Takes ``token_budget``; what it did before memory ran out is done again.
         token_budget: Most tokens that go through the encoder at once.
 
     Returns:
-        What was computed, and the budget that sufficed.
+        The result, and the budget that sufficed.
 
     Raises:
         MemoryError: 256 tokens are too many, too.
-
-    >>> fitting(lambda token_budget: f"{token_budget} tokens at once", 2048)
-    ('2048 tokens at once', 2048)
     """
     while True:
         try:
             return compute(token_budget=token_budget), token_budget
         except RuntimeError as error:
-            if not (should_reduce_batch_size(error) or _ONEDNN_HAS_NONE in str(error)):
+            if not (should_reduce_batch_size(error) or _ONEDNN_OUT_OF_MEMORY in str(error)):
                 raise
             if token_budget <= _LEAST_TOKENS:
                 raise MemoryError(
-                    f"expected memory for {token_budget} tokens at once, but the device has none "
-                    f"({error}): free some, shorten passages, or choose a smaller encoder"
+                    f"the device lacks the memory for {token_budget} tokens at once ({error}): free "
+                    "some, shorten passages, or choose a smaller encoder"
                 ) from error
-        # Out here, as the error holds on to all that had been allocated.
+        # After the except block: the error holds on to all that had been allocated.
         clear_device_cache(garbage_collection=True)
         _log.warning(
             "out of memory with %d tokens at once; going on with %d", token_budget, token_budget // 2

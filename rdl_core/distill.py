@@ -1,122 +1,213 @@
-"""The training loop: one stage, from a sampler over ranked lists to a saved student.
+"""Distillation: the recipe, then a stage of it, a step, and what a step draws; reads top to bottom.
 
-A stage reads top to bottom: draw queries, draw a list for each, score it, compare with the targets,
-step. The recipe has two of them (Schlatt et al., ECIR 2025, section 3): contrastive on judgments
-with hard negatives, then listwise on the teacher's order.
+The recipe has two stages (Schlatt et al., ECIR 2025, section 3): contrastive on judgments with hard
+negatives, then listwise on the teacher's order. A stage draws queries, draws a training list for
+each, scores it, compares the scores with the targets, and takes a step.
 
 Every random draw is seeded from the stage's seed and its own place. A resumed run thus needs no
-generator's state, only weights and optimiser: it ends with the same weights, byte for byte on
-a CPU, as one that was never stopped. For the same reason the lists of a step do not depend on the
-number of processes that share them.
+generator's state, only weights and optimiser: it ends with the same weights, byte for byte on a CPU,
+as one that was never stopped. For the same reason the lists of a step do not depend on the number
+of processes that share them.
+
+A listwise loss needs the scores of whole lists, but not their activations. Where the lists of a step
+are too long to hold these, they are scored twice: first without a graph, for the loss and its
+gradient by each score; then batch by batch with one, to carry that gradient on to the weights. Both
+ways give the same gradient (gradient caching: Gao et al., RepL4NLP 2021, for bi-encoders).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from rdl_core import checkpoint
-from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.config import DistillConfig, StageConfig
+from rdl_core.cross_encoder import CrossEncoder, model_path, training_record
+from rdl_core.data.collections import Corpus, Texts, fingerprint, read_corpus
+from rdl_core.devices import default_device, device_name, fitting, processes, resolve_precision
+from rdl_core.files import MANIFEST, Work, checked, content_hash, read_json, resumable
 from rdl_core.lists import RankedLists
-from rdl_core.tokens import TokenStore
-from rdl_core.devices import fitting, processes
-from rdl_core.pieces import asked, in_pieces, split, whole
+from rdl_core.losses import LOSSES, has_preference, targets_from_ranks
 from rdl_core.progress import progress
-from rdl_core.samplers import needs
-from rdl_core.stage import StageConfig
-from rdl_core.step import Step, draw, seed_of
+from rdl_core.samplers import SAMPLERS, SampledLists, needs
+from rdl_core.tokens import TokenCorpus, TokenStore, plan_batches
 
-__all__ = ["Training", "distill"]
+__all__ = [
+    "CONTRASTIVE", "LISTWISE", "StageConfig", "Training", "distill", "distill_files", "draw",
+    "targets", "two_stages",
+]  # fmt: skip
 
-_CHECKPOINT, _BEST, _BROKEN = (
-    f"{name}.safetensors" for name in ("checkpoint", "best", "nonfinite")
+#: Stage 1 of the paper: the relevant passage against seven hard negatives of the first stage.
+CONTRASTIVE = StageConfig(
+    sampler="single_relevant", loss="info_nce", targets="judgments", list_size=8, steps=20_000
 )
+#: Stage 2 of the paper: the teacher's order of the first stage's top 100.
+LISTWISE = StageConfig(sampler="top", loss="ranknet", targets="teacher", list_size=100, steps=940)
+_PASSES = 3  # over all lists, where nobody says how many steps
+_CHECKPOINT, _BEST, _NONFINITE = (f"{x}.safetensors" for x in ("checkpoint", "best", "nonfinite"))
 _log = logging.getLogger(__name__)
+
+
+def two_stages(
+    student: CrossEncoder,
+    judged: RankedLists,
+    ranked: RankedLists,
+    *,
+    folder: str | Path,
+    seed: int = 0,
+    contrastive: StageConfig = CONTRASTIVE,
+    listwise: StageConfig = LISTWISE,
+) -> CrossEncoder:
+    """Distil a student by Rank-DistiLLM's recipe; resumes where it was killed.
+
+    Args:
+        student: A cross-encoder with a fresh head; changed in place.
+        judged: Lists with ``relevance``, for stage 1: judgments, with a first stage's passages as
+            hard negatives.
+        ranked: Lists with ``teacher_rank``, for stage 2: the LLM's order.
+        folder: Gets ``contrastive/`` and ``listwise/``, as `distill` writes them.
+        seed: Seed of draws and dropout.
+        contrastive: How stage 1 trains.
+        listwise: How stage 2 trains.
+
+    Returns:
+        The student in evaluation mode; ``listwise/model/`` holds it.
+
+    Reference: Schlatt et al., ECIR 2025, section 3.
+    """
+    stages = {"contrastive": (judged, contrastive), "listwise": (ranked, listwise)}
+    for name, (lists, config) in stages.items():
+        identity = {"stage": asdict(config), "seed": seed, "n_lists": len(lists)}
+        with _held(Path(folder) / name, identity) as work:
+            if work.manifest is None:
+                distill(student, lists, config, seed=seed, folder=work.folder)
+                if processes().is_main_process:
+                    work.finish()
+            else:
+                finished = CrossEncoder.from_pretrained(work.folder / "model")
+                student.load_state_dict(finished.state_dict())
+    return student.eval()
 
 
 def distill(
     student: CrossEncoder,
     lists: RankedLists,
-    queries: TokenStore,
-    passages: TokenStore,
     config: StageConfig,
     *,
     seed: int,
     folder: Path,
     dev: Callable[[CrossEncoder], float] | None = None,
 ) -> CrossEncoder:
-    """Train a student on ranked lists; resumes from the folder's checkpoint, if there is one.
+    """Train a student on ranked lists: one stage; resumes from the folder's checkpoint.
 
     Started by ``accelerate launch``, processes share the lists of each step and add up their
-    gradients; the first of them writes. With ``--use_fsdp`` each holds a piece of every weight.
+    gradients; the first of them writes.
 
     Args:
         student: Changed in place.
-        lists: Training lists; with ``teacher_rank`` where the targets are the teacher's, and with
+        lists: Training lists; with ``teacher_rank`` where the targets are the teacher's ranks, with
             ``teacher_score`` where they are its scores.
-        queries: Token store of the queries.
-        passages: Token store of the passages.
         config: The stage.
         seed: Draws of queries, lists and dropout follow from it.
-        folder: Gets ``log.jsonl`` (one line a step: step, loss, learning_rate, gradient_norm, and
-            dev where it was measured), the same in ``tensorboard/``, the checkpoint, and in the
-            end ``model/``.
+        folder: Gets ``log.jsonl`` (a line per step: step, loss, learning_rate, gradient_norm, and
+            dev where it was measured), the checkpoint, and at the end ``model/``.
         dev: The measure that ``dev_every`` asks for, higher is better, of queries that are not in
             `lists`.
 
     Returns:
-        The student in evaluation mode: its last state, or with `dev` the best that was measured;
-        in pieces, where it was trained in pieces.
+        The student in evaluation mode: its last state, or with `dev` the best that was measured.
 
     Raises:
         ValueError: Lists without what the sampler or the targets need; more processes than lists in
             a step; only one of `dev` and ``dev_every``.
-        MemoryError: As `rdl_core.devices.fitting` has it; with less memory than ``token_budget``
-            takes, a smaller one is used, and that is logged.
+        MemoryError: See `rdl_core.devices.fitting`.
         FloatingPointError: A loss or gradient that is not finite; names the step and its queries.
             State and lists go to ``nonfinite.safetensors``; the last checkpoint stays.
-
-    >>> lists = RankedLists.from_frame(
-    ...     frame.assign(teacher_rank=[2, 1, 3]), pd.Index(["q", "r"]), pd.Index(["a", "b", "c"]))
-    >>> stage = profile.stage2.training
-    >>> trained = distill(tiny_student, lists, queries, passages, stage, seed=0, folder=folder)
-    >>> pd.read_json(folder / "log.jsonl", lines=True)["step"].tolist()
-    [0, 1]
     """
     _check(lists, config, dev)
     folder.mkdir(parents=True, exist_ok=True)
-    lists, queries, passages = (x.to(student.device) for x in (lists, queries, passages))
-    training = Training(student, config, folder)
-    with torch.random.fork_rng(), _Log(folder, training.standing.step) as log:
+    training, lists = Training(student, config, folder), lists.to(student.device)
+    with torch.random.fork_rng(), _log_of_steps(folder, training.progress.step) as write:
         for step in training.steps():
-            rate = _set_learning_rate(training.optimiser, config, step)
-            drawn = Step.share(
-                *draw(lists, config, seed=seed, step=step), _own_share(), config, student=student,
-                queries=queries, passages=passages, seed=seed_of(seed, "dropout", step),
-            )
-            loss, norm = training.descend(drawn)
-            line = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
-            log.write({"step": step} | line | training.measure(dev))
+            rate = training.set_learning_rate(step)
+            batch, sampled = draw(lists, config, seed=seed, step=step)
+            loss, norm = training.step(batch, sampled, seed=seed_of(seed, "dropout", step))
+            line = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            write(line | training.measure(dev))
             if (step + 1) % config.checkpoint_every == 0:
-                log.flush()
                 training.save(_CHECKPOINT)
     return training.finish()
 
 
+def draw(
+    lists: RankedLists, config: StageConfig, *, seed: int, step: int
+) -> tuple[RankedLists, SampledLists]:
+    """Queries of a step and a training list for each; each query comes once before any comes again.
+
+    Args:
+        lists: All lists.
+        config: Its sampler, list size and queries per step.
+        seed: The stage's.
+        step: Number of the step, from 0.
+
+    Returns:
+        The queries' lists, ``[queries_per_step, depth]``, and what was drawn from them,
+        ``[queries_per_step, list_size]``.
+    """
+    n, size, device = len(lists), config.queries_per_step, lists.mask.device
+    places = range(step * size, (step + 1) * size)
+    which = torch.stack([_shuffled(n, seed, place // n)[place % n] for place in places])
+    batch = lists.take(which.to(device))
+    known = {
+        "relevant": batch.relevance >= config.positive_grade,
+        "judged": batch.relevance >= 0,
+        "teacher_rank": batch.teacher_rank,
+    }
+    wanted = {name: known[name] for name in needs(config.sampler)}
+    # Passages judged, but below the positive grade, are neither positives nor fair negatives.
+    between = (batch.relevance > 0) & ~known["relevant"]
+    eligible = batch.mask & ~between if "relevant" in wanted else batch.mask
+    sampled = SAMPLERS[config.sampler](
+        eligible, config.list_size, generator=_generator(device, seed, "lists", step), **wanted,
+        **config.sampler_options,
+    )  # fmt: skip
+    return batch, sampled
+
+
+def targets(lists: RankedLists, sampled: SampledLists, config: StageConfig) -> Tensor:
+    """What the drawn passages should score like; float32 ``[batch, list_size]``.
+
+    Passages that the teacher left out share the rank behind all that it ranked.
+    """
+    if config.targets == "teacher":
+        ranks = lists.teacher_rank.gather(1, sampled.indices)
+        last = torch.iinfo(torch.int32).max
+        return targets_from_ranks(ranks.where(ranks > 0, last), sampled.mask)
+    if config.targets == "scores":
+        return config.score_scale * lists.teacher_score.gather(1, sampled.indices)
+    grades = lists.relevance.gather(1, sampled.indices)
+    return torch.where(grades >= config.positive_grade, grades, 0).float()
+
+
+# --- one step -------------------------------------------------------------------------------------
+
+
 @dataclass(kw_only=True)
-class _Standing:
-    """Where a training stands, beside its weights and moments."""
+class _Progress:
+    """How far a training is, beside its weights and moments."""
 
     step: int = 0
     """Steps done."""
@@ -127,221 +218,170 @@ class _Standing:
 
 
 class Training:
-    """A student on its way: weights, optimiser, and where it stands.
+    """A student in training: weights, optimiser, progress; resumed from a checkpoint if there is one.
 
     Args:
         student: Made ready to train as the stage says.
         config: The stage.
-        folder: Where checkpoints are kept; one that is there is read.
-
-    >>> Training(tiny_student, profile.stage2.training, folder).standing.step
-    0
+        folder: Where checkpoints are kept.
     """
 
     def __init__(self, student: CrossEncoder, config: StageConfig, folder: Path) -> None:
-        _set_up(student, config)
-        if asked():
-            split(student)
         self.student, self.config, self.folder = student, config, folder
+        self.precision = resolve_precision(config.precision, student.device)
+        student.model.get_input_embeddings().requires_grad_(config.train_word_embeddings)
+        for module in student.train().modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = config.dropout
         self.weights = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
-        self.optimiser = _optimiser(student, self.weights, config)
-        self.standing = _Standing()
+        head = student.head_names()
+        groups = [
+            {"params": [w for n, w in self.weights.items() if (n in head) == of_head], "multiple": rate}
+            for of_head, rate in ((False, 1.0), (True, config.head_rate))
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
+        self.progress = _Progress()
         self._token_budget = config.token_budget
         if (folder / _CHECKPOINT).exists():
-            self.standing = _Standing(
-                **checkpoint.load(folder / _CHECKPOINT, self.weights, self.optimiser)
-            )
-            _log.info("resuming training after step %d, from %s", self.standing.step, folder)
+            saved = checkpoint.load(folder / _CHECKPOINT, self.weights, self.optimiser)
+            self.progress = _Progress(**saved)
+            _log.info("resuming training after step %d, from %s", self.progress.step, folder)
 
     def steps(self) -> Iterator[int]:
-        """Steps that are left, until the dev measure has not grown for long enough."""
-        done, total = self.standing.step, self.config.steps
+        """Steps that are left, until the dev measure has not risen for `patience` measures."""
+        done, total = self.progress.step, self.config.steps
         for step in progress(range(done, total), total=total, done=done, what="training"):
-            if self.config.patience and self.standing.worse_since >= self.config.patience:
-                _log.info("stopping early after %d steps, best dev %.4f", step, self.standing.best)
+            if self.config.patience and self.progress.worse_since >= self.config.patience:
+                _log.info("stopping early after %d steps, best dev %.4f", step, self.progress.best)
                 return
             yield step
 
-    def descend(self, drawn: Step) -> tuple[float, float]:
-        """One optimiser step on the lists of all processes; their loss and gradient norm."""
-        if in_pieces(self.student):  # one process with smaller batches would leave the others waiting
-            loss = reduce(self._backward(drawn, token_budget=self._token_budget), "sum")
-        else:
-            own, self._token_budget = fitting(partial(self._backward, drawn), self._token_budget)
-            loss = _sum_over_processes(own, self.weights)
+    def set_learning_rate(self, step: int) -> float:
+        """Linear warm-up, then the schedule; a function of the step alone. Gives the encoder's rate."""
+        config = self.config
+        rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+        if config.schedule != "constant" and step >= config.warmup_steps:
+            share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+            if config.schedule == "cosine":
+                share = (1 - math.cos(math.pi * share)) / 2
+            rate *= 1 - 0.9 * share  # down to a tenth
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["multiple"]
+        return rate
+
+    def step(self, lists: RankedLists, sampled: SampledLists, *, seed: int) -> tuple[float, float]:
+        """One optimiser step on the training lists of all processes; their loss and gradient norm.
+
+        Args:
+            lists: ``[batch, depth]``, from `draw`, on the student's device.
+            sampled: What was drawn from them, ``[batch, list_size]``.
+            seed: Seed of dropout in this step.
+        """
+        goals = targets(lists, sampled, self.config)
+        n_lists = has_preference(goals, sampled.mask).sum().clamp(min=1)
+        state = processes()
+        own = slice(state.process_index, None, state.num_processes)  # this process's lists
+        passage_rows = lists.passage_rows.gather(1, sampled.indices)
+        query_rows = lists.query_rows[:, None].expand_as(passage_rows)
+        mask, goals = sampled.mask[own], goals[own]
+        places = mask.flatten().nonzero().squeeze(1)  # padding is not scored
+        pairs = [rows[own].flatten()[places] for rows in (query_rows, passage_rows)]
+        lengths = self.student.pair_lengths(lists.queries, lists.passages, *pairs).cpu()
+
+        def score(number: int, batch: Tensor) -> Tensor:
+            """Scores ``[size]`` of a batch, under the same dropout each time it is scored."""
+            torch.manual_seed(seed_of(seed, "dropout", number))
+            rows = (x[batch] for x in pairs)
+            return self.student.score_batch(
+                lists.queries, lists.passages, *rows, precision=self.precision
+            )
+
+        def backward(*, token_budget: int) -> Tensor:
+            """Gradients of this process's lists; activations that are held shrink with the budget."""
+            self.optimiser.zero_grad()
+            batches = [x.to(mask.device) for x in plan_batches(lengths, token_budget)]
+            if not batches:
+                return torch.zeros((), device=mask.device)
+            most = self.config.held_tokens * token_budget // self.config.token_budget
+            held, where = int(lengths.sum()) <= most, places[torch.cat(batches)]
+            with torch.set_grad_enabled(held):
+                flat = torch.cat([score(*numbered) for numbered in enumerate(batches)])
+                scores = torch.zeros(mask.numel(), device=mask.device).index_copy(0, where, flat)
+            scores = scores.view(mask.shape).requires_grad_()
+            each = LOSSES[self.config.loss](
+                scores, goals, mask=mask, reduction="none", **self.config.loss_options
+            )
+            loss = each.sum() / n_lists
+            loss.backward()
+            if not held:
+                for number, batch in enumerate(batches):
+                    score(number, batch).backward(scores.grad.flatten()[places[batch]])
+            return loss.detach()
+
+        loss, self._token_budget = fitting(backward, self._token_budget)
+        loss = _sum_over_processes(loss, self.weights)
         limit = self.config.max_gradient_norm or math.inf
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.weights.values(), limit))
-        self._check_finite(loss, norm, drawn)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), limit)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            self.save(
+                _NONFINITE, query_rows=query_rows.contiguous(), passage_rows=passage_rows,
+                mask=sampled.mask, targets=targets(lists, sampled, self.config),
+            )  # fmt: skip
+            raise FloatingPointError(
+                f"loss {loss.item()}, gradient norm {norm.item()} at step {self.progress.step} (query "
+                f"rows {lists.query_rows.tolist()}): lower learning_rate or set max_gradient_norm; "
+                f"state and lists are in {self.folder / _NONFINITE}, the last checkpoint and the log "
+                "of every step beside it"
+            )
         self.optimiser.step()
-        self.standing.step += 1
+        self.progress.step += 1
         return loss.item(), norm.item()
 
-    def _backward(self, drawn: Step, *, token_budget: int) -> Tensor:
-        """Gradients of this process's lists alone; held activations shrink with the budget."""
-        self.optimiser.zero_grad()
-        held = self.config.held_tokens * token_budget // self.config.token_budget
-        smaller = replace(self.config, token_budget=token_budget, held_tokens=held)
-        return replace(drawn, config=smaller).backward()
-
     def measure(self, dev: Callable[[CrossEncoder], float] | None) -> dict[str, float]:
-        """The dev measure where it is due, taken by the first process for all.
-
-        In pieces no process can take it alone.
-        """
-        if dev is None or self.standing.step % self.config.dev_every:
+        """The dev measure where it is due, taken by the first process for all."""
+        if dev is None or self.progress.step % self.config.dev_every:
             return {}
-        takes = processes().is_main_process or in_pieces(self.student)
-        value = [dev(self.student.eval()) if takes else None]
+        value = [dev(self.student.eval()) if processes().is_main_process else None]
         broadcast_object_list(value)
         self.student.train()
-        if value[0] > self.standing.best:
-            self.standing.best, self.standing.worse_since = value[0], 0
+        if value[0] > self.progress.best:
+            self.progress.best, self.progress.worse_since = value[0], 0
             self.save(_BEST)
         else:
-            self.standing.worse_since += 1
+            self.progress.worse_since += 1
         return {"dev": value[0]}
 
     def save(self, name: str, **more: Tensor) -> None:
-        """Write weights, moments and standing into a file of the folder."""
-        standing = asdict(self.standing)
-        checkpoint.save(self.folder / name, self.weights, self.optimiser, standing=standing, **more)
+        """Write weights, moments and progress into a file of the folder; the first process does."""
+        if processes().is_main_process:
+            path, state = self.folder / name, asdict(self.progress)
+            checkpoint.save(path, self.weights, self.optimiser, progress=state, **more)
 
     def finish(self) -> CrossEncoder:
-        """Put the best state back, where there was a choice, and write the student."""
+        """Restore the best state, where dev was measured, and write the student."""
         if (self.folder / _BEST).exists():
             checkpoint.load(self.folder / _BEST, self.weights)
-        weights = {name: whole(w) for name, w in self.student.eval().model.state_dict().items()}
-        if processes().is_main_process:
-            self.student.save_pretrained(self.folder / "model", weights)
+        self.student.eval()
         processes().wait_for_everyone()
-        for name in (_CHECKPOINT, _BEST):
-            (self.folder / name).unlink(missing_ok=True)
+        if processes().is_main_process:
+            self.student.save_pretrained(self.folder / "model")
+            for name in (_CHECKPOINT, _BEST):
+                (self.folder / name).unlink(missing_ok=True)
         return self.student
 
-    def _check_finite(self, loss: Tensor, norm: Tensor, drawn: Step) -> None:
-        for what, value in (("loss", loss), ("gradient", norm)):
-            if not torch.isfinite(value):
-                self.save(_BROKEN, **drawn.drawn())
-                raise FloatingPointError(
-                    f"expected a finite {what}, got {value.item()} at step {self.standing.step} "
-                    f"(query rows {drawn.batch.query_rows.tolist()}): lower learning_rate or set "
-                    f"max_gradient_norm; state and lists are in {self.folder / _BROKEN}, the last "
-                    "checkpoint and the log of every step beside it"
-                )
+
+def seed_of(*parts: object) -> int:
+    """A seed whose every bit depends on every part: CPU generators read the low 32 bits alone."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
 
 
-class _Log:
-    """A line of JSON a step, and TensorBoard's events; from the first process alone."""
-
-    def __init__(self, folder: Path, start: int) -> None:
-        self._writes = processes().is_main_process
-        self._path, self._start = folder / "log.jsonl", start
-
-    def __enter__(self) -> _Log:
-        if self._writes:
-            self._cut()
-            self._lines = self._path.open("a")
-            events = self._path.with_name("tensorboard")
-            self._events = SummaryWriter(events, purge_step=self._start)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writes:
-            self._lines.close()
-            self._events.close()
-
-    def write(self, line: dict[str, float]) -> None:
-        if self._writes:
-            self._lines.write(json.dumps(line) + "\n")
-            for name, value in line.items():
-                self._events.add_scalar(name, value, line["step"])
-
-    def flush(self) -> None:
-        if self._writes:
-            self._lines.flush()
-
-    def _cut(self) -> None:
-        """Take off lines after the step that the training goes on from, in one stroke."""
-        with self._path.open("ab+") as file:
-            file.seek(0)
-            kept = sum(len(line) for line, _ in zip(file, range(self._start), strict=False))
-        os.truncate(self._path, kept)
+def _generator(device: torch.device, *parts: object) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed_of(*parts))
 
 
-def _check(
-    lists: RankedLists, config: StageConfig, dev: Callable[[CrossEncoder], float] | None
-) -> None:
-    if config.targets == "teacher" and not (lists.teacher_rank > 0).any():
-        raise ValueError(
-            "targets: expected lists with a teacher_rank for targets 'teacher', got none: let a "
-            "teacher rank the candidates first, or train on targets 'judgments'"
-        )
-    if config.targets == "scores" and (left := lists.mask & ~lists.teacher_score.isfinite()).any():
-        raise ValueError(
-            "targets: expected a finite teacher_score for every passage with targets 'scores', but "
-            f"{int(left.sum())} of {int(lists.mask.sum())} have none: give them, or train on targets "
-            "'teacher', which takes ranks"
-        )
-    wanted = needs(config.sampler, config.sampler_options)
-    by_judgments = config.targets == "judgments" or "relevant" in wanted
-    if by_judgments and not (lists.relevance >= config.positive_grade).any():
-        raise ValueError(
-            f"expected lists with a passage judged at least {config.positive_grade} for sampler "
-            f"{config.sampler!r} and targets {config.targets!r}, found none: give lists with "
-            "judgments, or lower positive_grade"
-        )
-    if (dev is None) != (config.dev_every == 0):
-        raise ValueError(
-            f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every} "
-            f"and {'no' if dev is None else 'a'} measure: give both or neither"
-        )
-    if (n_processes := processes().num_processes) > config.queries_per_step:
-        raise ValueError(
-            f"queries_per_step: expected at least one list for each of {n_processes} processes, got "
-            f"{config.queries_per_step}: raise it or start fewer processes"
-        )
-
-
-def _set_up(student: CrossEncoder, config: StageConfig) -> None:
-    """What of the student itself a stage decides."""
-    student.model.get_input_embeddings().requires_grad_(config.train_word_embeddings)
-    student.gradient_checkpointing(config.gradient_checkpointing)
-    for module in student.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = config.dropout
-    student.train()
-
-
-def _optimiser(
-    student: CrossEncoder, weights: dict[str, Tensor], config: StageConfig
-) -> torch.optim.AdamW:
-    head = student.head_names()
-    groups = [
-        {"params": [w for name, w in weights.items() if (name in head) == of_head], "multiple": rate}
-        for of_head, rate in ((False, 1.0), (True, config.head_rate))
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-
-
-def _set_learning_rate(
-    optimiser: torch.optim.Optimizer, config: StageConfig, step: int
-) -> float:
-    """Linear warm-up, then the schedule; a function of the step alone. Gives the encoder's rate."""
-    rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-    if config.schedule != "constant" and step >= config.warmup_steps:
-        share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-        if config.schedule == "cosine":
-            share = (1 - math.cos(math.pi * share)) / 2
-        rate *= 1 - (1 - config.final_rate) * share
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group["multiple"]
-    return rate
-
-
-def _own_share() -> slice:
-    """Every so-many-th list of a step is this process's."""
-    state = processes()
-    return slice(state.process_index, None, state.num_processes)
+@lru_cache(maxsize=2)
+def _shuffled(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=_generator(torch.device("cpu"), seed, "queries", epoch))
 
 
 def _sum_over_processes(loss: Tensor, weights: dict[str, Tensor]) -> Tensor:
@@ -353,7 +393,163 @@ def _sum_over_processes(loss: Tensor, weights: dict[str, Tensor]) -> Tensor:
             weight.grad = torch.zeros_like(weight)
     gradients = [weight.grad for weight in weights.values()]
     total = reduce(torch.cat([loss[None], *(g.flatten() for g in gradients)]), "sum")
-    parts = total[1:].split([g.numel() for g in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    sums = total[1:].split([g.numel() for g in gradients])
+    for gradient, of_all in zip(gradients, sums, strict=True):
+        gradient.copy_(of_all.view_as(gradient))
     return total[0]
+
+
+@contextmanager
+def _log_of_steps(folder: Path, start: int) -> Iterator[Callable[[dict], None]]:
+    """Gives what appends a line to ``log.jsonl``, for the first process; lines from `start` on go."""
+    if not processes().is_main_process:
+        yield lambda line: None
+        return
+    path = folder / "log.jsonl"
+    with path.open("ab+") as file:
+        file.seek(0)
+        kept = sum(len(line) for line, _ in zip(file, range(start), strict=False))
+    os.truncate(path, kept)
+    with path.open("a", buffering=1) as file:
+        yield lambda line: file.write(json.dumps(line) + "\n")
+
+
+def _check(
+    lists: RankedLists, config: StageConfig, dev: Callable[[CrossEncoder], float] | None
+) -> None:
+    if config.targets == "teacher" and not (lists.teacher_rank > 0).any():
+        raise ValueError(
+            "targets: the lists have no teacher_rank, which targets 'teacher' needs: let a teacher "
+            "rank the candidates first, or train on targets 'judgments'"
+        )
+    if config.targets == "scores" and (left := lists.mask & ~lists.teacher_score.isfinite()).any():
+        raise ValueError(
+            f"targets: {int(left.sum())} of {int(lists.mask.sum())} passages have no finite "
+            "teacher_score, which targets 'scores' needs: give them, or train on targets 'teacher', "
+            "which takes ranks"
+        )
+    by_judgments = config.targets == "judgments" or "relevant" in needs(config.sampler)
+    if by_judgments and not (lists.relevance >= config.positive_grade).any():
+        raise ValueError(
+            f"no passage is judged {config.positive_grade} or more, which sampler {config.sampler!r} "
+            f"and targets {config.targets!r} need: give lists with judgments, or lower positive_grade"
+        )
+    if (dev is None) != (config.dev_every == 0):
+        raise ValueError(
+            f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every} "
+            f"and {'no' if dev is None else 'a'} measure: give both or neither"
+        )
+    if (n_processes := processes().num_processes) > config.queries_per_step:
+        raise ValueError(
+            f"queries_per_step: expected a list for each of {n_processes} processes, got "
+            f"{config.queries_per_step}: raise it or start fewer processes"
+        )
+
+
+# --- from files -----------------------------------------------------------------------------------
+
+
+def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
+    """Train a student on a file of ranked lists, or go on with it, or give it if it is finished.
+
+    Args:
+        config: All that makes the student.
+        folder: New, empty, or one that was begun with the same configuration and data. Holds
+            ``config.json`` from its start, the tokens of its texts, what `distill` writes, and
+            ``manifest.json`` from its end.
+
+    Returns:
+        The student in evaluation mode; ``model/`` in the folder holds it.
+
+    Raises:
+        ValueError: A file, text or model is missing or does not fit; or the folder holds something
+            else, or another process works in it.
+    """
+    folder = Path(folder)
+    corpus = read_corpus(config.lists, format=config.format, collection=config.collection)
+    torch.manual_seed(config.seed)  # the head's first weights
+    student = CrossEncoder.from_pretrained(
+        config.encoder, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens
+    ).to(default_device())
+    stage = _stage_of(config, corpus, student)
+    with _held(folder, _identity(config, stage, student, corpus)) as work:
+        if work.manifest is not None:
+            _log.info("%s: finished before", folder)
+            return CrossEncoder.from_pretrained(folder).eval()
+        with processes().main_process_first():
+            stores = []
+            for column, texts, limit in (
+                ("query_id", corpus.queries, student.query_tokens),
+                ("doc_id", corpus.passages, student.passage_tokens),
+            ):
+                ids = corpus.ids(column)
+                stores += [ids, _tokens(folder / "tokens" / texts.what, student, ids, texts, limit)]
+        candidates = corpus.candidates
+        if "teacher_rank" not in candidates:  # the file's own order and scores teach
+            names = {"rank": "teacher_rank", "score": "teacher_score"}
+            own = candidates[[x for x in names if x in candidates]].rename(columns=names)
+            candidates = candidates.join(own)
+        lists = RankedLists.from_frame(candidates, TokenCorpus(*stores))
+        distill(student, lists, stage, seed=config.seed, folder=folder)
+        if processes().is_main_process:
+            work.finish(n_lists=len(lists), device=device_name(student.device))
+    return student
+
+
+@contextmanager
+def _held(folder: Path, identity: dict) -> Iterator[Work]:
+    """`resumable`; of several processes of one launch, the first one holds the folder for all."""
+    if processes().is_main_process:
+        with resumable(folder, identity) as work:
+            processes().wait_for_everyone()
+            yield work
+    else:
+        processes().wait_for_everyone()
+        finished = (folder / MANIFEST).exists()
+        yield Work(folder, identity, read_json(folder / MANIFEST) if finished else None)
+
+
+def _stage_of(config: DistillConfig, corpus: Corpus, student: CrossEncoder) -> StageConfig:
+    values = {"precision": "auto"} | config.training
+    stage = checked(StageConfig, values, what="training")
+    if stage.dev_every:
+        raise ValueError(
+            f"dev_every: this command measures no dev queries, got {stage.dev_every}: leave it out, "
+            "and compare students with rdl evaluate"
+        )
+    if "steps" not in values:
+        n_lists = len(corpus.ids("query_id"))
+        stage = replace(stage, steps=math.ceil(_PASSES * n_lists / stage.queries_per_step))
+    return replace(stage, precision=resolve_precision(stage.precision, student.device))
+
+
+def _identity(
+    config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus
+) -> dict:
+    """All that decides what the student becomes, earlier stages included."""
+    earlier = training_record(config.encoder).get("config", {})
+    lists = {
+        "file": Path(config.lists).name, "collection": config.collection, "teacher": config.teacher,
+        "n_queries": len(corpus.ids("query_id")), "n_passages": len(corpus.candidates),
+    }  # fmt: skip
+    settings = {
+        "encoder": earlier.get("encoder", config.encoder), "query_tokens": student.query_tokens,
+        "passage_tokens": student.passage_tokens, "seed": config.seed,
+        "stages": [*earlier.get("stages", ()), {"lists": lists, "training": asdict(stage)}],
+    }  # fmt: skip
+    weights = Path(model_path(config.encoder)) / "model.safetensors"
+    data = [fingerprint(corpus.candidates), *([content_hash(weights)] if weights.is_file() else [])]
+    return {"kind": "distill", "config": settings, "data": "-".join(data)}
+
+
+def _tokens(
+    folder: Path, student: CrossEncoder, ids: pd.Index, texts: Texts, max_tokens: int
+) -> TokenStore:
+    try:
+        return TokenStore.open(folder, check=True)
+    except ValueError as error:
+        if (folder / "store.json").exists():
+            _log.warning("%s", error)  # and builds it again
+    return TokenStore.build(
+        texts.each(ids), student.tokenizer, folder, max_tokens=max_tokens, total=len(ids)
+    )

@@ -29,8 +29,8 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 __all__ = [
-    "Work", "checked", "content_hash", "partial", "read_json", "read_settings", "resumable",
-    "versions", "write_json",
+    "Work", "checked", "content_hash", "partial", "read_json", "read_settings", "read_yaml",
+    "resumable", "versions", "write_json",
 ]  # fmt: skip
 
 CONFIG, MANIFEST, _LOCK = "config.json", "manifest.json", ".lock"
@@ -93,13 +93,20 @@ def versions() -> dict[str, str]:
 # --- settings -------------------------------------------------------------------------------------
 
 
-def read_settings(kind: type[_T], path: Path) -> _T:
-    """A configuration from a YAML file of its fields; ValueError names the file and each misfit."""
+def read_yaml(path: Path) -> dict:
+    """A mapping from a YAML file; ValueError names the file and the line that is not YAML."""
     try:
         values = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    return checked(kind, values, what=str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected lines of name: value, got {reprlib.repr(values)}")
+    return values
+
+
+def read_settings(kind: type[_T], path: Path) -> _T:
+    """A configuration from a YAML file of its fields; ValueError names the file and each misfit."""
+    return checked(kind, read_yaml(path), what=str(path))
 
 
 def checked(kind: type[_T], values: object, *, what: str) -> _T:
@@ -238,7 +245,7 @@ def _empty(folder: Path) -> None:
 def _results(folder: Path) -> list[str]:
     """Files that others read; not logs, nor what starts with a dot."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    aside = (CONFIG, MANIFEST, "tensorboard")
+    aside = (CONFIG, MANIFEST)
     return sorted(f.as_posix() for f in files if f.parts[0] not in aside and f.name[0] != ".")
 
 

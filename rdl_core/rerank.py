@@ -1,40 +1,50 @@
 """Re-ranking: candidates in, run out.
 
 The student scores every candidate of every query, a bounded number of pairs at a time, so that
-memory does not grow with the number of queries.
+memory does not grow with the number of queries. Machines share the work by shards of the queries.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import torch
 
-from rdl_core.cpu import keep_pages, ready
-from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.config import RerankConfig
+from rdl_core.cpu import engine
+from rdl_core.cross_encoder import CrossEncoder, model_path
+from rdl_core.data.collections import Corpus, fingerprint, read_corpus
+from rdl_core.data.formats import read_run, write_run
+from rdl_core.devices import default_device, fitting, resolve_precision
+from rdl_core.evaluate import settle_ties
+from rdl_core.files import content_hash, read_json, write_json
 from rdl_core.lists import RankedLists
-from rdl_core.tokens import TokenStore
-from rdl_core.devices import fitting
 from rdl_core.progress import progress
+from rdl_core.shards import check_once, in_turn, whole
+from rdl_core.tokens import TokenCorpus
 
-__all__ = ["rerank", "token_budget_of"]
+__all__ = ["merge_runs", "rerank", "rerank_files", "token_budget_of"]
 
-_PAIRS_AT_ONCE = 1024
+_PAIRS_AT_ONCE = 1024  # scored between two lines of progress
+_PAIRS_IN_MEMORY = 2**15  # whose texts and tokens are held
 # Of 512 to 4,096 tokens, this many were the fastest for each core of a CPU with 32 MiB of cache; a GPU
 # needs more to be busy.
 _TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65_536}
+_log = logging.getLogger(__name__)
 
 
 def rerank(
     student: CrossEncoder,
     candidates: pd.DataFrame,
-    queries: TokenStore,
-    passages: TokenStore,
+    corpus: TokenCorpus,
     *,
-    query_ids: pd.Index,
-    doc_ids: pd.Index,
     token_budget: int | None = None,
     precision: str = "float32",
 ) -> pd.DataFrame:
@@ -43,67 +53,135 @@ def rerank(
     Args:
         student: The cross-encoder.
         candidates: ``query_id``, ``doc_id``, ``rank``.
-        queries: Token store of the queries.
-        passages: Token store of the passages.
-        query_ids: Ids in the order of `queries`.
-        doc_ids: Ids in the order of `passages`.
+        corpus: Has the texts behind the ids.
         token_budget: Most tokens in one batch; None takes what suits the device. It is halved, and
             that is logged, where the device lacks the memory.
-        precision: A key of `rdl_core.devices.PRECISIONS`, or on a CPU ``"int8"``, as
-            `rdl_core.cpu.ready` has it. Scores are float32.
+        precision: A key of `rdl_core.devices.PRECISIONS`, or on a CPU ``"int8"``. Scores are float32.
 
     Returns:
         ``query_id``, ``doc_id``, ``score`` for each candidate, grouped by query; equal scores are
         settled by `rdl_core.evaluate.settle_ties`, not here.
 
     Raises:
-        ValueError: An id that a store does not have, or a score that is not finite.
-        MemoryError: As `rdl_core.devices.fitting` has it.
-
-    >>> run = rerank(tiny_student, frame, queries, passages, query_ids=pd.Index(["q", "r"]),
-    ...              doc_ids=pd.Index(["a", "b", "c"]))
-    >>> run["doc_id"].tolist(), run["score"].dtype.name
-    (['a', 'b', 'c'], 'float32')
+        ValueError: An id that the corpus does not have, or a score that is not finite.
+        MemoryError: See `rdl_core.devices.fitting`.
     """
-    lists = RankedLists.from_frame(candidates, query_ids, doc_ids)
-    depth = lists.mask.shape[1]
-    query_rows = lists.query_rows.repeat_interleave(depth)[lists.mask.flatten()]
+    lists = RankedLists.from_frame(candidates, corpus)
+    query_rows = lists.query_rows.repeat_interleave(lists.mask.shape[1])[lists.mask.flatten()]
     passage_rows = lists.passage_rows[lists.mask]
-    queries, passages = queries.to(student.device), passages.to(student.device)
+    queries, passages = (x.to(student.device) for x in (corpus.queries, corpus.passages))
     starts = range(0, len(query_rows), _PAIRS_AT_ONCE)
-    scores = [torch.empty(0)]
-    keep_pages()
-    engine = ready(student, precision)
+    scorer, scores = engine(student, precision), [torch.empty(0)]
     budget = token_budget or token_budget_of(student.device)
-    layers = "float32" if precision == "int8" else precision
     with torch.inference_mode():
         for start in progress(starts, total=len(starts), what="re-ranking"):
-            here = slice(start, start + _PAIRS_AT_ONCE)
-            rows = query_rows[here].to(student.device), passage_rows[here].to(student.device)
-            score = partial(engine.score, queries, passages, *rows, precision=layers)
-            found, budget = fitting(score, budget)
-            scores.append(found.cpu())
+            pairs = slice(start, start + _PAIRS_AT_ONCE)
+            rows = (x[pairs].to(student.device) for x in (query_rows, passage_rows))
+            some, budget = fitting(partial(scorer.score, queries, passages, *rows), budget)
+            scores.append(some.cpu())
     score = torch.cat(scores).numpy()
     run = pd.DataFrame(
         {
-            "query_id": query_ids.to_numpy(object)[query_rows.numpy()],
-            "doc_id": doc_ids.to_numpy(object)[passage_rows.numpy()],
+            "query_id": corpus.query_ids.to_numpy(object)[query_rows.numpy()],
+            "doc_id": corpus.doc_ids.to_numpy(object)[passage_rows.numpy()],
             "score": score,
         }
     )
     if not np.isfinite(score).all():
         broken = run.loc[~np.isfinite(score), "query_id"].iloc[0]
         raise ValueError(
-            f"expected finite scores, but the student gave nan or infinity for query {broken!r}: "
-            "its weights are broken; train it again with a lower learning rate"
+            f"the student scored nan or infinity for query {broken!r}: its weights are broken; train "
+            "it again with a lower learning rate"
         )
     return run
 
 
 def token_budget_of(device: torch.device) -> int:
-    """Tokens in a batch that keep a device busy.
-
-    >>> token_budget_of(torch.device("cpu"))
-    1024
-    """
+    """Tokens in a batch that keep a device busy."""
     return _TOKEN_BUDGETS.get(device.type, _TOKEN_BUDGETS["cpu"])
+
+
+def rerank_files(config: RerankConfig) -> None:
+    """Write a run of a student's scores, some queries at a time.
+
+    The run has strictly decreasing scores; equal ones keep the order of the candidates. It takes its
+    name when it is whole. Beside the run of a shard lies ``<out>.json``, which `merge_runs` reads.
+
+    Raises:
+        ValueError: A file, text or model is missing or does not fit.
+    """
+    every = read_corpus(config.candidates, format=config.format, collection=config.collection)
+    corpus = every.shard(*config.part)
+    student = CrossEncoder.from_pretrained(
+        config.student, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,
+        trained=True,
+    ).to(default_device())  # fmt: skip
+    precision, out = resolve_precision(config.precision, student.device), Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f"{out.name}.partial")
+    try:
+        with TemporaryDirectory() as beside, unfinished.open("wb") as run:
+            for some in corpus.parts(_PAIRS_IN_MEMORY):
+                piece = Path(beside) / out.name
+                _write_some(student, some, piece, precision, config.tag)
+                run.write(piece.read_bytes())  # gzip files end to end are one, too
+        os.replace(unfinished, out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    if config.part[1] > 1:
+        weights = Path(model_path(config.student)) / "model.safetensors"
+        identity = {
+            "student": content_hash(weights) if weights.is_file() else config.student,
+            "candidates": fingerprint(every.candidates), "n_queries": len(every.ids("query_id")),
+            "shard": list(config.part), "tag": config.tag, "precision": precision,
+            "query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens,
+        }  # fmt: skip
+        write_json(out.with_name(f"{out.name}.json"), identity | {"sha256": content_hash(out)})
+
+
+def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:
+    """Make one run of those of all shards, as if one process had made it; gives its queries.
+
+    Args:
+        shards: Runs of `rerank_files`, all of them, in any order.
+        out: The run; packed if its name ends in ``.gz``.
+
+    Raises:
+        ValueError: A shard is missing, there twice, made of something else, or changed since.
+    """
+    records = {Path(shard): _shard_record(Path(shard)) for shard in shards}
+    identity = whole(records)
+    runs = [read_run(shard) for shard in sorted(records, key=lambda x: records[x]["shard"])]
+    order = in_turn([run["query_id"].unique().tolist() for run in runs])
+    check_once(order, identity["n_queries"])
+    by_query = dict(iter(pd.concat(runs).groupby("query_id", sort=False)))
+    write_run(pd.concat([by_query[query] for query in order]), out, tag=identity["tag"])
+    return len(order)
+
+
+def _write_some(
+    student: CrossEncoder, some: Corpus, out: Path, precision: str, tag: str
+) -> None:
+    """The run of some whole queries."""
+    query_ids, doc_ids = some.ids("query_id"), some.ids("doc_id")
+    queries = pd.DataFrame({"query_id": query_ids, "query": some.queries.of(query_ids)})
+    passages = pd.DataFrame({"doc_id": doc_ids, "text": some.passages.of(doc_ids)})
+    corpus = TokenCorpus.of(queries, passages, student.tokenizer)
+    run = rerank(student, some.candidates, corpus, precision=precision)
+    write_run(settle_ties(run, some.candidates), out, tag=tag)
+    _log.info("%d queries ranked", len(query_ids))
+
+
+def _shard_record(shard: Path) -> dict:
+    record = shard.with_name(f"{shard.name}.json")
+    if not (shard.is_file() and record.is_file()):
+        raise ValueError(
+            f"{shard} is no run of a shard with {record.name} beside it: run rdl rerank --shard for "
+            "it, and bring both files"
+        )
+    identity = read_json(record)
+    if identity.pop("sha256") != content_hash(shard):
+        raise ValueError(
+            f"{shard} changed since {record.name} was written: run rdl rerank for this shard again"
+        )
+    return identity

@@ -6,10 +6,6 @@ offsets, without a Python loop. `pack` builds the sequences that a cross-encoder
 ``[CLS] query [SEP] passage [SEP]``, end to end in one vector: no padding, no collating.
 
 In shapes, `n` is the number of pairs and `t` that of the tokens in all of them together.
-
->>> store = TokenStore.from_lists([[7, 8, 9], [], [5]])
->>> store.gather(torch.tensor([2, 0]), max_tokens=2)
-(tensor([5, 7, 8]), tensor([1, 2]))
 """
 
 from __future__ import annotations
@@ -20,24 +16,24 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
-from rdl_core._stored import (
-    FINISHED, OFFSETS, TOKENS, UNFINISHED, Written, digests, hashes, record, resume,
-)  # fmt: skip
+from rdl_core.files import content_hash, write_json
 from rdl_core.progress import progress
 
-__all__ = ["Packed", "PairTemplate", "TokenStore", "pack", "plan_batches"]
+__all__ = ["Packed", "PairTemplate", "TokenCorpus", "TokenStore", "pack", "plan_batches"]
 
+TOKENS, OFFSETS, UNFINISHED, FINISHED = "tokens.bin", "offsets.bin", "progress.json", "store.json"
 # Texts handed to the tokenizer at once, and fewer where they are long: it spreads them over its own
 # threads and needs some 100 bytes for each token meanwhile.
 _CHUNK, _CHUNK_CHARACTERS = 4096, 2**22
@@ -58,11 +54,11 @@ class TokenStore:
         cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, *,
         max_tokens: int, total: int,
     ) -> TokenStore:
-        """Tokenise texts in order and stream them to a folder; go on where a killed build stopped.
+        """Tokenise texts in order and stream them to a folder; resumes a build that was killed.
 
         ``progress.json`` records, chunk by chunk, how far the files are whole. The next build with
         the same tokenizer and `max_tokens` reads past the texts that are done, checks their hash
-        and goes on; with others it begins anew. Memory does not grow with the number of texts.
+        and goes on; with others it starts again. Memory does not grow with the number of texts.
 
         Args:
             texts: One text per row, read once.
@@ -81,59 +77,57 @@ class TokenStore:
         encoder = _encoder(tokenizer, max_tokens)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FINISHED).unlink(missing_ok=True)  # unfinished from here on
-        written = resume(folder, Written.nothing(encoder, max_tokens))
-        contents = hashes(folder, written)
+        done, hashes = _resume(folder, encoder, max_tokens)
         seen = hashlib.blake2b()
         texts = _hashed(texts, seen)
-        for _ in islice(texts, written.rows):
+        for _ in islice(texts, done["rows"]):
             pass  # done before; reading hashes them
-        if written.rows and seen.hexdigest() != written.texts:
+        if done["rows"] and seen.hexdigest() != done["texts"]:
             raise ValueError(
-                f"expected the {written.rows} texts that the unfinished token store in {folder} "
-                "begins with, got others: give the same in the same order, or delete the folder"
+                f"{folder} holds an unfinished token store of other texts ({done['rows']} of them): "
+                "give the same texts in the same order, or delete the folder"
             )
-        shown = progress(texts, total=total, what="tokenising", done=written.rows)
+        rest = progress(texts, total=total, what="tokenising", done=done["rows"])
         with (folder / TOKENS).open("ab") as tokens, (folder / OFFSETS).open("ab") as offsets:
-            for chunk in _chunks(shown):
-                ids, lengths = _tokenise(chunk, encoder, written.dtype)
-                ends = written.tokens + lengths.cumsum()
-                for file, name, part in ((tokens, TOKENS, ids), (offsets, OFFSETS, ends)):
-                    file.write(part)
+            for chunk in _chunks(rest):
+                ids, lengths = _tokenise(chunk, encoder, done["dtype"])
+                ends = done["tokens"] + lengths.cumsum()
+                for file, name, written in ((tokens, TOKENS, ids), (offsets, OFFSETS, ends)):
+                    file.write(written)
                     file.flush()  # before the record that counts on it
-                    contents[name].update(part)
-                written = replace(
-                    written, rows=written.rows + len(chunk), tokens=written.tokens + len(ids),
-                    texts=seen.hexdigest(), contents=digests(contents),
-                )  # fmt: skip
-                record(folder, written)
+                    hashes[name].update(written)
+                done |= {
+                    "rows": done["rows"] + len(chunk), "tokens": done["tokens"] + len(ids),
+                    "texts": seen.hexdigest(),
+                    "sha256": {name: hashes[name].hexdigest() for name in hashes},
+                }  # fmt: skip
+                write_json(folder / UNFINISHED, done)
         os.replace(folder / UNFINISHED, folder / FINISHED)
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: Path, *, check: bool = False) -> TokenStore:
-        """Map a store that `build` finished; reads its sizes and one offset, however large it is.
+        """Map a finished store; reads its sizes and one offset, however large it is.
 
         Args:
             folder: Where it is.
-            check: Whether to read all of it, to see that it is as it was written.
+            check: Whether to read all of it, and compare with the hashes taken when it was written.
 
         Raises:
-            ValueError: The folder holds no finished store, or one whose files disagree.
+            ValueError: The folder holds no finished store, or its files changed.
         """
         try:
-            written = Written(**json.loads((folder / FINISHED).read_text()))
-            sizes = {name: (folder / name).stat().st_size for name in written.sizes}
+            done = json.loads((folder / FINISHED).read_text())
+            sizes = {name: (folder / name).stat().st_size for name in _sizes(done)}
             offsets = np.memmap(folder / OFFSETS, np.int64, mode="c")
-            if check and digests(hashes(folder, written)) != written.contents:
+            if sizes != _sizes(done) or offsets[-1] != done["tokens"]:
+                raise ValueError(f"files of {sizes} bytes for {done['tokens']} tokens")
+            if check and any(content_hash(folder / n) != h for n, h in done["sha256"].items()):
                 raise ValueError("its files changed since they were written")
-            if sizes != written.sizes or offsets[-1] != written.tokens:
-                raise ValueError(f"files of {sizes} bytes, {offsets[-1]} tokens, for {written}")
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"expected a finished token store in {folder}, but {error}: build it again"
-            ) from error
-        dtype = written.dtype.replace("uint16", "int16")  # no file without tokens can be mapped
-        ids = np.memmap(folder / TOKENS, dtype, mode="c") if written.tokens else np.empty(0, dtype)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder} holds no whole token store ({error}): build it again") from error
+        dtype = done["dtype"].replace("uint16", "int16")  # no file without tokens can be mapped
+        ids = np.memmap(folder / TOKENS, dtype, mode="c") if done["tokens"] else np.empty(0, dtype)
         return cls(flat=torch.from_numpy(ids), offsets=torch.from_numpy(offsets))
 
     @classmethod
@@ -162,23 +156,39 @@ class TokenStore:
         """Tokens in each row, at most `max_tokens`; int64, shaped like `rows`."""
         return (self.offsets[rows + 1] - self.offsets[rows]).clamp(max=max_tokens)
 
-    def gather(self, rows: Tensor, max_tokens: int) -> tuple[Tensor, Tensor]:
-        """Token ids of some rows, end to end.
+    def gather(self, rows: Tensor, lengths: Tensor, n_tokens: int) -> Tensor:
+        """The first ids of some rows, end to end.
 
         Args:
             rows: int64 ``[n]``, in any order, repeats allowed.
-            max_tokens: Each row is cut to this many tokens.
+            lengths: int64 ``[n]``, how many ids of each row, from `lengths`.
+            n_tokens: Their sum, known to the caller so that the device need not be waited for.
 
         Returns:
-            int64 ``[t]`` ids and int64 ``[n]`` lengths. The host reads `t`, once.
+            int64 ``[n_tokens]``.
         """
-        lengths = self.lengths(rows, max_tokens)
-        return self._take(rows, lengths, int(lengths.sum())), lengths
-
-    def _take(self, rows: Tensor, lengths: Tensor, n_tokens: int) -> Tensor:
-        """The first `lengths` ids of some rows, of which the caller knows how many they are."""
         ids = self.flat[_ragged_positions(self.offsets[rows], lengths, n_tokens)].long()
         return ids & 0xFFFF if self.flat.dtype == torch.int16 else ids
+
+
+@dataclass(frozen=True)
+class TokenCorpus:
+    """Queries and passages as tokens, with the ids of their rows."""
+
+    query_ids: pd.Index
+    queries: TokenStore
+    doc_ids: pd.Index
+    passages: TokenStore
+
+    @classmethod
+    def of(
+        cls, queries: pd.DataFrame, passages: pd.DataFrame, tokenizer: PreTrainedTokenizerBase
+    ) -> TokenCorpus:
+        """Tokenise ``query_id, query`` and ``doc_id, text`` in memory."""
+        return cls(
+            pd.Index(queries["query_id"].astype(object)), TokenStore.of_texts(queries["query"], tokenizer),
+            pd.Index(passages["doc_id"].astype(object)), TokenStore.of_texts(passages["text"], tokenizer),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,7 +199,7 @@ class PairTemplate:
     between: tuple[int, ...]
     after: tuple[int, ...]
     segments: tuple[int, int]
-    """Segment id of the query's part, ``between`` included, and of the passage's part."""
+    """Segment id of the query, ``between`` included, and of the passage."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
@@ -201,11 +211,11 @@ class PairTemplate:
         texts = chain("a0.", tokenizer.get_vocab())  # not every vocabulary knows a given letter
         probe = next(x for x in texts if tokenizer(x, add_special_tokens=False)["input_ids"])
         encoded = tokenizer(probe, probe)
-        ids, part_of = encoded["input_ids"], encoded.sequence_ids()
-        # Asked for, they come even where the model never gets any: what comes unasked counts.
+        ids, text_of = encoded["input_ids"], encoded.sequence_ids()
+        # Requested, they come even where the model never gets any: what comes by default counts.
         segments = encoded.get("token_type_ids", [0] * len(ids))
-        query, passage = part_of.index(0), part_of.index(1)
-        query_end, passage_end = query + part_of.count(0), passage + part_of.count(1)
+        query, passage = text_of.index(0), text_of.index(1)
+        query_end, passage_end = query + text_of.count(0), passage + text_of.count(1)
         two = (segments[query], segments[passage])
         if segments != [two[0]] * passage + [two[1]] * (len(ids) - passage):
             raise ValueError(
@@ -237,16 +247,9 @@ class Packed:
     """Tokens in the longest sequence."""
 
     def filled(self, multiple: int) -> Packed:
-        """The same with filler behind it: sequences that mean nothing, no longer than the longest.
+        """The same with sequences of padding behind it, up to a multiple of so many tokens.
 
-        Kernels that are made for a number of tokens are then made for few numbers.
-
-        Args:
-            multiple: The number of tokens becomes a multiple of this one.
-
-        >>> one = torch.tensor([5, 6, 7])
-        >>> Packed(one, torch.arange(3), one, torch.tensor([0, 3]), 3).filled(8).cu_seqlens
-        tensor([0, 3, 6, 8])
+        Kernels that are compiled for a number of tokens are then compiled for few numbers.
         """
         n_tokens = len(self.input_ids)
         more = -n_tokens % multiple
@@ -256,8 +259,8 @@ class Packed:
         starts = torch.arange(0, more, self.max_length, device=self.input_ids.device)[1:]
         ends = torch.cat([n_tokens + starts, starts.new_tensor([n_tokens + more])])
         fields = (self.input_ids, self.position_ids, self.segment_ids, self.cu_seqlens)
-        behind = (torch.zeros_like(places), places, torch.zeros_like(places), ends)
-        joined = (torch.cat([x, y.to(x.dtype)]) for x, y in zip(fields, behind, strict=True))
+        padding = (torch.zeros_like(places), places, torch.zeros_like(places), ends)
+        joined = (torch.cat([x, y.to(x.dtype)]) for x, y in zip(fields, padding, strict=True))
         return Packed(*joined, self.max_length)
 
 
@@ -279,6 +282,7 @@ def pack(
     Returns:
         The packed sequences. The host waits for the device once, to read how much to allocate.
 
+    >>> import torch
     >>> template = PairTemplate(before=(1,), between=(2,), after=(2,), segments=(0, 1))
     >>> store, rows = TokenStore.from_lists([[7, 8], [9]]), torch.tensor([0, 1])
     >>> packed = pack(store, store, rows, rows, template=template, query_tokens=1, passage_tokens=2)
@@ -293,16 +297,16 @@ def pack(
     bounds = pad(lengths.cumsum(0), (1, 0))
     starts, ends = bounds[:-1], bounds[1:]
     sums = (query_lengths.sum(), passage_lengths.sum(), pad(lengths, (0, 1)).max())
-    n_query, n_passage, longest = torch.stack(sums).tolist()  # the one read
+    n_query, n_passage, longest = torch.stack(sums).tolist()  # the one wait
     n_tokens = n_query + n_passage + len(query_rows) * template.n_tokens
 
     input_ids = lengths.new_empty(n_tokens)
     _put_special(input_ids, starts, template.before)
     places = _ragged_positions(starts + before, query_lengths, n_query)
-    input_ids.index_copy_(0, places, queries._take(query_rows, query_lengths, n_query))
+    input_ids.index_copy_(0, places, queries.gather(query_rows, query_lengths, n_query))
     _put_special(input_ids, starts + passage_at - between, template.between)
     places = _ragged_positions(starts + passage_at, passage_lengths, n_passage)
-    input_ids.index_copy_(0, places, passages._take(passage_rows, passage_lengths, n_passage))
+    input_ids.index_copy_(0, places, passages.gather(passage_rows, passage_lengths, n_passage))
     _put_special(input_ids, ends - after, template.after)
     position_ids = _ragged_positions(torch.zeros_like(starts), lengths, n_tokens)
     in_passage = position_ids >= passage_at.repeat_interleave(lengths, output_size=n_tokens)
@@ -310,35 +314,77 @@ def pack(
     return Packed(input_ids, position_ids, segment_ids, bounds.int(), longest)
 
 
-def plan_batches(lengths: Tensor, token_budget: int, *, among: int = 1) -> list[Tensor]:
+def plan_batches(lengths: Tensor, token_budget: int, *, workers: int = 1) -> list[Tensor]:
     """Cut pairs, sorted by length, into batches of about equal cost.
 
     Args:
         lengths: int64 ``[n]`` on the CPU, tokens in each pair.
         token_budget: Most tokens in a batch, counting every pair as long as the batch's longest;
             a longer single pair gets a batch of its own.
-        among: So many take a batch at a time. Batches become smaller where otherwise some would
-            have none in the last round.
+        workers: Batches computed at a time; they become smaller where some workers would
+            otherwise have none in the last round.
 
     Returns:
         Indices into `lengths`, each exactly once, the longest pairs first, so that memory runs
         out at the first batch or never.
 
+    >>> import torch
     >>> plan_batches(torch.tensor([3, 9, 4, 4]), token_budget=9)
     [tensor([1]), tensor([2, 3]), tensor([0])]
     """
     order = torch.argsort(lengths, descending=True, stable=True)
-    if among > 1 and len(order):
+    if workers > 1 and len(order):
         n_tokens, longest = int(lengths.sum()), int(lengths[order[0]])
-        rounds = -(-n_tokens // (among * token_budget))
+        rounds = -(-n_tokens // (workers * token_budget))
         # A batch is short of its budget by half a pair or so.
-        token_budget = min(token_budget, n_tokens // max(1, rounds * among) + longest // 2)
+        token_budget = min(token_budget, n_tokens // max(1, rounds * workers) + longest // 2)
     batches, start = [], 0
     while start < len(order):
         size = max(1, token_budget // max(1, int(lengths[order[start]])))
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def _sizes(done: dict) -> dict[str, int]:
+    """Bytes of a store's files as far as they are whole."""
+    return {TOKENS: done["tokens"] * np.dtype(done["dtype"]).itemsize, OFFSETS: 8 * done["rows"] + 8}
+
+
+def _resume(folder: Path, encoder: Tokenizer, max_tokens: int) -> tuple[dict, dict[str, hashlib._Hash]]:
+    """What an earlier build with the same tokenizer finished, else nothing; and hashes to go on with."""
+    key = f"{max_tokens} {encoder.encode_special_tokens} {encoder.to_str()}"
+    large = max(encoder.get_vocab().values(), default=0) >= 2**16
+    key, dtype = hashlib.blake2b(key.encode()).hexdigest(), "int32" if large else "uint16"
+    done = {"key": key, "dtype": dtype, "rows": 0, "tokens": 0, "texts": "", "sha256": {}}
+    try:
+        earlier = json.loads((folder / UNFINISHED).read_text())
+        hashes = _hashes(folder, _sizes(earlier))
+        whole = {name: each.hexdigest() for name, each in hashes.items()} == earlier["sha256"]
+        if whole and earlier["key"] == key:
+            done = earlier
+    except (OSError, KeyError, TypeError, ValueError):
+        pass
+    if not done["rows"]:
+        (folder / TOKENS).write_bytes(b"")
+        (folder / OFFSETS).write_bytes(bytes(8))
+        hashes = _hashes(folder, _sizes(done))
+        done["sha256"] = {name: each.hexdigest() for name, each in hashes.items()}
+        write_json(folder / UNFINISHED, done)
+    for name, n_bytes in _sizes(done).items():
+        os.truncate(folder / name, n_bytes)
+    return done, hashes
+
+
+def _hashes(folder: Path, sizes: dict[str, int]) -> dict[str, hashlib._Hash]:
+    """SHA-256 of the first bytes of each file."""
+    hashes = {name: hashlib.sha256() for name in sizes}
+    for name, left in sizes.items():
+        with (folder / name).open("rb") as file:
+            while left and (piece := file.read(min(left, 2**20))):
+                hashes[name].update(piece)
+                left -= len(piece)
+    return hashes
 
 
 def _hashed(texts: Iterable[str], seen: hashlib.blake2b) -> Iterator[str]:

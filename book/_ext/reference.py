@@ -5,7 +5,7 @@ the reference has such an object the name becomes a link to it, else it is shown
 signatures are treated alike, as most of them belong to other libraries. A role that names its kind,
 such as ``:func:``, still has to lead somewhere, or a strict build fails.
 
-The page of the command line is filled with what Typer's own `utils docs` says of `rdl`.
+The page of the command line lists each command's arguments and options, as ``--help`` shows them.
 
 >>> "## `rdl fetch`" in command_line()
 True
@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import re
 
+import click
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.errors import SphinxError
 from sphinx.ext.autodoc import Documenter, ModuleDocumenter
-from typer.cli import app as typer_command
-from typer.testing import CliRunner
+
+from rdl_core.cli import app as rdl
 
 __all__ = ["command_line", "setup"]
 
@@ -32,10 +32,17 @@ _kept: dict[str, list[str]] = {}
 
 def command_line() -> str:
     """Markdown of all commands of `rdl`, their arguments and options."""
-    said = CliRunner().invoke(typer_command, ["rdl_core.cli", "utils", "docs", "--name", "rdl"])
-    if said.exit_code:
-        raise SphinxError(f"expected a description of rdl from typer, got: {said.output}")
-    return said.output
+    context, text = click.Context(rdl, info_name="rdl"), []
+    for name in sorted(rdl.list_commands(context)):
+        command = rdl.get_command(context, name)
+        own = click.Context(command, parent=context, info_name=name)
+        usage = " ".join(["rdl", name, *command.collect_usage_pieces(own)])
+        options = (option.get_help_record(own) for option in command.params)
+        rows = [f"- `{flags}`: {help}" for flags, help in filter(None, options)]
+        help_text = " ".join((command.help or "").split())
+        text.append(f"## `rdl {name}`\n\n{help_text}\n\n```console\n$ {usage}\n```\n")
+        text.append("\n".join(rows) + "\n")
+    return "\n".join(text)
 
 
 class _SourceOrder(ModuleDocumenter):
@@ -49,8 +56,7 @@ class _SourceOrder(ModuleDocumenter):
 
 def _fill(app: Sphinx, docname: str, source: list[str]) -> None:
     if docname == _COMMAND_LINE:
-        _, start, commands = command_line().partition("## ")  # its list of them is cut short
-        source[0] += f"\n{start}{commands}"
+        source[0] += f"\n{command_line()}"
 
 
 def _plain(
