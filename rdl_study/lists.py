@@ -15,16 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rdl_core.config import (
-    Count,
-    EndpointConfig,
-    LocalConfig,
-    Positive,
-    ReplayConfig,
-    TeachConfig,
-    WindowConfig,
-    config,
-)
+from rdl_core import config as c
 from rdl_core.data import published, retrieval
 from rdl_core.data.collections import fingerprint, load
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
@@ -32,7 +23,7 @@ from rdl_core.data.formats import read_candidates, write_run
 from rdl_core.files import content_hash, read_json, read_settings
 from rdl_core.teachers import encoders
 from rdl_core.teachers.replay import AnswerLog
-from rdl_core.teachers.teach import ANSWERS, merge, teach
+from rdl_core.teachers.teach import ANSWERS, teach
 from rdl_core.tokens import TokenCorpus, TokenStore
 from rdl_study.store import Run, obtain, runs_folder
 
@@ -63,7 +54,7 @@ _STORED_TOKENS, _VECTOR_TOKENS = 512, 128
 _IDS = ["query_id", "doc_id"]
 
 
-@config
+@c.config
 class ListsConfig:
     """Candidates of some queries, and who ordered them."""
 
@@ -71,11 +62,11 @@ class ListsConfig:
     """ir_datasets id, or a folder."""
     first_stage: str
     """A member of `FIRST_STAGES`, or a file of candidates; ``+`` between several: a list from each."""
-    depth: Positive
+    depth: c.Positive
     """Candidates per list, cut from the first stage's top 100 (ColBERTv2: 500)."""
-    skip_queries: Count = 0
+    skip_queries: c.Count = 0
     """Leave out the queries that ``n_queries`` of this many would take."""
-    n_queries: Positive | None = None
+    n_queries: c.Positive | None = None
     """This many queries, chosen by the hash of their ids; None takes all."""
     teacher: str = "judgments"
     """A member of `TEACHERS`, a file in the teacher's order, or a YAML file as `LLMTeacher`."""
@@ -339,30 +330,30 @@ def _similarity(candidates: pd.DataFrame, collection_id: str, encoder: str) -> n
 # --- an LLM that the study asks itself ------------------------------------------------------------
 
 
-@config
-class LLMTeacher(WindowConfig):
+@c.config
+class LLMTeacher(c.WindowConfig):
     """Who orders candidates, and how: exactly one of endpoint, local_llm and replay is set."""
 
-    endpoint: EndpointConfig | None = None
+    endpoint: c.EndpointConfig | None = None
     """An LLM behind a server."""
-    local_llm: LocalConfig | None = None
+    local_llm: c.LocalConfig | None = None
     """An LLM that runs where the job runs."""
-    replay: ReplayConfig | None = None
+    replay: c.ReplayConfig | None = None
     """Answers that others recorded."""
-    depth: Positive = 100
+    depth: c.Positive = 100
     """Candidates of each query that it orders, the first stage's best."""
-    shards: Positive = 1
+    shards: c.Positive = 1
     """Parts of the queries, each a job; at most as many as there are queries."""
 
     def __post_init__(self) -> None:
-        WindowConfig.__post_init__(self)
+        c.WindowConfig.__post_init__(self)
         if (n := sum(who is not None for who in (self.endpoint, self.local_llm, self.replay))) != 1:
             raise ValueError(
                 f"expected one of endpoint, local_llm, replay; got {n} of them: say who answers"
             )
 
     @property
-    def backend(self) -> EndpointConfig | LocalConfig | ReplayConfig:
+    def backend(self) -> c.EndpointConfig | c.LocalConfig | c.ReplayConfig:
         """The one that is set."""
         return self.endpoint or self.local_llm or self.replay
 
@@ -380,21 +371,24 @@ def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: 
         number: Number of the shard, from 1.
     """
     settings = read_settings(LLMTeacher, teacher)
-    shard = f"{number}/{min(settings.shards, candidates['query_id'].nunique())}"
-    identity = _identity(collection, settings, shard)
+    who, windows, depth = settings.backend, settings.windows, settings.depth
+    identity = {  # not its address, nor its speed
+        "teacher": who.name, "collection": f"{collection} {load(collection).fingerprint}",
+        "depth": depth, "windows": windows, "shard": f"{number}/{_n_shards(settings, candidates)}",
+    }  # fmt: skip
 
     def ask(folder: Path) -> dict:
         write_run(candidates, folder / "candidates.run")
         (folder / "lists").mkdir(exist_ok=True)
-        log = AnswerLog(folder / "lists" / ANSWERS, teacher=settings.backend.name)
+        log = AnswerLog(folder / "lists" / ANSWERS, teacher=who.name)
         for path in sorted(runs_folder().glob("teach-*/config.json")):
             earlier, answers = read_json(path)["config"], path.parent / "lists" / ANSWERS
             same = all(earlier.get(key) == identity[key] for key in ("teacher", "collection"))
             if same and answers.exists():
                 log.take(answers)
-        asked = TeachConfig(
-            candidates=str(folder / "candidates.run"), collection=collection,
-            backend=settings.backend, depth=settings.depth, shard=shard, **settings.windows,
+        asked = c.TeachConfig(
+            candidates=str(folder / "candidates.run"), collection=collection, backend=who,
+            depth=depth, shard=identity["shard"], **windows,
         )  # fmt: skip
         return {"totals": teach(asked, folder / "lists")["totals"]}
 
@@ -404,26 +398,13 @@ def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: 
     )  # fmt: skip
 
 
-def _identity(collection: str, settings: LLMTeacher, shard: str) -> dict:
-    """What decides an LLM's lists; its address and its speed do not."""
-    return {
-        "teacher": settings.backend.name, "collection": f"{collection} {load(collection).fingerprint}",
-        "depth": settings.depth, "windows": settings.windows, "shard": shard,
-    }  # fmt: skip
+def _n_shards(settings: LLMTeacher, candidates: pd.DataFrame) -> int:
+    return min(settings.shards, candidates["query_id"].nunique())
 
 
 def _taught(candidates: pd.DataFrame, collection: str, teacher: Path) -> pd.DataFrame:
     """An LLM's ranks of candidates; shards that are not finished are asked here."""
-    settings = read_settings(LLMTeacher, teacher)
-    numbers = range(1, min(settings.shards, candidates["query_id"].nunique()) + 1)
+    numbers = range(1, _n_shards(read_settings(LLMTeacher, teacher), candidates) + 1)
     shards = [ask_shard(candidates, collection, teacher, number) for number in numbers]
-
-    def put_together(folder: Path) -> dict:
-        return {"totals": merge([run.folder / "lists" for run in shards], folder / "lists")["totals"]}
-
-    run = obtain(
-        "taught", _identity(collection, settings, "1/1"), data="", compute=put_together,
-        code=("rdl_core.teachers.teach",), inputs=[run.manifest["id"] for run in shards],
-    )  # fmt: skip
-    frame = read_candidates(run.folder / "lists" / "teacher.run")
-    return frame[[*_IDS, "rank"]].rename(columns={"rank": "teacher_rank"})
+    runs = [read_candidates(run.folder / "lists" / "teacher.run") for run in shards]
+    return pd.concat(runs)[[*_IDS, "rank"]]

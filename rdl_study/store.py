@@ -1,10 +1,10 @@
 """The run store: nothing is computed twice, and nothing unfinished counts as done.
 
 A run is a folder ``<kind>-<id>/``. The id is a hash of all that can change the result: configuration,
-fingerprint of the data, ids of earlier runs, versions of libraries, and code. Code is the module that
-does the work and every module of ours that it imports, as syntax trees without docstrings and
-comments, so that a change of prose recomputes nothing. `rdl_core.files.resumable` keeps the folder:
-unfinished work goes on, and a damaged run is computed again.
+data, earlier runs, versions of libraries, and code: the module that does the work and every module of
+ours that it imports, as syntax trees without docstrings and comments, so that a change of prose
+recomputes nothing. `rdl_core.files.resumable` keeps the folder: killed work goes on, and a damaged run
+is computed again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from threading import Lock
 from rdl_core.files import read_json, resumable, versions
 
 __all__ = [
-    "Run", "code_hash", "identity_versions", "machine", "noted", "obtain", "own_imports",
-    "project_folder", "runs_folder", "short_hash", "stored",
+    "Run", "code_hash", "libraries", "machine", "noted", "obtain", "own_imports", "project_folder",
+    "runs_folder", "short_hash", "stored",
 ]  # fmt: skip
 
 _noted: ContextVar[dict[str, None] | None] = ContextVar("noted", default=None)
@@ -67,13 +67,13 @@ def obtain(
         config: A dataclass or JSON; all of it counts for the id.
         data: Fingerprint of the data.
         code: Names of the modules that do the work.
-        compute: Fills a folder, and may return more entries for the manifest. An unfinished folder
-            is handed to it as it was left.
+        compute: Fills a folder, or goes on in one that was left unfinished; what it returns goes into
+            the manifest.
         inputs: Ids of the runs that this one uses.
     """
     identity = {
         "kind": kind, "config": asdict(config) if is_dataclass(config) else config, "data": data,
-        "inputs": list(inputs), "code": code_hash(*code), "versions": identity_versions(),
+        "inputs": list(inputs), "code": code_hash(*code), "versions": libraries(),
     }  # fmt: skip
     run_id = f"{kind}-{short_hash(identity)}"
     if (ids := _noted.get()) is not None:
@@ -97,7 +97,7 @@ def stored(run_id: str) -> Run:
 
 @contextmanager
 def noted() -> Iterator[dict[str, None]]:
-    """Collects the ids of all runs that `obtain` is asked for meanwhile, in order, as keys."""
+    """Collects the ids of all runs that `obtain` gives meanwhile, in order, as keys."""
     ids: dict[str, None] = {}
     token = _noted.set(ids)
     try:
@@ -113,17 +113,12 @@ def machine() -> dict:
 
     from rdl_core.devices import default_device, device_name
 
-    commit = subprocess.run(
-        ["git", "-C", str(project_folder()), "describe", "--always", "--dirty"],
-        capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
+    words = ["git", "-C", str(project_folder()), "describe", "--always", "--dirty"]
+    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "device": device_name(default_device()), "threads": torch.get_num_threads(),
         "python": platform.python_version(), "commit": commit or None,
     }  # fmt: skip
-
-
-# --- what counts for an id ------------------------------------------------------------------------
 
 
 def short_hash(value: object) -> str:
@@ -131,7 +126,7 @@ def short_hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def identity_versions() -> dict[str, str]:
+def libraries() -> dict[str, str]:
     """Versions of the libraries that can change a result; our own code counts by its hash."""
     return {name: version for name, version in versions().items() if name != "rdl-core"}
 
@@ -143,12 +138,16 @@ def code_hash(*modules: str) -> str:
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module not in trees:
-            source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
-            with _parsing:
-                tree = ast.parse(source)
-            waiting += own_imports(tree)
-            trees[module] = ast.dump(_without_docstrings(tree))
+        if module in trees:
+            continue
+        source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+        with _parsing:
+            tree = ast.parse(source)
+        waiting += own_imports(tree)
+        for node in ast.walk(tree):
+            if isinstance(body := getattr(node, "body", None), list):
+                node.body = [x for x in body if not _is_text(x)]
+        trees[module] = ast.dump(tree)
     return short_hash(trees)
 
 
@@ -170,11 +169,5 @@ def _exists(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            node.body = [
-                statement for statement in body
-                if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
-            ]  # fmt: skip
-    return tree
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
