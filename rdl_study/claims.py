@@ -1,10 +1,8 @@
-"""The claim ledger: each claim of the paper, what our recorded run gave, and the reader's own run.
+"""The claim ledger: each claim of the paper, its verdict in our recorded run, and the reader's own run.
 
-The verdict is read off the recorded run, the one on real data. That one system is better is
-*reproduced* if the 95 % interval of the difference lies above 0, and *partly* if the difference is
-positive and its interval holds 0. That two are equal is *reproduced* if they are equivalent within 0.02
-(TOST, alpha .05), and *partly* if the difference is smaller than that and this is not shown. Else it is
-*not reproduced*; what nobody ran is *not attempted*.
+That one system is better is *reproduced* if the 95 % interval of the difference lies above 0, *partly*
+if the difference is positive. That two are equal is *reproduced* if they are equivalent within 0.02
+(TOST, alpha .05), *partly* if the difference is smaller than that. Else: *not reproduced*.
 """
 
 from __future__ import annotations
@@ -32,19 +30,12 @@ class Claim:
     """A claim of the paper about two systems."""
 
     text: str
-    """The claim, in our words."""
     published: str
-    """What the paper reports for it."""
     page: str
-    """Page of the book that treats it."""
-    part: str = ""
-    """Its part that has both systems; empty: not attempted."""
-    better: str = ""
-    """Pattern of the label of the system that should be better; the last match counts."""
-    worse: str = ""
-    """Pattern of the other's label; the first match counts."""
-    equal: bool = False
-    """Whether the claim is that neither is better."""
+    part: str = ""  # of the page; empty: not attempted
+    better: str = ""  # pattern of the label of the system that should be better; the last match
+    worse: str = ""  # pattern of the other's; the first match
+    equal: bool = False  # the claim is that neither is better
 
 
 def claims() -> list[Claim]:
@@ -99,12 +90,7 @@ def ledger(profile: Profile) -> HTML:
 
 
 def verdict(values: pd.DataFrame, claim: Claim) -> tuple[str, str]:
-    """The verdict on a claim, and the difference with its interval.
-
-    Args:
-        values: ``better`` and ``worse``, a row for each query.
-        claim: Says whether one should be better, or both equal.
-    """
+    """The verdict on a claim, and the difference with its interval, from a `pair_of` systems."""
     if claim.equal:
         test = equivalence(values, "better", "worse", margin=_MARGIN)
         delta, low, high = test.delta, test.delta_low, test.delta_high

@@ -24,14 +24,12 @@ from rdl_core.config import Count, config
 from rdl_study.bench.config import BenchConfig, PrecisionConfig, SizeConfig
 from rdl_study.store import project_folder, runs_folder
 
-__all__ = ["bench", "book", "build", "plan", "precision", "run", "size", "study"]
+__all__ = ["bench", "book", "build", "plan", "precision", "run", "size", "snakemake", "study"]
 
 # Markers are named after all that they depend on: only whether they exist counts. Two processes never
 # compute the same run, so that the lock of a killed one need not stop anybody.
-_SNAKEMAKE = (
-    "--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", "--scheduler", "greedy",
-    "--keep-going",
-)  # fmt: skip
+_SNAKEMAKE = ("--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", "--keep-going",
+              "--scheduler", "greedy")  # fmt: skip
 _STRICT = ("-W", "-n", "--keep-going", "-q")
 _log = logging.getLogger(__name__)
 
@@ -75,13 +73,11 @@ class StudyConfig:
 
 
 @config
-class RunConfig:
+class RunConfig(ProfileConfig):
     """A job of the graph."""
 
     node: str
     """Its name, such as student-0123456789ab."""
-    profile: str = "mini"
-    """Profile of the study."""
 
 
 @command("more")
@@ -107,27 +103,24 @@ def study(
     All in one process: a GPU for an hour is used best where no process has to start. The notebooks,
     and the graph, then find everything done.
     """
-    from rdl_study import graph
-    from rdl_study.grid import measure
-    from rdl_study.tables import record
+    from rdl_study import graph, grid, tables
 
-    declared = graph.declarations(config.profile, config.page, parameter or {})
-    for page, parts in declared.items():
+    pages = graph.declarations(config.profile, config.page, parameter or {})
+    for parts in pages.values():
         for name, part in parts.items():
             seeds = part.profile.seeds[: config.seeds or None]
             parts[name] = replace(part, profile=replace(part.profile, seeds=seeds))
-    nodes, of_page = graph.jobs({page: parts.values() for page, parts in declared.items()})
-    for page, parts in declared.items():
-        for name in of_page[page]:
-            if not graph.marker(name).exists():
-                graph.run(nodes[name])
-        results = {name: measure(part) for name, part in parts.items()}
+    nodes, of_page = graph.jobs({page: parts.values() for page, parts in pages.items()})
+    for page, parts in pages.items():
+        for name in (name for name in of_page[page] if not graph.marker(name).exists()):
+            graph.run(nodes[name])
+        results = {name: grid.measure(part) for name, part in parts.items()}
         for name, result in results.items():
             means = result.values.mean().map("{:.4f}".format).to_dict()
             _log.info("%s, %s: %s %s", page, name, result.profile.measure, means)
         if config.record and results:
-            folder = project_folder() / "results" / next(iter(results.values())).profile.name
-            _log.info("recorded %s", record(page, results, folder))
+            folder = project_folder() / "results" / Path(config.profile).stem
+            _log.info("recorded %s", tables.record(page, results, folder))
 
 
 @command("node")
@@ -147,28 +140,25 @@ def run(config: RunConfig) -> None:
 @command("parts")
 def bench(config: BenchConfig) -> None:
     """Race systems on the same passages, weights and lengths, and keep the figures."""
-    from rdl_study.bench.measure import bench
+    from rdl_study.bench import measure
 
-    bench(config)
+    measure.bench(config)
 
 
 @command("model")
 def precision(config: PrecisionConfig) -> None:
     """Measure what bfloat16 and int8 do to a student's effectiveness, and keep each query's value."""
-    from rdl_study.bench.measure import precision
+    from rdl_study.bench import measure
 
-    precision(config)
+    measure.precision(config)
 
 
 @command()
 def size(config: SizeConfig) -> None:
     """Measure the data path at the size of MS MARCO, with made-up ids and tokens."""
-    from rdl_study.bench.measure import size
+    from rdl_study.bench import measure
 
-    size(config)
-
-
-# --- for the Snakefile ----------------------------------------------------------------------------
+    measure.size(config)
 
 
 @command()
@@ -180,19 +170,14 @@ def plan(config: ProfileConfig) -> str:
 
 
 @command()
-def build(config: ProfileConfig) -> str | None:
-    """Gather the executed pages and build the book from them.
-
-    It is built in a new folder, and then replaces the last one as a whole.
-    """
+def build(config: ProfileConfig) -> None:
+    """Gather the executed pages and build the book in a new folder, which then replaces the last."""
     from jupyter_book.cli.main import main as jupyter_book
 
-    from rdl_study.live import make_live
-    from rdl_study.pages import publish
-    from rdl_study.site import broken_links
+    from rdl_study import live, pages, site
 
     started, root = time.monotonic(), project_folder()
-    publish(config.profile, root / "book" / "pages")
+    pages.publish(config.profile, root / "book" / "pages")
     fresh = root / "_build" / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     # In this process: a builder of its own would outlive a kill, and write into the next build.
@@ -202,24 +187,20 @@ def build(config: ProfileConfig) -> str | None:
             jupyter_book(words, standalone_mode=False)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
-    site = fresh / "_build" / "html"
-    index = site / "index.html"  # leads on: a browser shall not ask for its icon meanwhile
+    built = fresh / "_build" / "html"
+    index = built / "index.html"  # leads on: a browser shall not ask for its icon meanwhile
     index.write_text(f'<link rel="icon" href="data:,">\n{index.read_text()}')
-    _log.info(make_live(config.profile, site))
-    if broken := broken_links(site):
+    _log.info(live.make_live(config.profile, built))
+    if broken := site.broken_links(built):
         raise ValueError("the book has broken links\n" + "\n".join(broken))
     shutil.rmtree(root / "_build" / "html", ignore_errors=True)
-    site.rename(root / "_build" / "html")
+    built.rename(root / "_build" / "html")
     shutil.rmtree(fresh)
     _log.info("book built in %.0f s", time.monotonic() - started)
 
 
 def snakemake(config: BookConfig) -> list[str]:
-    """Run a profile's graph as far as it is not done; a line for each job that failed.
-
-    Raises:
-        ValueError: An unknown profile or executor.
-    """
+    """Run a profile's graph as far as it is not done; gives a line for each job that failed."""
     import psutil
     import torch
 
@@ -239,13 +220,13 @@ def snakemake(config: BookConfig) -> list[str]:
             )
         where, memory_mb = ["--workflow-profile", str(folder)], 0
         where += ["--jobs", str(config.jobs)] if config.jobs else []
-    is_path = config.profile.endswith(".yaml")
-    profile = str(Path(config.profile).resolve()) if is_path else config.profile
+    profile = config.profile  # a job may run in another folder
+    profile = str(Path(profile).resolve()) if profile.endswith(".yaml") else profile
     planned, started = graph.plan(profile, config.threads or None), time.time()
-    program = str(Path(sys.executable).with_name("snakemake"))
     words = [
-        program, "--snakefile", str(root / "Snakefile"), *where, *_SNAKEMAKE, *config.more,
-        "--config", f"plan={planned}", f"gpu={config.gpus}", f"memory_mb={memory_mb}",
+        str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(root / "Snakefile"),
+        *where, *_SNAKEMAKE, *config.more, "--config", f"plan={planned}", f"gpu={config.gpus}",
+        f"memory_mb={memory_mb}",
     ]  # fmt: skip
     environment = {**os.environ, "RDL_RUNS": str(runs_folder())}
     if not subprocess.run(words, cwd=root, env=environment, check=False).returncode:

@@ -1,18 +1,16 @@
 """The study as a graph of jobs, which Snakemake orders and spreads over machines.
 
-The graph schedules; the store decides. A node names work that `rdl_study.store.obtain` does or finds
-done. A training stage is a node of its own, together with the rankings of its student, as a process
-takes longer to start than most rankings take. A collection's lists, its tokens and the rankings without
-a student are one node, behind a node for each shard of an LLM that the study asks. A page needs all
-that it compares.
+The graph schedules; the store decides: a node names work that `rdl_study.store.obtain` does or finds
+done. A training stage and the rankings of its student are one node, as a process takes longer to start
+than most rankings take. A collection's lists, tokens and rankings without a student are one, behind one
+for each shard of an LLM that is asked. A page needs all that it compares.
 
-A node's name ends with a hash of its configuration, its code and the versions of libraries: a change
-of these makes new nodes. A finished node has a marker, which names its runs.
+A node's name ends with a hash of its configuration, code and libraries: a change of these makes new
+nodes. A finished node has a marker, which names its runs.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import defaultdict
@@ -27,33 +25,29 @@ from rdl_core.data import pydocs
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import fetch_group, registry
 from rdl_core.files import read_json, read_settings, write_json
-from rdl_study.grid import Part, RankingConfig, StudentConfig, rank, rankings, train
-from rdl_study.lists import LLMTeacher, ListsConfig, ask_shard, candidates_of, corpus, lists
+from rdl_study.grid import Part, RankingConfig, rank, rankings, train
+from rdl_study.lists import ListsConfig, LLMTeacher, ask_shard, candidates_of, corpus, lists
 from rdl_study.notebook import declared, notebooks
 from rdl_study.pages import page, page_code, shown_in
 from rdl_study.profile import load_profile
-from rdl_study.store import code_hash, identity_versions, noted, runs_folder, short_hash
+from rdl_study.store import code_hash, libraries, noted, runs_folder, short_hash
 
 __all__ = ["Node", "declarations", "jobs", "marker", "nodes", "plan", "run"]
 
 _TIMING, _LAST = "efficiency", "start"  # nothing runs beside the one; the other sums up all pages
 _LLM = ".yaml"  # ends the name of an LLM that is asked
+_Work = tuple[Callable[[Any], object], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """A job of the graph."""
 
-    kind: str
-    """``"fetch"``, ``"teach"``, ``"lists"``, ``"student"`` or ``"page"``."""
-    key: str
-    """A hash, behind a page's name."""
-    what: str
-    """A few words for people."""
-    needs: tuple[str, ...] = ()
-    """Names of the nodes that come before it."""
-    work: tuple[tuple[Callable[[Any], object], Any], ...]
-    """Functions and their arguments; each does a part of the work, or finds it done."""
+    kind: str  # fetch, teach, lists, student or page
+    key: str  # a hash, behind a page's name
+    what: str  # a few words for people
+    needs: tuple[str, ...] = ()  # names of the nodes that come before it
+    work: tuple[_Work, ...]  # functions and their arguments; each does a part, or finds it done
 
     @property
     def name(self) -> str:
@@ -62,13 +56,7 @@ class Node:
 
 
 def declarations(profile_name: str, pages: Iterable[str] = (), changes: Mapping = {}) -> dict:  # noqa: B006
-    """What notebooks compare at a profile: each one's parts by name.
-
-    Args:
-        profile_name: Name of a profile, or its path.
-        pages: Names of notebooks; none takes all.
-        changes: Parameters in place of the profile's.
-    """
+    """Parts by notebook at a profile: of some `pages` or all, with `changes` of their parameters."""
     given = load_profile(profile_name).notebooks
     if unknown := given.keys() - set(notebooks()):
         raise ValueError(
@@ -81,11 +69,7 @@ def declarations(profile_name: str, pages: Iterable[str] = (), changes: Mapping 
 
 
 def nodes(profile_name: str) -> dict[str, Node]:
-    """All nodes of a profile by name, each behind those that it needs.
-
-    Raises:
-        ValueError: An unknown profile, or a parameter in it that a notebook does not have.
-    """
+    """All nodes of a profile by name, each behind those that it needs."""
     profile, parts = load_profile(profile_name), declarations(profile_name)
     graph, of_page = jobs({name: each.values() for name, each in parts.items()})
     for name in parts:
@@ -112,12 +96,14 @@ def jobs(parts: Mapping[str, Iterable[Part]]) -> tuple[dict[str, Node], dict[str
     for collection, work in listed.items():
         before = _fetched(graph, collection)
         before += _asked(graph, work.values(), before)
-        names[collection] = _node(
-            graph, "lists", f"first stage and teacher of {collection}", before, work.values()
-        )
+        what = f"first stage and teacher of {collection}"
+        names[collection] = _node(graph, "lists", what, before, work.values())
     for key, work in trained.items():
-        config, before = next(iter(work.values()))[1], [names[x] for x in names if x in needs[key]]
-        names[key] = _node(graph, "student", _words(config), before, work.values())
+        student, before = next(iter(work.values()))[1], [names[x] for x in names if x in needs[key]]
+        last, n, seed = student.stages[-1], len(student.stages), student.seed
+        learnt = f"{last.training.loss} from {last.lists.teacher}, {last.lists.first_stage}"
+        what = f"stage {n} of a student: {learnt} top {last.lists.depth}, seed {seed}"
+        names[key] = _node(graph, "student", what, before, work.values())
     return graph, {page: [names[x] for x in names if x in needs[page]] for page in parts}
 
 
@@ -141,11 +127,8 @@ def plan(profile_name: str, threads: int | None = None) -> Path:
 
     Args:
         profile_name: Name of a profile, or a path of one.
-        threads: Threads of each job that computes; None takes this machine's. Late digits of results
-            depend on it, so every job of a plan has as many, wherever it runs.
-
-    Returns:
-        A JSON file, named by its content.
+        threads: Of each job that computes, wherever it runs, as late digits of results depend on
+            it; None takes this machine's.
     """
     graph, rows = nodes(profile_name), []
     for node in graph.values():
@@ -166,9 +149,6 @@ def plan(profile_name: str, threads: int | None = None) -> Path:
 
 
 # --- work, and who waits for whom -----------------------------------------------------------------
-
-_Work = tuple[Callable[[Any], object], Any]
-
 
 def _add(
     config: RankingConfig, listed: Mapping[str, dict[str, _Work]],
@@ -249,22 +229,14 @@ def _node(
     return node.name
 
 
-def _words(config: StudentConfig) -> str:
-    last, n = config.stages[-1], len(config.stages)
-    learnt = f"{last.training.loss} from {last.lists.teacher}, {last.lists.first_stage} top "
-    return f"stage {n} of a student: {learnt}{last.lists.depth}, seed {config.seed}"
-
-
 def _id(config: object) -> str:
     return short_hash(_plain(config))
 
 
 def _code(*modules: str) -> list[object]:
     """Code and libraries, with those whose documentation the embedded collection is."""
-    libraries = ["scikit-learn" if name == "sklearn" else name for name in pydocs.PACKAGES]
-    return [
-        code_hash(*modules), identity_versions(), sys.version, [*map(metadata.version, libraries)]
-    ]
+    sources = ["scikit-learn" if name == "sklearn" else name for name in pydocs.PACKAGES]
+    return [code_hash(*modules), libraries(), sys.version, [*map(metadata.version, sources)]]
 
 
 def _plain(value: Any) -> Any:

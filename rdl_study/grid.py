@@ -55,18 +55,14 @@ class Added:
     """Weights of other orders by name; of the first stage, its scores count."""
 
 
-#: What a page compares: an order of `rdl_study.lists.TEACHERS`, a student, or several added up.
-System = str | StudentConfig | Added
-
-
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """Systems that are compared on the same queries: one table of a page."""
 
     profile: Profile
     """Whose test queries, seeds and measure."""
-    systems: dict[str, System]
-    """By label."""
+    systems: dict[str, str | StudentConfig | Added]
+    """By label: an order of `rdl_study.lists.TEACHERS`, a student, or several added up."""
     baseline: str
     """Label of the system that the others are compared with."""
 
@@ -82,9 +78,7 @@ class Results:
     """What the systems of a part reached."""
 
     profile: Profile
-    """The profile that they ran at."""
     baseline: str
-    """The system that the others are compared with."""
     values: pd.DataFrame
     """The profile's measure, ``[query_id, system]``, mean over seeds."""
     runs: dict[str, tuple[Run, ...]]
@@ -106,10 +100,7 @@ class RankingConfig:
 
     def __post_init__(self) -> None:
         if len(self.candidates.first_stages) > 1:
-            raise ValueError(
-                f"first_stage: expected one whose candidates are ranked, got "
-                f"{self.candidates.first_stage!r}"
-            )
+            raise ValueError(f"first_stage: expected one to rank, got {self.candidates.first_stage!r}")
 
 
 def measure(part: Part) -> Results:
@@ -130,7 +121,7 @@ def measured(run: Run, measures: tuple[str, ...]) -> pd.DataFrame:
     return per_query(qrels, pd.read_parquet(run.folder / "run.parquet"), measures)
 
 
-def rankings(profile: Profile, system: System) -> list[RankingConfig]:
+def rankings(profile: Profile, system: str | StudentConfig | Added) -> list[RankingConfig]:
     """The rankings behind a system's figure: one for each collection tested on, and each seed."""
     configs, added = [], {}
     if isinstance(system, Added):
@@ -140,10 +131,8 @@ def rankings(profile: Profile, system: System) -> list[RankingConfig]:
         if isinstance(system, StudentConfig):
             student = profile.swapped(system) if number and profile.both_ways else system
             systems = [replace(student, seed=seed) for seed in profile.seeds]
-        configs += [
-            RankingConfig(candidates=test, system=x, precision=profile.precision, added=added)
-            for x in systems
-        ]
+        more = {"candidates": test, "precision": profile.precision, "added": added}
+        configs += [RankingConfig(system=x, **more) for x in systems]
     return configs
 
 
@@ -172,7 +161,7 @@ def train(wanted: StudentConfig) -> Run:
         drawn = stage.training.steps * stage.training.queries_per_step * stage.training.list_size
         return {"n_lists": len(ranked), "passages_seen": drawn}
 
-    data = dict.fromkeys(wanted.fingerprint for wanted in (stage.lists, stage.dev) if wanted)
+    data = dict.fromkeys(read.fingerprint for read in (stage.lists, stage.dev) if read)
     return obtain(
         "train", wanted, data="-".join([*data, *encoder_hashes(wanted.encoder)]),
         code=("rdl_core.distill", "rdl_core.rerank", *CODE),

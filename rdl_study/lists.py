@@ -1,14 +1,14 @@
 """Candidates of a study, and who ordered them: from a collection's name to a frame.
 
-TREC DL and Rank-DistiLLM come with published lists: these are their first stages, and the LLMs that
-ranked them their teachers. Of any other collection, candidates are retrieved here, and encoders or an
-LLM that the study asks are the teachers. Whatever is costly is a run of the store.
+TREC DL and Rank-DistiLLM come with published lists and LLMs that ranked them. Of any other collection,
+candidates are retrieved here, and encoders or an LLM that the study asks order them. Whatever is costly
+is a run of the store.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ _ENCODERS, _MEAN = ("bi_encoder", "fused"), "_mean"
 #: Orders to learn from and to rank with. ``_mean`` behind an LLM's name: the mean of its ranks over all
 #: the times that it ranked a list.
 TEACHERS = (
-    *_ENCODERS, "first_stage", "judgments", "splade", *published.TEACHERS,
+    *_ENCODERS, "first_stage", "judgments", *published.TEACHERS,
     *(name + _MEAN for name in published.TEACHERS),
 )  # fmt: skip
 #: Modules that decide what `lists` gives, for the ids of the runs that use it.
@@ -118,15 +118,12 @@ class ListsConfig:
 
 
 def lists(wanted: ListsConfig) -> pd.DataFrame:
-    """Candidates of one first stage, in the teacher's order or with judgments.
+    """Candidates of one first stage, with the teacher's order or with judgments.
 
     Returns:
-        ``query_id``, ``doc_id``, ``rank``, ``score``; then ``teacher_rank`` (0 where the teacher left
-        a passage out), and of encoders ``teacher_score``, standardised within each list; or, with
-        teacher judgments, ``relevance`` (missing where nobody judged).
-
-    Raises:
-        ValueError: The collection lacks queries, passages or judgments, or has no such lists.
+        ``query_id``, ``doc_id``, ``rank``, ``score``; then ``teacher_rank`` (0: left out), and of
+        encoders ``teacher_score``, standardised within each list; or, with teacher judgments,
+        ``relevance`` (missing where nobody judged).
     """
     frame = candidates_of(wanted)
     frame = frame[frame["rank"] <= wanted.depth].reset_index(drop=True)
@@ -146,7 +143,7 @@ def chosen_queries(wanted: ListsConfig) -> list[str]:
 
     Where a published teacher ranked some of the collection's queries, they are chosen from these.
     """
-    ids = published.ranked_queries(wanted.collection, wanted.first_stages, wanted.teacher)
+    ids = published.ranked_queries(wanted.collection, wanted.teacher, wanted.first_stages)
     if ids is None:
         ids = load(wanted.collection).queries["query_id"]
     by_hash = sorted(ids, key=lambda query_id: hashlib.sha256(query_id.encode()).digest())
@@ -154,31 +151,22 @@ def chosen_queries(wanted: ListsConfig) -> list[str]:
 
 
 def corpus(collection_id: str, encoder: str) -> TokenCorpus:
-    """A collection's queries and passages as an encoder's tokens, from the store.
-
-    Passages pass through memory in parts, however many there are.
-    """
+    """A collection's queries and passages as an encoder's tokens, from the store."""
     collection = load(collection_id)
     queries, doc_ids = collection.queries, collection.doc_ids
     passages = (text for part in collection.passage_chunks() for text in part["text"])
-    of_passages = collection.passages_fingerprint
     return TokenCorpus(
-        query_ids=pd.Index(queries["query_id"].to_numpy(object)),
-        queries=_tokens(queries["query"], len(queries), fingerprint(queries), encoder),
-        doc_ids=doc_ids,
-        passages=_tokens(passages, len(doc_ids), of_passages, encoder),
-    )
+        pd.Index(queries["query_id"].to_numpy(object)),
+        _tokens(queries["query"], len(queries), fingerprint(queries), encoder),
+        doc_ids, _tokens(passages, len(doc_ids), collection.passages_fingerprint, encoder),
+    )  # fmt: skip
 
 
 # --- first stages ---------------------------------------------------------------------------------
 
 
 def candidates_of(wanted: ListsConfig) -> pd.DataFrame:
-    """The chosen queries' candidates: from a file, published with the collection, or retrieved.
-
-    Returns:
-        ``query_id``, ``doc_id``, ``rank``, ``score``, at least as deep as `wanted`.
-    """
+    """The chosen queries' candidates, at least as deep: from a file, published, or retrieved."""
     name, query_ids, frame = wanted.first_stage, chosen_queries(wanted), None
     if Path(name).is_file():
         frame = read_candidates(name)[[*_IDS, "rank", "score"]]
@@ -214,15 +202,14 @@ def candidates_of(wanted: ListsConfig) -> pd.DataFrame:
     run = obtain(
         "candidates", identity, code=("rdl_core.data.retrieval",), compute=retrieve,
         data="-".join([*texts, *(encoder_hashes(encoder) if encoder else ())]),
-    )  # fmt: skip
+    )
     return pd.read_parquet(run.folder / "candidates.parquet")
 
 
 def encoder_hashes(names: str) -> list[str]:
     """Hashes of encoders' weights and of the settings that name their prompts, if they are files."""
-    folders = [Path(encoder_path(name)) for name in names.split("+")]
     files = ("model.safetensors", "config_sentence_transformers.json")
-    paths = [folder / file for folder in folders for file in files]
+    paths = [Path(encoder_path(name)) / file for name in names.split("+") for file in files]
     return [content_hash(path)[:16] for path in paths if path.exists()]
 
 
@@ -233,11 +220,7 @@ def _tokens(texts: Iterable[str], total: int, of_texts: str, encoder: str) -> To
         tokenizer = AutoTokenizer.from_pretrained(encoder_path(encoder), trust_remote_code=False)
         TokenStore.build(texts, tokenizer, folder, max_tokens=_STORED_TOKENS, total=total)
 
-    run = obtain(
-        "tokens", {"encoder": encoder, "max_tokens": _STORED_TOKENS}, code=("rdl_core.tokens",),
-        data="-".join([of_texts, *encoder_hashes(encoder)]), compute=tokenise,
-    )  # fmt: skip
-    return TokenStore.open(run.folder)
+    return TokenStore.open(_of_texts("tokens", encoder, _STORED_TOKENS, of_texts, tokenise))
 
 
 def _vectors(texts: pd.DataFrame, encoder: str) -> np.ndarray:
@@ -248,12 +231,15 @@ def _vectors(texts: pd.DataFrame, encoder: str) -> np.ndarray:
         vectors = retrieval.encode(words, encoder, max_tokens=_VECTOR_TOKENS, queries=queries)
         np.save(folder / "vectors.npy", vectors)
 
-    run = obtain(
-        "vectors", {"encoder": encoder, "max_tokens": _VECTOR_TOKENS},
-        data="-".join([fingerprint(texts), *encoder_hashes(encoder)]),
-        code=("rdl_core.data.retrieval",), compute=encode,
-    )  # fmt: skip
-    return np.load(run.folder / "vectors.npy", allow_pickle=False)
+    folder = _of_texts("vectors", encoder, _VECTOR_TOKENS, fingerprint(texts), encode)
+    return np.load(folder / "vectors.npy", allow_pickle=False)
+
+
+def _of_texts(kind: str, encoder: str, max_tokens: int, of_texts: str, compute: Callable) -> Path:
+    code = {"tokens": "rdl_core.tokens", "vectors": "rdl_core.data.retrieval"}[kind]
+    data = "-".join([of_texts, *encoder_hashes(encoder)])
+    wanted = {"encoder": encoder, "max_tokens": max_tokens}
+    return obtain(kind, wanted, data=data, code=(code,), compute=compute).folder
 
 
 def _append_missing(frame: pd.DataFrame, qrels: pd.DataFrame) -> pd.DataFrame:
@@ -270,12 +256,7 @@ def _append_missing(frame: pd.DataFrame, qrels: pd.DataFrame) -> pd.DataFrame:
 
 
 def order_scores(candidates: pd.DataFrame, wanted: ListsConfig, order: str) -> np.ndarray:
-    """Scores that put candidates into an order.
-
-    Args:
-        candidates: ``query_id``, ``doc_id``, ``rank`` and ``score``.
-        wanted: Where they come from.
-        order: A member of `TEACHERS` other than judgments, or a file as `ListsConfig.teacher` is.
+    """Scores that put candidates into an order of `TEACHERS` or of a file, as `ListsConfig.teacher`.
 
     Returns:
         float64 ``[rows]``, higher is better; minus infinity for what the teacher left out.
@@ -302,17 +283,8 @@ def _rankings(wanted: ListsConfig, order: str) -> list[pd.DataFrame]:
     if Path(order).is_file():
         frame = read_candidates(order)
         return [frame[[*_IDS, "teacher_rank" if "teacher_rank" in frame else "rank"]]]
-    collection, name = wanted.collection, order.removesuffix(_MEAN)
-    if order == "splade":
-        frame = published.first_stage(collection, order, _CANDIDATES, chosen_queries(wanted))
-        frames = [] if frame is None else [frame[[*_IDS, "rank"]]]
-    else:
-        frames = published.teacher_runs(collection, wanted.first_stage, name)
-    if not frames:
-        raise ValueError(
-            f"teacher: expected an order that can be computed for collection {collection!r}, of which "
-            f"no LLM's lists are published; got {order!r}"
-        )
+    name = order.removesuffix(_MEAN)
+    frames = published.teacher_runs(wanted.collection, wanted.first_stage, name)
     return frames if order.endswith(_MEAN) else frames[:1]
 
 
@@ -361,8 +333,7 @@ class LLMTeacher(c.WindowConfig):
 def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: int) -> Run:
     """An LLM's lists for one shard of the queries, ``lists/`` in the run's folder.
 
-    Shards are runs, which other machines may work on. No window is asked again that any run of the
-    store has the same LLM's answer to.
+    No window is asked again that any run of the store has the same LLM's answer to.
 
     Args:
         candidates: ``query_id``, ``doc_id``, ``rank`` of all queries, not of the shard's alone.

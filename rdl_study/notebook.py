@@ -1,9 +1,9 @@
 """Notebooks as declarations: their parameters, and the systems that they compare.
 
-The first code cell of a notebook is tagged ``parameters``: literals, whose names and types are the only
-parameters that papermill may set. A cell tagged ``systems`` makes ``parts``, a `rdl_study.grid.Part` for
-each table, from them, with the imports of a cell tagged ``setup``. `declared` runs these cells and no
-others: the graph, the claims and ``rdl study`` thus read what a page compares from the page itself.
+A notebook's first code cell is tagged ``parameters``: literals, whose names and types are all that
+papermill may set. A cell tagged ``systems`` makes ``parts`` of them, a `rdl_study.grid.Part` by name,
+with the imports of one tagged ``setup``. `declared` runs these cells alone, so that the graph, the
+claims and ``rdl study`` learn from the page itself what it compares.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Collection, Mapping, MutableMapping
+from contextlib import suppress
 from types import NoneType
 from typing import Any
 
@@ -26,7 +27,7 @@ __all__ = ["cells", "declared", "notebooks", "parameters"]
 _DECLARING = ("parameters", "setup", "systems")
 _OF_JUPYTER = {"In", "Out"}
 _PLAIN = (str, int, float, bool, list, tuple, dict, NoneType)
-_WORDS = {str: "text", int: "whole numbers", float: "numbers", bool: "true or false"}
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def notebooks() -> list[str]:
@@ -36,11 +37,7 @@ def notebooks() -> list[str]:
 
 
 def cells(name: str) -> list[tuple[list[str], str]]:
-    """Tags and source of a notebook's code cells.
-
-    Raises:
-        ValueError: No such notebook; lists those there are.
-    """
+    """Tags and source of a notebook's code cells."""
     if name not in (known := notebooks()):
         raise ValueError(f"notebook: expected one of {', '.join(known)}; got {name!r}")
     path = project_folder() / "notebooks" / f"{name}.ipynb"
@@ -56,8 +53,7 @@ def declared(name: str, values: Mapping[str, Any]) -> dict[str, Part]:
 
     Args:
         name: The notebook's name.
-        values: Parameters in place of the notebook's own, as papermill sets them; ``profile`` may also
-            be a `Profile`.
+        values: Parameters in place of its own; ``profile`` may also be a `Profile`.
 
     Raises:
         ValueError: No such notebook, or a parameter that it does not have or that does not fit.
@@ -130,17 +126,16 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     if default is None or (isinstance(value, Profile) and name == "profile"):
         return value
     if isinstance(value, str) and not isinstance(default, str):
-        try:
+        with suppress(yaml.YAMLError):
             value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            pass
     if isinstance(default, list):
         kinds = {type(x) for x in default} or {str, int, float}
-        expected = f"a list of {' or '.join(_WORDS[x] for x in kinds if x in _WORDS)}"
+        words = [_WORDS[x].removeprefix("a ").replace("number", "numbers") for x in kinds - {NoneType}]
+        expected = f"a list of {' or '.join(words)}"
         items = list(value) if isinstance(value, (list, tuple)) else [object()]
         value = items if isinstance(value, tuple) else value
     else:
-        kinds, items, expected = {type(default)}, [value], _WORDS[type(default)].removesuffix("s")
+        kinds, items, expected = {type(default)}, [value], _WORDS[type(default)]
     if float in kinds:
         kinds = kinds | {int}
     # Null is a value of lists that say so, such as all queries.

@@ -45,9 +45,6 @@ def publish(profile_name: str, pages: Path) -> list[Path]:
         profile_name: Name of a profile, or a path of one.
         pages: Folder for a ``.ipynb`` per notebook, and in ``files/`` for what these link to.
 
-    Returns:
-        The pages' paths.
-
     Raises:
         ValueError: A parameter in the profile that a notebook does not have, before any of them runs.
         papermill.PapermillExecutionError: A notebook failed; it is not published, the others stay.
@@ -75,10 +72,10 @@ def page(profile_name: str, name: str) -> Run:
 
         _log.info("executing notebooks/%s.ipynb", name)
         papermill.execute_notebook(
-            str(_path(name)), str(folder / "page.partial"), parameters=values,
+            str(_path(name)), str(folder / "page.partial.ipynb"), parameters=values,
             kernel_name="python3", progress_bar=False, log_output=True,
         )  # fmt: skip
-        (folder / "page.partial").rename(folder / "page.ipynb")
+        (folder / "page.partial.ipynb").rename(folder / "page.ipynb")
 
     return obtain(
         "page", {"notebook": name, "parameters": values, "profile": asdict(profile)},
@@ -130,16 +127,9 @@ def _cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def write_downloads(name: str, parts: Mapping[str, Part], folder: Path) -> list[Path]:
-    """Write a page's values and manifests, and each ranking as a TREC run, from the store.
+    """Write a page's values and manifests, as `record` does, and its rankings, ``<name>-runs.zip``.
 
-    Args:
-        name: The page's name.
-        parts: What it compares.
-        folder: Gets ``<name>.csv`` and ``<name>.json``, as `rdl_study.tables.record` writes them, and
-            ``<name>-runs.zip``; the same runs give the same archive.
-
-    Returns:
-        The files.
+    The same rankings give the same archive.
     """
     results = {part: measure(parts[part]) for part in parts}
     values = record(name, results, folder)

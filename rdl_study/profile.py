@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -40,40 +40,35 @@ class Stage:
 
 
 @config
-class StudentConfig:
-    """A student, by everything that makes it."""
-
+class _Encoder:
     encoder: str
-    """Where its weights start: the embedded encoder, a folder or a hub id."""
+    """Where the student's weights start: the embedded encoder, a folder or a hub id."""
     query_tokens: Positive
     """Longest query, in tokens."""
     passage_tokens: Positive
     """Longest passage, in tokens."""
+
+
+@config
+class StudentConfig(_Encoder):
+    """A student, by everything that makes it."""
+
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """Trained one after the other."""
     seed: int
     """Seed of the head's first weights, of draws and of dropout."""
 
 
-_T = TypeVar("_T", ListsConfig, Stage, StudentConfig)
-
-
 @config
-class Profile:
+class Profile(_Encoder):
     """One run of the study."""
 
     name: str
-    """Short name, the file's."""
+    """The file's name."""
     scale: Literal["smoke", "subset", "full"]
     """How much of the paper's experiment this is."""
     label: str
     """What result pages say of the data and the teacher."""
-    encoder: str
-    """Where the student's weights start."""
-    query_tokens: Positive
-    """Longest query, in tokens."""
-    passage_tokens: Positive
-    """Longest passage, in tokens."""
     stage1: Stage
     """Contrastive stage, on judgments with hard negatives."""
     stage2: Stage
@@ -89,11 +84,9 @@ class Profile:
     ablation_steps: Positive | None = None
     """Steps of the second stage there; None takes the stage's."""
     alike: Literal["passages", "passes"] = "passages"
-    """What students have in common whose lists differ in depth or number: passages that they are
-    trained on, or passes over their queries, as in the paper."""
+    """What lists of other depth or number have in common: passages, or passes as in the paper."""
     both_ways: bool = False
-    """The second stage's collection and the test's also change places: figures are over the queries
-    of both, each ranked by a student that learnt from the other."""
+    """Stage 2's collection and the test's also change places; figures are over the queries of both."""
     precision: Precision = "auto"
     """In which students train and score."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -123,7 +116,7 @@ class Profile:
         other = [self.swapped(self.test)] if self.both_ways else []
         return [self.test, *other, *(replace(self.test, collection=c) for c in self.more_tests)]
 
-    def swapped(self, wanted: _T) -> _T:
+    def swapped(self, wanted: Any) -> Any:
         """Lists, a stage or a student with training and test collection in each other's place."""
         if isinstance(wanted, ListsConfig):
             training, test = self.stage2.lists.collection, self.test.collection
@@ -153,12 +146,7 @@ class Profile:
 
 
 def load_profile(name: str | Profile) -> Profile:
-    """Read a profile by name, or from a path that ends in ``.yaml``; a profile comes back as it is.
-
-    Raises:
-        ValueError: No such profile (lists those there are), or a value that does not fit (names
-            its key).
-    """
+    """Read a profile by name, or from a path that ends in ``.yaml``; a profile comes back as it is."""
     if isinstance(name, Profile):
         return name
     folder = project_folder() / "profiles"

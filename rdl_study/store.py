@@ -63,12 +63,10 @@ def obtain(
     """The stored run, or one that is computed now; two processes never compute the same run.
 
     Args:
-        kind: What is computed, such as ``"train"``; the first part of the folder's name.
-        config: A dataclass or JSON; all of it counts for the id.
-        data: Fingerprint of the data.
+        kind: What is computed, such as ``"train"``; the folder's name begins with it.
+        config: A dataclass or JSON; like `data`, a fingerprint, all of it counts for the id.
         code: Names of the modules that do the work.
-        compute: Fills a folder, or goes on in one that was left unfinished; what it returns goes into
-            the manifest.
+        compute: Fills a folder, new or left unfinished; gives more entries for the manifest.
         inputs: Ids of the runs that this one uses.
     """
     identity = {

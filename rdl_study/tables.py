@@ -73,12 +73,7 @@ def display_table(table: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def sentence(table: pd.DataFrame, results: Results) -> Markdown:
-    """The answer in words: the best system, and which differ from the baseline.
-
-    Args:
-        table: `rdl_core.evaluate.compare` of the results' values.
-        results: What was measured.
-    """
+    """The best system, and which differ from the baseline, in words; of `compare`'s table."""
     profile, best = results.profile, table["mean"].idxmax()
     row, differ = table.loc[best], table.index[table["significant"].fillna(False).astype(bool)]
     head = (
@@ -137,11 +132,8 @@ def _paper() -> dict:
 
 
 def published(table: str) -> pd.DataFrame:
-    """A table of the paper (Schlatt et al., ECIR 2025), as nDCG@10.
-
-    Args:
-        table: ``"trec_dl"``, ``"loss"`` or ``"tirex"``, ``"depth"`` or ``"queries"`` (a row for each
-            depth or number of queries), or ``"efficiency"`` (seconds per query, GB).
+    """A table of the paper (Schlatt et al., ECIR 2025): trec_dl, loss, tirex, depth, queries (all
+    nDCG@10) or efficiency (seconds per query, GB).
     """
     data = _paper()[table]
     index = pd.Index([row[0] for row in data["rows"]], name=table if "note" in data else None)
@@ -156,13 +148,10 @@ class Recorded:
     values: pd.DataFrame
     """The main measure, ``[query_id, system]``, mean over seeds."""
     measure: str
-    """Its name."""
     baseline: str
-    """The system that the others are compared with."""
     candidates: str
     """First stage and depth of what was re-ranked."""
     seeds: tuple[int, ...]
-    """Seeds of its students."""
     collections: tuple[str, ...]
     """Collections tested on."""
     device: str
@@ -176,7 +165,7 @@ class Recorded:
 def recorded(
     page: str, part: str, profile: str = "trec-dl", *, folder: Path | None = None
 ) -> Recorded | None:
-    """A part of a page, if it was recorded; `folder` in place of the project's ``results/<profile>``."""
+    """A part of a page, if it was recorded; `folder` stands for the project's ``results/<profile>``."""
     folder = folder or project_folder() / "results" / profile
     if not (folder / f"{page}.csv").exists():
         return None
@@ -252,8 +241,8 @@ def side_by_side(
     Args:
         page: The page's name.
         results: This run's results, by part.
-        paper: Published figures of some parts, by the labels of the part's systems.
-        profile: The profile that was recorded.
+        paper: Published figures by part, each by the labels of the part's systems.
+        profile: The recorded one.
     """
     path = project_folder() / "results" / profile / f"{page}.csv"
     kept = pd.read_csv(path, usecols=["part"])["part"].unique() if path.exists() else ()
