@@ -1,7 +1,7 @@
-"""First stages: BM25 and a dense bi-encoder, from frames of text to frames of candidates.
+"""First stages: BM25, a dense bi-encoder, and random passages, from frames of text to candidates.
 
-Both return ``query_id``, ``doc_id``, ``rank`` (1 is best) and ``score``, at most `depth` rows per
-query. The work is bm25s' and sentence-transformers'.
+All give ``query_id``, ``doc_id``, ``rank`` (1 is best) and ``score``, at most `depth` rows per query.
+The work is bm25s' and sentence-transformers'.
 
 Reference: Robertson & Zaragoza, Foundations and Trends in IR 2009 (BM25); Lù, 2024 (bm25s);
 Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
@@ -9,6 +9,7 @@ Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ from rdl_core.data.downloads import encoder_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.progress import progress
 
-__all__ = ["bm25", "dense", "encode"]
+__all__ = ["bm25", "dense", "encode", "random_candidates"]
 
 _CHUNK = 512
 
@@ -35,11 +36,6 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
         queries: ``query_id`` and ``query``.
         passages: ``doc_id`` and ``text``.
         depth: Most candidates per query; passages that share no word with it are left out.
-
-    >>> passages = pd.DataFrame({"doc_id": ["a", "b"], "text": ["red fox", "blue whale"]})
-    >>> queries = pd.DataFrame({"query_id": ["q"], "query": ["whale song"]})
-    >>> bm25(queries, passages, depth=2)["doc_id"].tolist()
-    ['b']
     """
     if queries.empty:  # which bm25s does not take
         return _candidates(
@@ -65,9 +61,6 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
 
     Returns:
         float32 ``[n, dim]``.
-
-    >>> encode(["a fox", "a whale"], "all-MiniLM-L6-v2", max_tokens=8, queries=False).shape
-    (2, 384)
     """
     from sentence_transformers import SentenceTransformer  # two seconds; most processes encode nothing
 
@@ -108,18 +101,36 @@ def dense(
         query_vectors: float32 ``[n_queries, dim]``, in the order of `queries`.
         passage_vectors: float32 ``[n_passages, dim]``, in the order of `passages`.
         depth: Most candidates per query.
-
-    >>> queries = pd.DataFrame({"query_id": ["q"], "query": ["..."]})
-    >>> passages = pd.DataFrame({"doc_id": ["a", "b"], "text": ["...", "..."]})
-    >>> vectors = np.eye(2, dtype=np.float32)
-    >>> dense(queries, passages, vectors[1:], vectors, depth=1)["doc_id"].tolist()
-    ['b']
     """
     scores = torch.from_numpy(query_vectors) @ torch.from_numpy(passage_vectors).T
     best = scores.topk(min(depth, len(passages)), dim=1)
     return _candidates(
         queries["query_id"], passages["doc_id"], best.indices.numpy(), best.values.numpy()
     )
+
+
+def random_candidates(
+    queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int, seed: int = 0
+) -> pd.DataFrame:
+    """Passages of the corpus drawn uniformly for each query: the random-negatives arm.
+
+    A query's draw depends on its id, the seed and the number of passages alone; its score is minus
+    its rank. Time and memory do not grow with the corpus.
+
+    Args:
+        queries: ``query_id`` and ``query``.
+        passages: ``doc_id`` and ``text``.
+        depth: Candidates per query, or all passages where there are fewer.
+        seed: Of the draws.
+    """
+    depth = min(depth, len(passages))
+    rows = np.empty((len(queries), depth), np.int64)
+    for row, query_id in zip(rows, queries["query_id"], strict=True):
+        key = hashlib.blake2b(f"{seed} {query_id}".encode(), digest_size=8).digest()
+        generator = np.random.default_rng(int.from_bytes(key))
+        row[:] = generator.choice(len(passages), depth, replace=False)
+    scores = np.broadcast_to(-np.arange(1.0, depth + 1), rows.shape)
+    return _candidates(queries["query_id"], passages["doc_id"], rows, scores)
 
 
 def _bars() -> bool:
