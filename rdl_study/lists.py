@@ -39,7 +39,7 @@ _ENCODERS, _MEAN = ("bi_encoder", "fused"), "_mean"
 #: Orders to learn from and to rank with. ``_mean`` behind an LLM's name: the mean of its ranks over all
 #: the times that it ranked a list.
 TEACHERS = (
-    *_ENCODERS, "first_stage", "judgments", *published.TEACHERS,
+    *_ENCODERS, "first_stage", "judgments", "splade", *published.TEACHERS,
     *(name + _MEAN for name in published.TEACHERS),
 )  # fmt: skip
 #: Modules that decide what `lists` gives, for the ids of the runs that use it.
@@ -143,7 +143,9 @@ def chosen_queries(wanted: ListsConfig) -> list[str]:
 
     Where a published teacher ranked some of the collection's queries, they are chosen from these.
     """
-    ids = published.ranked_queries(wanted.collection, wanted.teacher, wanted.first_stages)
+    ids = published.ranked_queries(
+        wanted.collection, first_stages=wanted.first_stages, teacher=wanted.teacher
+    )
     if ids is None:
         ids = load(wanted.collection).queries["query_id"]
     by_hash = sorted(ids, key=lambda query_id: hashlib.sha256(query_id.encode()).digest())
@@ -283,8 +285,17 @@ def _rankings(wanted: ListsConfig, order: str) -> list[pd.DataFrame]:
     if Path(order).is_file():
         frame = read_candidates(order)
         return [frame[[*_IDS, "teacher_rank" if "teacher_rank" in frame else "rank"]]]
-    name = order.removesuffix(_MEAN)
-    frames = published.teacher_runs(wanted.collection, wanted.first_stage, name)
+    collection, name = wanted.collection, order.removesuffix(_MEAN)
+    if order == "splade":
+        frame = published.first_stage(collection, order, _CANDIDATES, chosen_queries(wanted))
+        frames = [] if frame is None else [frame[[*_IDS, "rank"]]]
+    else:
+        frames = published.teacher_runs(collection, wanted.first_stage, name)
+    if not frames:
+        raise ValueError(
+            f"teacher: expected an order that can be computed for {collection!r}, whose lists no LLM "
+            f"ranked that is published; got {order!r}"
+        )
     return frames if order.endswith(_MEAN) else frames[:1]
 
 

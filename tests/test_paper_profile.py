@@ -13,15 +13,15 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ir_datasets
 import pandas as pd
 import pytest
-from ir_datasets.formats import GenericDoc, GenericQuery
+from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrel
 
 from rdl_core.data import collections
-from rdl_core.data._parts import Docs, Qrels, Queries
-from rdl_core.data.collections import Collection, load
+from rdl_core.data.collections import load
 from rdl_study import graph, grid, lists
 from rdl_study.grid import RankingConfig, rank, rankings, train
 from rdl_study.lists import corpus
@@ -90,7 +90,7 @@ def test_the_grid_is_the_papers_and_needs_neither_data_nor_network(tmp_path, mon
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(Collection, "_each", refuse)
+    monkeypatch.setattr(ir_datasets, "load", refuse)
     monkeypatch.setenv("RDL_CACHE", str(tmp_path))
     monkeypatch.delenv("RDL_MIRROR", raising=False)
     pages = graph.declarations("paper")
@@ -123,17 +123,24 @@ RANKED = TRAINED[::2]  # those that RankZephyr ranked
 N = 48
 
 
+def register(monkeypatch, name, **parts):
+    """A dataset for ir_datasets; parts are functions that iterate."""
+    has = {f"has_{part}": lambda x=part: x in parts for part in ("docs", "queries", "qrels")}
+    dataset = SimpleNamespace(**has, **{f"{part}_iter": read for part, read in parts.items()})
+    monkeypatch.setitem(ir_datasets.registry._registered, name, dataset)
+
+
 @pytest.fixture
 def marco(tmp_path, monkeypatch):
     """MS MARCO's training queries and a test, with ColBERTv2's lists and RankZephyr's order of some."""
     monkeypatch.setenv("RDL_RUNS", str(tmp_path))
-    docs = Docs("msmarco", lambda: (GenericDoc(str(n), f"fox number {n}") for n in range(N)))
     for name, ids in ((JUDGED, TRAINED), ("msmarco-passage/trec-dl-2019/judged", ["7000", "7001"])):
-        queries = Queries("q", lambda ids=ids: (GenericQuery(x, f"which fox is {x}") for x in ids))
-        qrels = Qrels(lambda ids=ids: ((x, str(n % 4), 1) for n, x in enumerate(ids)), {1: "relevant"})
-        monkeypatch.setitem(
-            ir_datasets.registry._registered, name, ir_datasets.Dataset(docs, queries, qrels)
-        )
+        register(
+            monkeypatch, name,
+            docs=lambda: (GenericDoc(str(n), f"fox number {n}") for n in range(N)),
+            queries=lambda ids=ids: (GenericQuery(x, f"which fox is {x}") for x in ids),
+            qrels=lambda ids=ids: (TrecQrel(x, str(n % 4), 1, "0") for n, x in enumerate(ids)),
+        )  # fmt: skip
     load.cache_clear()
     frame = pd.DataFrame(
         [(x, str((int(x) * 7 + n) % N), n + 1, 30.0 - n) for x in [*TRAINED, "7000", "7001"]
@@ -143,7 +150,7 @@ def marco(tmp_path, monkeypatch):
     orders = ranked[["query_id", "doc_id"]].assign(teacher_rank=31 - ranked["rank"])
     door = lists.published
     monkeypatch.setattr(door, "first_stage", lambda c, name, depth, ids: frame[frame["query_id"].isin(ids)])
-    monkeypatch.setattr(door, "ranked_queries", lambda c, t, names: RANKED if t == "rank_zephyr" else None)
+    monkeypatch.setattr(door, "ranked_queries", lambda c, first_stages, teacher: RANKED * (teacher == "rank_zephyr") or None)
     monkeypatch.setattr(door, "teacher_runs", lambda c, name, t: [orders])
     yield
     load.cache_clear()
@@ -192,10 +199,10 @@ def test_passages_are_never_all_in_memory(tmp_path, monkeypatch, encoder_folder)
     """All texts of 8.8 M passages once went into a frame, to be hashed and tokenised."""
     monkeypatch.setenv("RDL_RUNS", str(tmp_path))
     monkeypatch.setattr(collections, "_CHUNK", 200)
-    texts = Docs("large", lambda: (GenericDoc(str(n), f"{n} fox " + "x" * 10_000) for n in range(2000)))
-    queries = Queries("large", lambda: iter([GenericQuery("1", "fox")]))
-    dataset = ir_datasets.Dataset(texts, queries)
-    monkeypatch.setitem(ir_datasets.registry._registered, "large", dataset)
+    register(
+        monkeypatch, "large", queries=lambda: iter([GenericQuery("1", "fox")]),
+        docs=lambda: (GenericDoc(str(n), f"{n} fox " + "x" * 10_000) for n in range(2000)),
+    )  # fmt: skip
     corpus("rdl/pydocs/dev", encoder_folder)  # what loading takes
     tracemalloc.start()
     tokens = corpus("large", encoder_folder)
