@@ -1,227 +1,139 @@
-"""What ``rdl bench`` races: for each part, who takes part and over what.
-
-A part is a function of what is `Given` to the work and the systems by label; its docstring says what
-is compared.
-"""
+"""What is raced: for each part, what it compares, which systems take part, and over which lists."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-import rdl_study.bench as efficiency
 from rdl_core.devices import default_device, resolve_precision
-from rdl_study.bench import System
+from rdl_study.bench.config import BenchConfig
+from rdl_study.bench.race import System
+from rdl_study.store import project_folder
 
-__all__ = ["LLMS", "PARTS", "Given", "of_study"]
-
-_HERE = Path(efficiency.__file__).parent
-_DEPTHS = (10, 30, 100, 300, 1000)
+#: Environment of Lightning IR, which needs transformers 4.
+PEERS = project_folder() / ".venv-peers"
 _PASSAGE_WORDS = (32, 64, 128, 256, 445)
-_LIST_SIZES = (8, 16, 32, 64, 128)
-_LISTS_TOGETHER = 4  # whose windows a listwise LLM reads at once
-#: Sizes of a listwise LLM: Mistral-7B's, and a toy of the same architecture for machines without GPU.
-LLMS = {
-    "7B": {
-        "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32_768,
-    },
-    "toy": {
-        "hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 4,
-        "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 32_768,
-    },
-}  # fmt: skip
-# Students of the paper beside them, likewise.
+
+
+def _sizes(hidden: int, inner: int, layers: int, heads: int, **more: int) -> dict[str, int]:
+    return {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+            "num_attention_heads": heads, **more}  # fmt: skip
+
+
+# Of a listwise LLM, Mistral-7B's and a toy's for machines without GPU; of the paper's students beside it.
+_LLMS = {
+    "7B": _sizes(4096, 14_336, 32, 32, num_key_value_heads=8, max_position_embeddings=32_768),
+    "toy": _sizes(256, 896, 4, 8, num_key_value_heads=2, max_position_embeddings=32_768),
+}
 _ELECTRAS = {
-    "7B": {
-        "ELECTRA-base": {
-            "embedding_size": 768, "hidden_size": 768, "intermediate_size": 3072,
-            "num_hidden_layers": 12, "num_attention_heads": 12,
-        },
-        "ELECTRA-large": {
-            "embedding_size": 1024, "hidden_size": 1024, "intermediate_size": 4096,
-            "num_hidden_layers": 24, "num_attention_heads": 16,
-        },
-    },
-    "toy": {
-        "ELECTRA, a toy": {
-            "embedding_size": 64, "hidden_size": 64, "intermediate_size": 256,
-            "num_hidden_layers": 4, "num_attention_heads": 4,
-        },
-    },
+    "7B": {"ELECTRA-base": _sizes(768, 3072, 12, 12, embedding_size=768),
+           "ELECTRA-large": _sizes(1024, 4096, 24, 16, embedding_size=1024)},
+    "toy": {"ELECTRA, a toy": _sizes(64, 256, 4, 4, embedding_size=64)},
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """What a part is made from."""
-
-    work: dict
-    """What systems are made from, as `rdl_study.bench.systems` has it."""
-    peers: str | None
-    """Interpreter of the environment that has Lightning IR; None leaves it out."""
-    llm: str
-    """A key of `LLMS`."""
-
-    def cut(self, depth: int) -> dict:
-        """The work with the first passages of each list alone.
-
-        >>> given = Given(work={"lists": [{"passages": ["a", "b"]}]}, peers=None, llm="toy")
-        >>> given.cut(1)
-        {'lists': [{'passages': ['a']}]}
-        """
-        cut = [x | {"passages": x["passages"][:depth]} for x in self.work["lists"]]
-        return self.work | {"lists": cut}
+_LLM_WAYS = {
+    "": {}, ", static cache": {"cache": "static"}, ", 4 lists together": {"batch_size": 4},
+    ", one token a window": {"mode": "first_token"},
+    ", one token, 4 lists together": {"mode": "first_token", "batch_size": 4},
+}  # fmt: skip
 
 
 def _ours(**options: object) -> System:
     return System(function="rank_ours", options=options)
 
 
-def _peer(function: str, python: str, **options: object) -> System:
-    return System(
-        function=function, options=options, file=str(_HERE / "peers" / "lightning_ir.py"), python=python
-    )
-
-
-def _training(function: str, **options: object) -> System:
-    return System(function=function, options=options, file=str(_HERE / "training.py"))
-
-
 def _theirs(batch_size: int) -> System:
     return System(function="rank_sentence_transformers", options={"batch_size": batch_size})
 
 
-def _rank(given: Given) -> tuple[dict[str, System], dict]:
-    """Passages of a query ranked, by everybody."""
-    systems = {"ours": _ours(), "ours, tokenised before": _ours(stored=True)}
-    systems |= {f"ours, {p}": _ours(precision=p) for p in ("bfloat16", "int8")}
-    systems |= {f"sentence-transformers, {n} at once": _theirs(n) for n in (8, 16, 32)}
-    if given.peers:
-        systems["Lightning IR"] = _peer("rank", given.peers)
-    return systems | {"bi-encoder": System(function="rank_bi_encoder")}, given.work
+def _training(function: str, peer: bool = False, **options: object) -> System:
+    return System(function=function, options=options, file="training.py", peer=peer)
 
 
-def _engine(given: Given) -> tuple[dict[str, System], dict]:
-    """Our student without one thing or the other."""
-    systems = {"ours": _ours(), "weights as they come": _ours(laid_out=False)}
-    systems["batches not filled up"] = _ours(filled=False)
-    systems["memory handed back"] = _ours(kept=False)
-    systems["all cores at one batch of 2,048"] = _ours(apart=False, token_budget=2048)
+def _lightning_ir(function: str, **options: object) -> System:
+    python = str(PEERS / "bin" / "python")
+    return System(function=function, options=options, file="peers/lightning_ir.py", python=python, peer=True)
+
+
+def parts(work: dict, config: BenchConfig) -> dict[str, tuple[str, dict[str, System], dict]]:
+    """Of every part what it compares, its systems by label, and the work that they do."""
+    first, words = work["lists"][0], " ".join(work["lists"][0]["passages"]).split()
+    texts = list(dict.fromkeys(text for each in work["lists"] for text in each["passages"]))
+    by_words = [[" ".join(words[i * 7 % 200 :][:n]) for i in range(32)] for n in _PASSAGE_WORDS]
+    many = (work["lists"] * 32)[:32]
+    batch = {"n_lists": 32, "list_size": min(len(each["passages"]) for each in many)}
+    device, compiled = default_device(), {}
     if shutil.which(os.environ.get("CXX", "g++")):
-        systems["layers compiled"] = _ours(laid_out=False, compiled="default")
-        if default_device().type == "cuda":
-            systems["layers compiled, CUDA graphs"] = _ours(compiled="reduce-overhead")
-    systems |= {f"batches of {n:,} tokens": _ours(token_budget=n) for n in (512, 2048, 4096)}
-    return systems | {"sentence-transformers, 8 at once": _theirs(8)}, given.work
+        compiled["layers compiled"] = _ours(laid_out=False, compiled="default")
+        if device.type == "cuda":
+            compiled["layers compiled, CUDA graphs"] = _ours(compiled="reduce-overhead")
 
+    def lists_of(passages: list[list[str]], sizes: tuple[int, ...]) -> dict:
+        lists = [{"query": first["query"], "passages": each} for each in passages]
+        return work | {"lists": lists, "sizes": sizes}
 
-def _train(given: Given) -> tuple[dict[str, System], dict]:
-    """A training step on a list of 32, RankNet, AdamW, all weights, dropout as in the encoder."""
-    systems = {"ours": _training("train_ours")}
-    systems["ours, bfloat16"] = _training("train_ours", precision="bfloat16")
-    if given.peers:
-        theirs = "train_sentence_transformers"
-        systems["sentence-transformers"] = _training(theirs, mini_batch_size=None)
-        systems["sentence-transformers, 8 at once"] = _training(theirs, mini_batch_size=8)
-        systems["Lightning IR"] = _peer("train", given.peers)
-    return systems, given.cut(32)
+    def of_sizes(*sizes: int) -> dict:  # passages repeated where there are too few
+        return lists_of([(texts * (n // len(texts) + 1))[:n] for n in sizes], sizes)
 
-
-def _sample(given: Given) -> tuple[dict[str, System], dict]:
-    """A batch of 32 lists of 100 drawn and made ready for the encoder."""
-    lists = (given.work["lists"] * 32)[:32]
-    size = {"n_lists": 32, "list_size": min(len(x["passages"]) for x in lists)}
-    systems = {"ours": _training("sample_ours", **size)}
-    if given.peers:
-        systems["Lightning IR, texts"] = _peer("load", given.peers, **size)
-        systems["Lightning IR, tokens"] = _peer("load", given.peers, tokenised=True, **size)
-    return systems, given.work | {"lists": lists}
-
-
-def _regrouped(given: Given, sizes: tuple[int, ...], texts: list[str]) -> dict:
-    """One list of each size, of the first query; passages repeated where there are too few."""
-    query = given.work["lists"][0]["query"]
-    repeated = texts * (max(sizes) // len(texts) + 1)
-    made = [{"query": query, "passages": repeated[:n]} for n in sizes]
-    return given.work | {"lists": made, "sizes": sizes}
-
-
-def _depth(given: Given) -> tuple[dict[str, System], dict]:
-    """From 10 to 1,000 passages; a list beyond the first stage's depth takes other queries' ones."""
-    every = list(dict.fromkeys(p for x in given.work["lists"] for p in x["passages"]))
-    systems = {"ours": _ours(), "ours, int8": _ours(precision="int8")}
-    systems["sentence-transformers, 8 at once"] = _theirs(8)
-    return systems, _regrouped(given, _DEPTHS, every)
-
-
-def _length(given: Given) -> tuple[dict[str, System], dict]:
-    """32 passages of 32 to 445 words, cut to 445 tokens, of the first list's words."""
-    words = " ".join(given.work["lists"][0]["passages"]).split()
-    query = given.work["lists"][0]["query"]
-    made = [
-        {"query": query, "passages": [" ".join(words[i * 7 % 200 :][:n]) for i in range(32)]}
-        for n in _PASSAGE_WORDS
-    ]
-    systems = {"ours": _ours(), "sentence-transformers, 8 at once": _theirs(8)}
-    return systems, given.work | {"lists": made, "sizes": _PASSAGE_WORDS}
-
-
-def _list_size(given: Given) -> tuple[dict[str, System], dict]:
-    """A training step on one list of 8 to 128."""
-    every = list(dict.fromkeys(p for x in given.work["lists"] for p in x["passages"]))
-    return {"ours": _training("train_ours")}, _regrouped(given, _LIST_SIZES, every)
-
-
-def _llm(given: Given) -> tuple[dict[str, System], dict]:
-    """Students beside a listwise LLM that slides windows of 20 by 10 over the same lists."""
-    systems = {"ours": _ours(precision="auto")}
-    for name, sizes in _ELECTRAS[given.llm].items():
-        systems[f"ours, {name}"] = _ours(precision="auto", sizes=sizes)
-    llm, together = f"listwise LLM ({given.llm})", {"batch_size": _LISTS_TOGETHER}
-    ways = {
-        "": {}, ", static cache": {"cache": "static"}, f", {_LISTS_TOGETHER} lists together": together,
-        ", one token a window": {"mode": "first_token"},
-        f", one token, {_LISTS_TOGETHER} lists together": {"mode": "first_token"} | together,
+    return {
+        "rank": ("Passages of a query ranked, by everybody.", {
+            "ours": _ours(), "ours, tokenised before": _ours(stored=True),
+            "ours, bfloat16": _ours(precision="bfloat16"), "ours, int8": _ours(precision="int8"),
+            **{f"sentence-transformers, {n} at once": _theirs(n) for n in (8, 16, 32)},
+            "Lightning IR": _lightning_ir("rank"), "bi-encoder": System(function="rank_bi_encoder"),
+        }, work),
+        "engine": ("Our student without one thing or the other.", {
+            "ours": _ours(), "weights as they come": _ours(laid_out=False),
+            "batches not filled up": _ours(fill=1), "memory handed back": _ours(keep_pages=False),
+            "all cores at one batch of 2,048": _ours(workers=1, token_budget=2048),
+            **compiled, **{f"batches of {n:,} tokens": _ours(token_budget=n) for n in (512, 2048, 4096)},
+            "sentence-transformers, 8 at once": _theirs(8),
+        }, work),
+        "train": ("A training step on a list of 32, RankNet, AdamW, all weights, dropout.", {
+            "ours": _training("train_ours"),
+            "ours, bfloat16": _training("train_ours", precision="bfloat16"),
+            "sentence-transformers": _training("train_sentence_transformers", True, mini_batch_size=None),
+            "sentence-transformers, 8 at once":
+                _training("train_sentence_transformers", True, mini_batch_size=8),
+            "Lightning IR": _lightning_ir("train"),
+        }, work | {"lists": [x | {"passages": x["passages"][:32]} for x in work["lists"]]}),
+        "sample": ("A batch of 32 lists of 100 drawn and made ready for the encoder.", {
+            "ours": _training("sample_ours", **batch),
+            "Lightning IR, texts": _lightning_ir("load", **batch),
+            "Lightning IR, tokens": _lightning_ir("load", tokenised=True, **batch),
+        }, work | {"lists": many}),
+        "depth": ("From 10 to 1,000 passages, beyond the first stage's depth other queries'.", {
+            "ours": _ours(), "ours, int8": _ours(precision="int8"),
+            "sentence-transformers, 8 at once": _theirs(8),
+        }, of_sizes(10, 30, 100, 300, 1000)),
+        "length": ("32 passages of 32 to 445 words of the first list, cut to 445 tokens.", {
+            "ours": _ours(), "sentence-transformers, 8 at once": _theirs(8),
+        }, lists_of(by_words, _PASSAGE_WORDS)),
+        "list_size": ("A training step on one list of 8 to 128.", {
+            "ours": _training("train_ours"),
+        }, of_sizes(8, 16, 32, 64, 128)),
+        "llm": ("Students beside a listwise LLM that slides windows of 20 by 10 over the lists.", {
+            "ours": _ours(precision="auto"),
+            **{f"ours, {name}": _ours(precision="auto", sizes=sizes)
+               for name, sizes in _ELECTRAS[config.llm].items()},
+            **{f"listwise LLM ({config.llm}){way}":
+               System(function="rank_listwise_llm", options={"sizes": _LLMS[config.llm], **options})
+               for way, options in _LLM_WAYS.items()},
+        }, work),
+        "limit": ("What the encoder computes in a second, beside products of large matrices alone.", {
+            f"{who}, {precision}": System(function=function, options={"precision": precision})
+            for precision in dict.fromkeys(("float32", resolve_precision("auto", device)))
+            for who, function in (("ours", "encode_ours"), ("matrix products", "matrix_products"))
+        }, work),
     }  # fmt: skip
-    for way, options in ways.items():
-        options = {"sizes": LLMS[given.llm]} | options
-        systems[llm + way] = System(function="rank_listwise_llm", options=options)
-    return systems, given.work
-
-
-def _limit(given: Given) -> tuple[dict[str, System], dict]:
-    """What the encoder computes in a second, beside products of large matrices and nothing else."""
-    systems = {}
-    for precision in dict.fromkeys(("float32", resolve_precision("auto", default_device()))):
-        options = {"precision": precision}
-        systems[f"ours, {precision}"] = System(function="encode_ours", options=options)
-        systems[f"matrix products, {precision}"] = System(function="matrix_products", options=options)
-    return systems, given.work
-
-
-#: What is compared, by name.
-PARTS: dict[str, Callable[[Given], tuple[dict[str, System], dict]]] = {
-    "rank": _rank, "engine": _engine, "train": _train, "sample": _sample, "depth": _depth,
-    "length": _length, "list_size": _list_size, "llm": _llm, "limit": _limit,
-}  # fmt: skip
 
 
 def of_study(precision: str) -> dict[str, System]:
-    """What the study ranks with, and the student in other precisions and hands.
-
-    >>> [name for name in of_study("float32") if name.startswith("b")]
-    ['bi-encoder']
-    """
+    """What the study ranks with, and the student in other precisions and hands."""
     device = default_device()
-    others = [resolve_precision(precision, device), *(["int8"] if device.type == "cpu" else [])]
+    others = {resolve_precision(precision, device), *(["int8"] if device.type == "cpu" else [])}
     return {
         "student": _ours(),
-        **{f"student, {p}": _ours(precision=p) for p in others if p != "float32"},
+        **{f"student, {other}": _ours(precision=other) for other in sorted(others - {"float32"})},
         "student in sentence-transformers": _theirs(8),
-        "bi-encoder": System(function="rank_bi_encoder"),
-        "BM25": System(function="rank_bm25"),
-    }
+        "bi-encoder": System(function="rank_bi_encoder"), "BM25": System(function="rank_bm25"),
+    }  # fmt: skip
