@@ -8,18 +8,24 @@ from pydantic import Field
 
 from rdl_core.config import Positive, config
 
-#: What can be raced; `rdl_study.bench.parts` says what each part compares.
+#: What can be raced; `rdl_study.bench.measure.parts` says what each part compares.
 Part = Literal["rank", "engine", "train", "sample", "depth", "length", "list_size", "llm", "limit"]
 
 
 @config
-class BenchConfig:
+class _Ranking:
+    profile: str = "mini"
+    """Profile whose test candidates are ranked."""
+    out: str = "runs/bench"
+    """Folder of the figures."""
+
+
+@config
+class BenchConfig(_Ranking):
     """Systems to race on the same passages, weights and lengths."""
 
     parts: tuple[Part, ...] = ()
     """rank, engine, train, sample, depth, length, list_size, llm, limit; none: all of them."""
-    profile: str = "mini"
-    """Profile whose test candidates are ranked."""
     model: str | None = None
     """Folder, hub id or name of weights; none: the profile's encoder. A missing head is random."""
     queries: Positive = 8
@@ -30,20 +36,14 @@ class BenchConfig:
     """Race Lightning IR and other trainers, too; makes an environment of its own, .venv-peers."""
     llm: Literal["7B", "toy"] = "toy"
     """Sizes of the listwise LLM, and of the students beside it."""
-    out: str = "runs/bench"
-    """Folder of the figures."""
 
 
 @config
-class PrecisionConfig:
+class PrecisionConfig(_Ranking):
     """A student to rank with in each precision; that it never saw the test queries is not checked."""
 
     model: str
     """Folder or hub id of a trained student."""
-    profile: str = "mini"
-    """Profile whose test candidates are ranked."""
-    out: str = "runs/bench"
-    """Folder of the figures."""
 
 
 @config

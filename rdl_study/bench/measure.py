@@ -1,4 +1,4 @@
-"""The commands ``rdl bench``, ``rdl precision`` and ``rdl size``, and the timings of a notebook's own run.
+"""What is raced, and the commands ``rdl bench``, ``rdl precision`` and ``rdl size``.
 
 Figures go into a folder; those of the book lie in ``results/efficiency/<machine>/``.
 """
@@ -6,10 +6,9 @@ Figures go into a folder; those of the book lie in ``results/efficiency/<machine
 from __future__ import annotations
 
 import json
-import logging
+import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
@@ -25,33 +24,148 @@ from transformers import AutoTokenizer
 from rdl_core.cross_encoder import CrossEncoder, model_path
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.devices import PRECISIONS, default_device
+from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.evaluate import per_query, settle_ties
 from rdl_core.files import content_hash
 from rdl_core.rerank import rerank
 from rdl_core.tokens import PairTemplate, TokenStore
 from rdl_study.bench.config import BenchConfig, PrecisionConfig, SizeConfig
-from rdl_study.bench.parts import PEERS, of_study, parts
 from rdl_study.bench.race import Measured, System, race, ratios, read, summary
 from rdl_study.grid import train
 from rdl_study.lists import ListsConfig, corpus, lists
 from rdl_study.profile import Profile, load_profile
-from rdl_study.store import machine, obtain
+from rdl_study.store import machine, obtain, project_folder
 
-_MOST_CALLS = 8
+_MOST_CALLS, _PASSAGE_WORDS = 8, (32, 64, 128, 256, 445)
 _UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all that BERT reads
-_log = logging.getLogger(__name__)
+
+
+# --- who races, over what -------------------------------------------------------------------------
+
+
+def _sizes(hidden: int, inner: int, layers: int, heads: int, **more: int) -> dict[str, int]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return dict(zip(names, (hidden, inner, layers, heads), strict=True)) | more
+
+
+# Of a listwise LLM: Mistral-7B's, and a toy's for machines without GPU; of students beside it.
+_LLMS = {
+    "7B": _sizes(4096, 14_336, 32, 32, num_key_value_heads=8, max_position_embeddings=32_768),
+    "toy": _sizes(256, 896, 4, 8, num_key_value_heads=2, max_position_embeddings=32_768),
+}
+_ELECTRAS = {
+    "7B": {"ELECTRA-base": _sizes(768, 3072, 12, 12, embedding_size=768),
+           "ELECTRA-large": _sizes(1024, 4096, 24, 16, embedding_size=1024)},
+    "toy": {"ELECTRA, a toy": _sizes(64, 256, 4, 4, embedding_size=64)},
+}  # fmt: skip
+_LLM_WAYS = {
+    "": {}, ", static cache": {"cache": "static"}, ", 4 lists together": {"batch_size": 4},
+    ", one token a window": {"mode": "first_token"},
+    ", one token, 4 lists together": {"mode": "first_token", "batch_size": 4},
+}  # fmt: skip
+
+
+def _system(function: str, **options: object) -> System:
+    return System(function=function, options=options)
+
+
+def _ours(**options: object) -> System:
+    return _system("rank_ours", **options)
+
+
+def _training(function: str, peer: bool = False, **options: object) -> System:
+    return System(function=function, options=options, file="training.py", peer=peer)
+
+
+def _lightning_ir(function: str, **options: object) -> System:
+    python = str(project_folder() / ".venv-peers" / "bin" / "python")
+    own = {"file": "peers/lightning_ir.py", "python": python, "peer": True}
+    return System(function=function, options=options, **own)
+
+
+def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]]:
+    """Of each part what it compares, its systems by label, and the work that they do.
+
+    Args:
+        work: As `rdl_study.bench.systems` has it; parts change its lists.
+        llm: Sizes of the listwise LLM, ``"7B"`` or ``"toy"``.
+    """
+    first, words = work["lists"][0], " ".join(work["lists"][0]["passages"]).split()
+    texts = list(dict.fromkeys(text for each in work["lists"] for text in each["passages"]))
+    by_words = [[" ".join(words[i * 7 % 200 :][:n]) for i in range(32)] for n in _PASSAGE_WORDS]
+    many = (work["lists"] * 32)[:32]
+    batch = {"n_lists": 32, "list_size": min(len(each["passages"]) for each in many)}
+    theirs = {n: _system("rank_sentence_transformers", batch_size=n) for n in (8, 16, 32)}
+    best, compiled = {"sentence-transformers, 8 at once": theirs[8]}, {}
+    device, auto = default_device().type, resolve_precision("auto", default_device())
+    if shutil.which(os.environ.get("CXX", "g++")):
+        compiled["layers compiled"] = _ours(laid_out=False, compiled="default")
+        if device == "cuda":
+            compiled["layers compiled, CUDA graphs"] = _ours(compiled="reduce-overhead")
+
+    def lists_of(passages: list[list[str]], sizes: tuple[int, ...]) -> dict:
+        of_first = [{"query": first["query"], "passages": each} for each in passages]
+        return work | {"lists": of_first, "sizes": sizes}
+
+    def of_sizes(*sizes: int) -> dict:  # passages repeated where there are too few
+        return lists_of([(texts * (n // len(texts) + 1))[:n] for n in sizes], sizes)
+
+    return {
+        "rank": ("Passages of a query ranked, by everybody.", {
+            "ours": _ours(), "ours, tokenised before": _ours(stored=True),
+            "ours, bfloat16": _ours(precision="bfloat16"), "ours, int8": _ours(precision="int8"),
+            **{f"sentence-transformers, {n} at once": system for n, system in theirs.items()},
+            "Lightning IR": _lightning_ir("rank"), "bi-encoder": _system("rank_bi_encoder"),
+        }, work),
+        "engine": ("Our student without one thing or the other.", {
+            "ours": _ours(), "weights as they come": _ours(laid_out=False),
+            "batches not filled up": _ours(fill=1), "memory handed back": _ours(keep_pages=False),
+            "all cores at one batch of 2,048": _ours(workers=1, token_budget=2048), **compiled,
+            **{f"batches of {n:,} tokens": _ours(token_budget=n) for n in (512, 2048, 4096)}, **best,
+        }, work),
+        "train": ("A training step on a list of 32, RankNet, AdamW, all weights, dropout.", {
+            "ours": _training("train_ours"),
+            "ours, bfloat16": _training("train_ours", precision="bfloat16"),
+            "sentence-transformers": _training("train_theirs", peer=True, mini_batch_size=None),
+            "sentence-transformers, 8 at once": _training("train_theirs", peer=True, mini_batch_size=8),
+            "Lightning IR": _lightning_ir("train"),
+        }, work | {"lists": [x | {"passages": x["passages"][:32]} for x in work["lists"]]}),
+        "sample": ("A batch of 32 lists of 100 drawn and made ready for the encoder.", {
+            "ours": _training("sample_ours", **batch),
+            "Lightning IR, texts": _lightning_ir("load", **batch),
+            "Lightning IR, tokens": _lightning_ir("load", tokenised=True, **batch),
+        }, work | {"lists": many}),
+        "depth": ("From 10 to 1,000 passages, beyond the first stage's depth other queries'.", {
+            "ours": _ours(), "ours, int8": _ours(precision="int8"), **best,
+        }, of_sizes(10, 30, 100, 300, 1000)),
+        "length": ("32 passages of 32 to 445 words of the first list, cut to 445 tokens.", {
+            "ours": _ours(), **best,
+        }, lists_of(by_words, _PASSAGE_WORDS)),
+        "list_size": ("A training step on one list of 8 to 128.", {
+            "ours": _training("train_ours"),
+        }, of_sizes(8, 16, 32, 64, 128)),
+        "llm": ("Students beside a listwise LLM that slides windows of 20 by 10 over the lists.", {
+            "ours": _ours(precision="auto"),
+            **{f"ours, {name}": _ours(precision="auto", sizes=x) for name, x in _ELECTRAS[llm].items()},
+            **{f"listwise LLM ({llm}){way}": _system("rank_listwise_llm", sizes=_LLMS[llm], **options)
+               for way, options in _LLM_WAYS.items()},
+        }, work),
+        "limit": ("What the encoder computes in a second, beside products of large matrices alone.", {
+            f"{who}, {precision}": _system(function, precision=precision)
+            for precision in sorted({"float32", auto}, reverse=True)
+            for who, function in (("ours", "encode_ours"), ("matrix products", "matrix_products"))
+        }, work),
+    }  # fmt: skip
 
 
 def bench(config: BenchConfig) -> str:
     """Race systems, part by part, and keep the figures; how fast they are, as text."""
-    profile = load_profile(config.profile)
+    profile, texts = load_profile(config.profile), []
     candidates, model = replace(profile.test, n_queries=config.queries), config.model or profile.encoder
-    texts = []
-    if config.peers:
-        peers_python()
+    if config.peers:  # Lightning IR's environment
+        subprocess.run(["make", "-sC", project_folder(), ".venv-peers/.ready"], check=True)
     with tempfile.TemporaryDirectory() as weights:
-        every = parts(_work(candidates, model, Path(weights), _UNCUT), config)
+        every = parts(_work(candidates, model, Path(weights), _UNCUT), config.llm)
         for name in config.parts or every:
             started, (what, systems, work) = time.monotonic(), every[name]
             systems = {label: x for label, x in systems.items() if config.peers or not x.peer}
@@ -59,28 +173,15 @@ def bench(config: BenchConfig) -> str:
             timed, machines, results = race(systems, work, calls=calls, repetitions=config.repetitions)
             about = {
                 "what": what, "model": model, "collection": candidates.collection,
-                "first_stage": candidates.first_stage, "sizes": work.get("sizes"),
-                "lists": [len(each["passages"]) for each in work["lists"]], **_UNCUT,
+                "first_stage": candidates.first_stage, "sizes": work.get("sizes"), **_UNCUT,
+                "lists": [len(each["passages"]) for each in work["lists"]],
                 "repetitions": config.repetitions, "machines": machines, **_compared(results),
                 "data": load(candidates.collection).fingerprint,
             }  # fmt: skip
             _keep(config.out, name, timed, about, started)
             table = summary(timed).assign(speed=ratios(timed, next(iter(systems)))["median"])
             texts.append(f"{name}: {what}\n{table.round(2).to_string()}\n")
-            _log.info("%s", texts[-1])
     return "\n".join([*texts, f"figures in {config.out}"])
-
-
-def peers_python() -> str:
-    """Interpreter of the environment of Lightning IR, which is made where it is missing."""
-    python, packages = str(PEERS / "bin" / "python"), Path(__file__).parent / "peers" / "requirements.txt"
-    if not (PEERS / ".ready").exists():
-        shutil.rmtree(PEERS, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
-        install = [python, "-m", "pip", "install", "-qq", "--no-compile", "-r", packages]
-        subprocess.run(install, check=True)
-        (PEERS / ".ready").touch()
-    return python
 
 
 def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
@@ -88,19 +189,26 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
     candidates, system = replace(profile.test, n_queries=n_queries), profile.student()
     limits, trained = {name: getattr(system, name) for name in _UNCUT}, train(system)
     identity = {"candidates": asdict(candidates), "system": asdict(system), "repetitions": repetitions}
+    device = default_device()
+    more = [resolve_precision(profile.precision, device), *(["int8"] if device.type == "cpu" else [])]
+    systems = {
+        "student": _ours(), **{f"student, {x}": _ours(precision=x) for x in more if x != "float32"},
+        "student in sentence-transformers": _system("rank_sentence_transformers", batch_size=8),
+        "bi-encoder": _system("rank_bi_encoder"), "BM25": _system("rank_bm25"),
+    }  # fmt: skip
 
     def compute(folder: Path) -> None:
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as weights:
             work = _work(candidates, str(trained.folder / "model"), Path(weights), limits)
-            calls, systems = list(range(len(work["lists"]))), of_study(profile.precision)
+            calls = list(range(len(work["lists"])))
             timed, machines, results = race(systems, work, calls=calls, repetitions=repetitions)
         _keep(folder, "timing", timed, {"machines": machines, **_compared(results)}, started)
 
     run = obtain(
         "timing", identity, data=load(candidates.collection).fingerprint, compute=compute,
+        code=[f"rdl_study.bench.{x}" for x in ("measure", "systems", "worker")],
         inputs=[trained.manifest["id"]],
-        code=("rdl_study.bench.measure", "rdl_study.bench.systems", "rdl_study.bench.worker"),
     )  # fmt: skip
     return read(run.folder / "timing.json")
 
@@ -121,10 +229,10 @@ def _work(candidates: ListsConfig, model: str, folder: Path, limits: dict[str, i
 
 
 def _compared(results: dict[str, dict[int, Any]]) -> dict[str, dict]:
-    """Largest difference of each system's scores from the first one's; calls that gave a number."""
+    """Largest differences of systems' scores from the first one's; what was counted instead of scores."""
     first, differences = next(iter(results.values())), {}
     for name, other in list(results.items())[1:]:
-        pairs = [(first[call], other[call]) for call in first]
+        pairs = [(scores, other[call]) for call, scores in first.items()]
         if all(isinstance(x, list) and np.shape(x) == np.shape(y) for x, y in pairs):
             differences[name] = max(float(np.abs(np.subtract(x, y)).max()) for x, y in pairs)
     counts = {x: of for x, of in results.items() if all(isinstance(n, int) for n in of.values())}
@@ -140,24 +248,28 @@ def _keep(folder: str | Path, part: str, table: pd.DataFrame, about: dict, start
     file.write_text(json.dumps({"part": part, **about, **circumstances}, indent=1) + "\n")
 
 
+# --- what a precision costs -----------------------------------------------------------------------
+
+
 def precision(config: PrecisionConfig) -> str:
     """Rank a profile's test candidates with a student in each precision; keep every query's measure."""
     profile, started, tables = load_profile(config.profile), time.monotonic(), []
     name, limits = model_path(config.model), {limit: getattr(profile, limit) for limit in _UNCUT}
     model = CrossEncoder.from_pretrained(config.model, **limits, trained=True).to(default_device())
     for test in profile.tests:
-        candidates, collection = lists(test), load(test.collection)
-        texts = corpus(test.collection, name)
-        judged = collection.qrels[collection.qrels["query_id"].isin(candidates["query_id"])]
+        candidates, texts = lists(test), corpus(test.collection, name)
+        qrels = load(test.collection).qrels
+        qrels = qrels[qrels["query_id"].isin(candidates["query_id"])]
         for layers in [*PRECISIONS, *(["int8"] if model.device.type == "cpu" else [])]:
             run = settle_ties(rerank(model, candidates, texts, precision=layers), candidates)
-            values = per_query(judged, run, [profile.measure])
+            values = per_query(qrels, run, [profile.measure])
             tables.append(values.assign(collection=test.collection, precision=layers))
     values = pd.concat(tables)[["collection", "precision", "query_id", profile.measure]]
     weights = Path(name, "model.safetensors")
     about = {
-        "model": Path(config.model).name, "weights": content_hash(weights) if weights.exists() else None,
-        "profile": profile.name, "candidates": f"{profile.test.first_stage} top {profile.test.depth}",
+        "model": Path(config.model).name, "profile": profile.name,
+        "candidates": f"{profile.test.first_stage} top {profile.test.depth}",
+        "weights": content_hash(weights) if weights.exists() else None,
         "data": [load(test.collection).fingerprint for test in profile.tests],
     }  # fmt: skip
     _keep(config.out, "precision", values, about, started)
@@ -165,52 +277,53 @@ def precision(config: PrecisionConfig) -> str:
     return f"{means.round(4).to_string()}\nfigures in {config.out}"
 
 
+# --- the way of data at the size of MS MARCO ------------------------------------------------------
+
+
 def size(config: SizeConfig) -> str:
-    """Time the way of data at the size of MS MARCO, with made-up ids and tokens; keep the figures."""
-    started, races = time.monotonic(), []
+    """Time opening a store, making lists and drawing batches, of made-up ids and tokens."""
+    started, machines, tables = time.monotonic(), {}, []
     steps = {"token store opened": "open", "lists made of a parquet file": "lists",
              "a batch drawn and packed": "batch"}  # fmt: skip
     with tempfile.TemporaryDirectory() as made:
         work = _made_up(config, Path(made))
         on_disk = sum(path.stat().st_size for path in Path(made).rglob("*") if path.is_file())
         for label, step in steps.items():  # one after the other: memory is not to be shared
-            system = System(function="data_path", options={"step": step}, file="training.py")
+            systems = {label: _training("data_path", step=step)}
             calls = list(range(10 if step == "batch" else 1))
-            races.append(race({label: system}, work, calls=calls, repetitions=config.repetitions))
-    timed = pd.concat([timings for timings, _, _ in races])
-    machines = {label: of for _, of_step, _ in races for label, of in of_step.items()}
-    what = "The data path, with made-up ids and tokens."
-    about = {"what": what, "sizes": asdict(config), "disk_bytes": on_disk, "machines": machines}
-    _keep(config.out, "full_size", timed, about, started)
+            timed, of_step, _ = race(systems, work, calls=calls, repetitions=config.repetitions)
+            machines |= of_step
+            tables.append(timed)
+    about = {"sizes": {"passages": config.passages, "queries": config.queries}, "disk_bytes": on_disk,
+             "repetitions": config.repetitions, "machines": machines}  # fmt: skip
+    _keep(config.out, "full_size", pd.concat(tables), about, started)
     peak_mb = {label: of["peak_bytes"] / 1e6 for label, of in machines.items()}
-    return f"{summary(timed).assign(peak_MB=peak_mb).round(1).to_string()}\nfigures in {config.out}"
+    table = summary(pd.concat(tables)).assign(peak_MB=peak_mb).round(1)
+    return f"{table.to_string()}\nfigures in {config.out}"
 
 
 def _made_up(config: SizeConfig, folder: Path) -> dict:
     """Write stores, ids and lists of 100 as Rank-DistiLLM has them; where they are, as a race's work."""
-    rng, tokenizer = np.random.default_rng(0), AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
+    rng = np.random.default_rng(0)
+    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
     for name, n, mean in (("passages", config.passages, 74), ("queries", config.queries, 8)):
-        TokenStore.build((), tokenizer, folder / name, max_tokens=512, total=0)  # filled by hand
+        store = folder / name
+        TokenStore.build((), tokenizer, store, max_tokens=512, total=0)  # filled by hand
         lengths = rng.lognormal(np.log(mean) - 0.08, 0.4, n).clip(1, 512).astype(np.int64)
-        with (folder / name / "offsets.bin").open("ab") as offsets:
+        with (store / "offsets.bin").open("ab") as offsets:
             offsets.write(lengths.cumsum())
-        n_tokens = int(lengths.sum())
-        ids = rng.integers(1000, len(tokenizer), n_tokens, dtype=np.uint16)
-        ids.tofile(folder / name / "tokens.bin")
-        about = json.loads((folder / name / "store.json").read_text()) | {"rows": n, "tokens": n_tokens}
-        (folder / name / "store.json").write_text(json.dumps(about))
+        ids = rng.integers(1000, len(tokenizer), lengths.sum(), dtype=np.uint16)
+        ids.tofile(store / "tokens.bin")
+        about = json.loads((store / "store.json").read_text()) | {"rows": n, "tokens": len(ids)}
+        (store / "store.json").write_text(json.dumps(about))
     doc_ids, query_ids = (np.arange(n).astype("str") for n in (config.passages, config.queries))
     stretch = config.passages // 100  # a passage of each stretch, so that none stands twice
     places = np.arange(100) * stretch + rng.integers(0, stretch, (config.queries, 100))
-    docno = rng.permuted(places, axis=1).ravel().astype("str")
-    rank = np.tile(np.arange(1, 101), config.queries)
-    tables = {
-        "doc_ids": {"id": doc_ids}, "query_ids": {"id": query_ids},
-        "candidates": {"qid": query_ids.repeat(100), "docno": docno, "rank": rank, "score": 1 / rank},
-    }  # fmt: skip
-    for name, table in tables.items():
-        pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
-    paths = {name: str(folder / f"{name}.parquet") for name in tables}
-    paths |= {name: str(folder / name) for name in ("passages", "queries")}
+    docno, rank = rng.permuted(places, axis=1).ravel(), np.tile(np.arange(1, 101), config.queries)
+    candidates = {"qid": query_ids.repeat(100), "docno": docno.astype("str"), "rank": rank}
+    tables = {"doc_ids": {"id": doc_ids}, "query_ids": {"id": query_ids}, "candidates": candidates}
+    for name, columns in tables.items():
+        pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet")
+    paths = {path.stem: str(path) for path in folder.iterdir()}
     sizes = {"query_tokens": 32, "passage_tokens": 256, "n_lists": 32, "list_size": 100}
     return paths | sizes | {"template": asdict(PairTemplate.of(tokenizer))}

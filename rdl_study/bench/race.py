@@ -26,10 +26,9 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """Something that is called with the number of a list, and ranks it or trains on it.
+    """A function in a file, which takes the work and options, and returns what is called with numbers.
 
-    The function in the file takes the work and the options, and returns what is called. A peer runs
-    only where peers are asked for.
+    A peer runs only where peers are asked for, perhaps by the Python of another environment.
     """
 
     function: str
@@ -40,13 +39,10 @@ class System:
 
 
 class Measured(NamedTuple):
-    """What a race found."""
+    """A race's ``system``, ``call``, ``turn``, ``ms`` of each call; and what ran where, as kept."""
 
     timings: pd.DataFrame
-    """One row a call: ``system``, ``call``, ``turn``, ``ms``."""
     manifest: dict[str, Any]
-    """What ran where; ``machines`` has each system's memory in bytes and versions, with CUDA also
-    its memory on the GPU, with NVML the ``joules`` of a list."""
 
 
 def read(file: Path) -> Measured:
@@ -62,16 +58,15 @@ def recorded(part: str, machine: str = "cpu") -> Measured:
 def race(
     systems: dict[str, System], work: dict, *, calls: list[int], repetitions: int
 ) -> tuple[pd.DataFrame, dict[str, dict], dict[str, dict[int, Any]]]:
-    """Race systems, after a call of each that does not count.
+    """Race systems, by label, after a call of each that does not count.
 
     Args:
-        systems: By label.
-        work: What all of them are made from; JSON.
-        calls: Numbers that each system is called with, in this order.
-        repetitions: How often the calls are repeated.
+        systems, work: Who takes part, and what all of them are made from, as JSON.
+        calls, repetitions: Numbers that systems are called with, in this order, and how often.
 
     Returns:
-        Timings and machines, as `Measured` has them, and what calls returned, by system and number.
+        Timings; memory in bytes and versions of each system, with CUDA also its memory on the GPU,
+        with NVML the ``joules`` of a list; and what calls returned, by system and number.
 
     Raises:
         ChildProcessError: A system's process ended; its last words are in the text.
@@ -140,9 +135,8 @@ def machine_line(manifest: dict[str, Any]) -> str:
     """Where a race ran, on what, with which versions; Markdown."""
     versions = {k: v for of in manifest["machines"].values() for k, v in of["versions"].items()}
     libraries = ", ".join(f"{k} {v}" for k, v in sorted(versions.items()) if k != "tokenizers")
-    where = "{device}, {threads} threads; {collection}, {first_stage}".format(**manifest)
     lengths = ", ".join(map(str, sorted(set(manifest["lists"]))))
     return (
-        f"*{where}; lists of {lengths}; weights of {manifest['model']}; {libraries}; commit "
-        f"{manifest['commit']}, {manifest['finished'][:10]}.*"
-    )
+        "*{device}, {threads} threads; {collection}, {first_stage}; lists of {lengths}; weights of "
+        "{model}; {libraries}; commit {commit}, {finished:.10}.*"
+    ).format(**manifest, lengths=lengths, libraries=libraries)

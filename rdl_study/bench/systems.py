@@ -1,9 +1,9 @@
 """Rankers: ours, sentence-transformers', a bi-encoder, BM25, a listwise LLM; and matrix products.
 
-Each function takes the work and options, and returns what a worker calls with the number of a list.
-The work has ``model`` (folder of a cross-encoder), ``bi_encoder``, ``query_tokens``,
-``passage_tokens``, ``pair_tokens`` and ``lists``, each with a ``query`` and ``passages``. Rankers
-return scores; tokenising is part of the call.
+Each function takes the work and options, and returns what a worker calls with the number of a list,
+for its scores; tokenising is part of the call. The work has ``model`` (folder of a cross-encoder),
+``bi_encoder``, ``query_tokens``, ``passage_tokens``, ``pair_tokens``, and ``lists``, each with a
+``query`` and ``passages``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def load_student(work: dict, sizes: dict | None = None) -> CrossEncoder:
 
 def candidates_of(lists: list[dict]) -> pd.DataFrame:
     """Lists as a frame of candidates with their texts; query ids sort like the lists."""
-    rows = [(f"{n:04}", each["query"], f"{n}-{i}", text, i + 1)
-            for n, each in enumerate(lists) for i, text in enumerate(each["passages"])]  # fmt: skip
+    rows = [(f"{n:04}", x["query"], f"{n}-{i}", text, i + 1)
+            for n, x in enumerate(lists) for i, text in enumerate(x["passages"])]  # fmt: skip
     return pd.DataFrame(rows, columns=["query_id", "query", "doc_id", "text", "rank"])
 
 
@@ -51,13 +51,11 @@ def rank_ours(
     """Our student.
 
     Args:
-        work, sizes: As for `load_student`.
-        precision, engine: As for `rdl_core.cpu.engine`.
         stored: Whether passages were tokenised before.
         compiled: Mode of ``torch.compile`` for the layers, which it cannot compile once they are
             laid out; ``"reduce-overhead"`` records CUDA graphs. Needs a C++ compiler.
         laid_out: Whether the engine scores, or the student itself, in float32.
-        token_budget: Most tokens in a batch; None takes what suits the device.
+        work, sizes, precision, engine: As for `load_student` and `rdl_core.cpu.engine`.
     """
     student, lists = load_student(work, sizes), work["lists"]
     for layer in student.model.base_model.encoder.layer[:-1] if compiled else ():
@@ -65,18 +63,18 @@ def rank_ours(
     scorer = cpu.engine(student, resolve_precision(precision, student.device), **engine)
     scorer = scorer if laid_out else student  # the C library keeps pages either way
 
+    budget = token_budget or token_budget_of(student.device)
+
     def tokens(texts: list[str]) -> TokenStore:
         return TokenStore.of_texts(texts, student.tokenizer).to(student.device)
 
     kept = [tokens(each["passages"]) for each in lists if stored]
 
+    @torch.inference_mode()
     def rank(number: int) -> Tensor:
-        query = tokens([lists[number]["query"]])
         passages = kept[number] if stored else tokens(lists[number]["passages"])
-        rows = torch.arange(len(passages), device=student.device)
-        budget = token_budget or token_budget_of(student.device)
-        with torch.inference_mode():
-            return scorer.score(query, passages, rows * 0, rows, token_budget=budget).cpu()
+        rows, query = torch.arange(len(passages), device=student.device), lists[number]["query"]
+        return scorer.score(tokens([query]), passages, rows * 0, rows, token_budget=budget).cpu()
 
     return rank
 
@@ -125,12 +123,8 @@ def rank_listwise_llm(
 ) -> Callable[[int], list[int]]:
     """A listwise LLM over windows of 20 by 10, with random weights: they do not change the time.
 
-    Answers are as long as a permutation, ``[1] > ... > [20]``, whatever the model writes.
-
-    Args:
-        sizes: Of transformers' ``MistralConfig``.
-        batch_size: Lists whose windows are read together, as one list's windows follow each other.
-        work, mode, cache: See the module, and `rdl_core.teachers.local_llm.LocalLLM`.
+    Answers are as long as a permutation, ``[1] > ... > [20]``, whatever the model writes. `sizes` are
+    transformers' ``MistralConfig``'s; `batch_size` is of lists, as a list's windows follow each other.
     """
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -177,10 +171,7 @@ def matrix_products(work: dict, *, precision: str) -> Callable[[int], int]:
 
 
 def encode_ours(work: dict, *, precision: str) -> Callable[[int], int]:
-    """As `rank_ours` on stored tokens; returns the floating-point operations that scores need.
-
-    Only matrix products are counted, and of the last layer what the first position needs.
-    """
+    """`rank_ours` on stored tokens; returns the operations of the matrix products that scores need."""
     rank, student = rank_ours(work, stored=True, precision=precision), load_student(work)
     config = student.model.config
     wide, inner = config.hidden_size, config.intermediate_size
@@ -191,7 +182,7 @@ def encode_ours(work: dict, *, precision: str) -> Callable[[int], int]:
         lengths = student.pair_lengths(*stores, rows * 0, rows)
         n, t, squares = len(lengths), int(lengths.sum()), int(lengths.square().sum())
         layer = t * (4 * wide**2 + 2 * wide * inner) + 2 * wide * squares
-        last = 2 * t * wide**2 + 2 * wide * t + n * (2 * wide**2 + 2 * wide * inner)
+        last = 2 * t * wide**2 + 2 * wide * t + n * (2 * wide**2 + 2 * wide * inner)  # first positions
         return 2 * ((config.num_hidden_layers - 1) * layer + last)
 
     counted = [operations(**each) for each in work["lists"]]

@@ -39,7 +39,7 @@ def train_ours(work: dict, **stage: object) -> Callable[[int], float]:
     return step
 
 
-def train_sentence_transformers(work: dict, *, mini_batch_size: int | None) -> Callable:
+def train_theirs(work: dict, *, mini_batch_size: int | None) -> Callable:
     """A step of sentence-transformers' trainer with its RankNet loss, loading included."""
     from datasets import Dataset
     from sentence_transformers import CrossEncoder as TheirCrossEncoder
@@ -52,7 +52,8 @@ def train_sentence_transformers(work: dict, *, mini_batch_size: int | None) -> C
             def on_step_end(self, *_: object, **__: object) -> None:
                 step_ended()
 
-        model = TheirCrossEncoder(work["model"], max_length=work["pair_tokens"], trust_remote_code=False)
+        own = {"max_length": work["pair_tokens"], "trust_remote_code": False}
+        model = TheirCrossEncoder(work["model"], **own)
         lists = [(x["query"], x["passages"]) for x in work["lists"] * 1000]
         rows = [{"query": query, "docs": docs, "labels": [-float(i) for i in range(len(docs))]}
                 for query, docs in lists]  # fmt: skip

@@ -30,20 +30,19 @@ def _main(file: str, function: str, work: str, options: dict) -> None:
     os.dup2(2, 1)  # what libraries print is no reply
     call = runpy.run_path(file)[function](json.loads(Path(work).read_text()), **options)
     lists = getattr(call, "lists_at_once", 1)
-    call = _step_by_step(call) if getattr(call, "is_loop", False) else call
+    call = _step_by_step(call) if hasattr(call, "is_loop") else call
     torch = sys.modules.get("torch")
     cuda = torch.cuda if torch and torch.cuda.is_available() else None
+    wait = cuda.synchronize if cuda else lambda: None
     gc.collect()  # what was only needed to load
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
 
     def timed(number: str) -> dict:
-        if cuda:
-            cuda.synchronize()
+        wait()
         started = time.perf_counter()
         result = call(int(number))
-        if cuda:
-            cuda.synchronize()
+        wait()
         ms = (time.perf_counter() - started) * 1000 / lists
         return {"ms": ms, "result": result.tolist() if hasattr(result, "tolist") else result}
 
@@ -55,14 +54,11 @@ def _main(file: str, function: str, work: str, options: dict) -> None:
             reply = {"loaded_bytes": _memory("VmRSS"), "versions": versions}
             reply |= {"loaded_device_bytes": cuda.memory_allocated()} if cuda else {}
         elif command == "energy":
-            joules = _joules(timed, numbers)
-            reply = {"joules": joules / lists} if joules else {}
+            reply = {"joules": x / lists} if (x := _joules(timed, numbers)) else {}
         elif command == "end":
             reply = {"peak_bytes": _memory("VmHWM")}
-            if cuda:
-                reply["peak_allocated_bytes"] = cuda.max_memory_allocated()
-                reply["peak_reserved_bytes"] = cuda.max_memory_reserved()
-                reply["device"] = cuda.get_device_name()
+            for what in ("allocated", "reserved") if cuda else ():
+                reply[f"peak_{what}_bytes"] = getattr(cuda, f"max_memory_{what}")()
         else:
             reply = timed(command)
         replies.write(json.dumps(reply) + "\n")
@@ -80,10 +76,7 @@ def _step_by_step(loop):
             done.put(error)
 
     def step(number: int) -> None:
-        if not thread.is_alive():
-            thread.start()
-        else:
-            go.put(None)
+        go.put(None) if thread.is_alive() else thread.start()
         if error := done.get():
             raise error
 

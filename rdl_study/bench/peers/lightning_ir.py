@@ -80,9 +80,9 @@ def _module(work: dict, **own: object) -> CrossEncoderModule:
 def _data(work: dict, sampling_strategy: str, sample_size: int, *, batch: int):
     """Its data module over lists with texts in the run, in memory: no look-up in a doc store."""
     run = Path(tempfile.mkdtemp()) / "lists.jsonl"
-    rows = [{"query_id": str(n), "query": each["query"], "doc_id": f"{n}-{i}", "text": passage,
+    rows = [{"query_id": str(n), "query": x["query"], "doc_id": f"{n}-{i}", "text": text,
              "rank": i + 1, "score": -i}
-            for n, each in enumerate(work["lists"]) for i, passage in enumerate(each["passages"])]  # fmt: skip
+            for n, x in enumerate(work["lists"]) for i, text in enumerate(x["passages"])]  # fmt: skip
     run.write_text("".join(json.dumps(row) + "\n" for row in rows))
     depth = max(len(each["passages"]) for each in work["lists"])
     strategy = {"sample_size": sample_size, "sampling_strategy": sampling_strategy}
