@@ -28,7 +28,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
@@ -36,7 +35,7 @@ from torch import Tensor
 from rdl_core import checkpoint
 from rdl_core.config import DistillConfig, StageConfig
 from rdl_core.cross_encoder import CrossEncoder, model_path, training_record
-from rdl_core.data.collections import Corpus, Texts, fingerprint, read_corpus
+from rdl_core.data.collections import Corpus, fingerprint, read_corpus
 from rdl_core.devices import default_device, device_name, fitting, processes, resolve_precision
 from rdl_core.files import MANIFEST, Work, checked, content_hash, read_json, resumable
 from rdl_core.lists import RankedLists
@@ -62,15 +61,9 @@ _log = logging.getLogger(__name__)
 
 
 def two_stages(
-    student: CrossEncoder,
-    judged: RankedLists,
-    ranked: RankedLists,
-    *,
-    folder: str | Path,
-    seed: int = 0,
-    contrastive: StageConfig = CONTRASTIVE,
-    listwise: StageConfig = LISTWISE,
-) -> CrossEncoder:
+    student: CrossEncoder, judged: RankedLists, ranked: RankedLists, *, folder: str | Path,
+    seed: int = 0, contrastive: StageConfig = CONTRASTIVE, listwise: StageConfig = LISTWISE,
+) -> CrossEncoder:  # fmt: skip
     """Distil a student by Rank-DistiLLM's recipe; resumes where it was killed.
 
     Args:
@@ -103,14 +96,9 @@ def two_stages(
 
 
 def distill(
-    student: CrossEncoder,
-    lists: RankedLists,
-    config: StageConfig,
-    *,
-    seed: int,
-    folder: Path,
+    student: CrossEncoder, lists: RankedLists, config: StageConfig, *, seed: int, folder: Path,
     dev: Callable[[CrossEncoder], float] | None = None,
-) -> CrossEncoder:
+) -> CrossEncoder:  # fmt: skip
     """Train a student on ranked lists: one stage; resumes from the folder's checkpoint.
 
     Started by ``accelerate launch``, processes share the lists of each step and add up their
@@ -483,7 +471,14 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
                 ("doc_id", corpus.passages, student.passage_tokens),
             ):
                 ids = corpus.ids(column)
-                stores += [ids, _tokens(folder / "tokens" / texts.what, student, ids, texts, limit)]
+                with resumable(folder / "tokens" / texts.what, work.identity, shared=True) as tokens:
+                    if tokens.manifest is None:
+                        TokenStore.build(
+                            texts.each(ids), student.tokenizer, tokens.folder, max_tokens=limit,
+                            total=len(ids),
+                        )  # fmt: skip
+                        tokens.finish()
+                stores += [ids, TokenStore.open(tokens.folder)]
         candidates = corpus.candidates
         if "teacher_rank" not in candidates:  # the file's own order and scores teach
             names = {"rank": "teacher_rank", "score": "teacher_score"}
@@ -542,14 +537,3 @@ def _identity(
     return {"kind": "distill", "config": settings, "data": "-".join(data)}
 
 
-def _tokens(
-    folder: Path, student: CrossEncoder, ids: pd.Index, texts: Texts, max_tokens: int
-) -> TokenStore:
-    try:
-        return TokenStore.open(folder, check=True)
-    except ValueError as error:
-        if (folder / "store.json").exists():
-            _log.warning("%s", error)  # and builds it again
-    return TokenStore.build(
-        texts.each(ids), student.tokenizer, folder, max_tokens=max_tokens, total=len(ids)
-    )
