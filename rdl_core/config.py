@@ -18,9 +18,8 @@ from pydantic.dataclasses import dataclass
 from rdl_core.files import content_hash
 
 __all__ = [
-    "EndpointConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "LocalConfig", "MergeConfig",
-    "ReplayConfig", "RerankConfig", "DistillConfig", "StageConfig", "TeachConfig", "WindowConfig",
-    "config",
+    "BACKENDS", "DistillConfig", "EndpointConfig", "EvaluateConfig", "ExportConfig", "LocalConfig",
+    "ReplayConfig", "RerankConfig", "StageConfig", "TeachConfig", "WindowConfig", "config",
 ]  # fmt: skip
 
 #: Makes a class a configuration: frozen, keyword-only, every field checked, no unknown ones.
@@ -228,24 +227,6 @@ class ExportConfig(_Texts, _Limits):
     """File whose first pairs the ONNX files are compared on; none: random words."""
     table: str | None = None
     """Measures for the model card, as rdl evaluate --table writes them."""
-
-
-@config
-class MergeConfig:
-    """Shards of one piece of work."""
-
-    out: str
-    """A new folder, or a run."""
-    shards: tuple[str, ...]
-    """Folders of rdl teach, or runs of rdl rerank: all shards, in any order."""
-
-
-@config
-class FetchConfig:
-    """Public files."""
-
-    group: str
-    """trec-dl, vaswani, cranfield or rank-distillm."""
 
 
 # --- teachers -------------------------------------------------------------------------------------

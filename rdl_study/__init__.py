@@ -1,31 +1,31 @@
-"""The study: profiles, the run store, and what the notebooks ask of them.
+"""The study: profiles, the run store, and what several notebooks share.
 
-A notebook checks its parameters, names some systems, compares them, and shows a sentence, a figure
-and a table; nothing is computed in its cells.
+Names are imported when they are first used, so that ``rdl --help`` and Snakemake need no torch.
 """
 
-from rdl_study import (
-    agreement,
-    figures,
-    inclusion,
-    movers,
-    pictures,
-    recorded,
-    speed,
-    tables,
-    worked,
-)
-from rdl_study.bench.measure import timings
-from rdl_study.claims import ledger
-from rdl_study.exported import exported, loaded_elsewhere
-from rdl_study.bench.full_size import full_size_table
-from rdl_study.grid import Part
-from rdl_study.parameters import parameters
-from rdl_study.bench.precision import recorded_precisions
-from rdl_study.profile import load_profile
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Part", "agreement", "exported", "figures", "full_size_table", "inclusion", "ledger",
-    "load_profile", "loaded_elsewhere", "movers", "parameters", "pictures", "recorded",
-    "recorded_precisions", "speed", "tables", "timings", "worked",
-]  # fmt: skip
+#: Module of each name.
+WHERE = {
+    "INK": "figures", "MARKS": "figures", "OURS": "figures", "PAPER": "figures",
+    "Added": "grid", "ListsConfig": "lists", "Part": "grid", "RankingConfig": "grid",
+    "Results": "grid", "Stage": "profile", "StudentConfig": "profile",
+    "as_html": "tables", "as_p": "tables", "as_seeds": "tables", "canvas": "figures",
+    "corpus": "lists", "declared": "notebook", "display_table": "tables", "ledger": "claims",
+    "lists": "lists", "load_profile": "profile", "means": "figures", "measure": "grid",
+    "parameters": "notebook", "provenance": "tables", "published": "tables", "rank": "grid",
+    "rankings": "grid", "recorded": "tables", "sentence": "tables", "side_by_side": "tables",
+    "timings": "bench.measure", "train": "grid", "training_log": "grid",
+}  # fmt: skip
+__all__ = sorted(WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *WHERE})
