@@ -306,6 +306,7 @@ def _resume(folder: Path, encoder: Tokenizer) -> dict:
     if not done["rows"]:
         (folder / TOKENS).write_bytes(b"")
         (folder / OFFSETS).write_bytes(bytes(8))
+        write_json(folder / UNFINISHED, done)
     for name, n_bytes in _sizes(done).items():
         os.truncate(folder / name, n_bytes)
     return done
