@@ -23,7 +23,7 @@ from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import ir_datasets
@@ -338,40 +338,50 @@ def _looked_up(what: str, source: str, texts: pd.DataFrame) -> Texts:
 _Rows = Callable[[], Iterable[tuple]]
 
 
-def _register(
-    name: str, docs: _Rows | ir_datasets.Dataset, queries: _Rows | None = None,
-    qrels: _Rows | None = None, grades: dict[int, str] | None = None,
-) -> ir_datasets.Dataset:  # fmt: skip
-    """Make a dataset of what gives the rows of each part; `docs` may be a dataset that has them."""
+@dataclass
+class _Docs(BaseDocs):
+    """Passages that fit into memory."""
 
-    def part(base: type, **methods: Callable) -> Any:
-        made = base()
-        vars(made).update(methods)
-        return made
+    rows: _Rows
 
-    parts, passages = [], docs
-    if queries:
-        parts.append(part(BaseQueries, queries_iter=lambda: map(GenericQuery._make, queries())))
-    if qrels:
-        parts.append(
-            part(
-                BaseQrels, qrels_iter=lambda: (TrecQrel(*row, "0") for row in qrels()),
-                qrels_cls=lambda: TrecQrel, qrels_defs=lambda: grades,
-            )
-        )  # fmt: skip
-    if callable(docs):
-        by_id = lru_cache(lambda: {row[0]: GenericDoc(*row) for row in docs()})  # they fit into memory
-        store = part(
-            partial(Docstore, GenericDoc), clear_cache=by_id.cache_clear,
-            get_many_iter=lambda ids: (by_id()[x] for x in ids if x in by_id()),
-        )  # fmt: skip
-        passages = part(
-            BaseDocs, docs_iter=lambda: map(GenericDoc._make, docs()), docs_namespace=lambda: name,
-            docs_count=lambda: sum(1 for _ in docs()), docs_store=lambda options=None: store,
-        )  # fmt: skip
-    dataset = ir_datasets.Dataset(*parts, passages)  # of two that have a part, the first counts
-    ir_datasets.registry.register(name, dataset)
-    return dataset
+    def docs_iter(self) -> Iterator[GenericDoc]:
+        return map(GenericDoc._make, self.rows())
+
+    def docs_count(self) -> int:
+        return sum(1 for _ in self.rows())
+
+    def docs_store(self, options: object = None) -> Docstore:
+        store, by_id = Docstore(GenericDoc), lru_cache(lambda: {d.doc_id: d for d in self.docs_iter()})
+        store.get_many_iter = lambda doc_ids: (by_id()[x] for x in doc_ids if x in by_id())
+        return store
+
+
+@dataclass
+class _Queries(BaseQueries):
+    rows: _Rows
+
+    def queries_iter(self) -> Iterator[GenericQuery]:
+        return map(GenericQuery._make, self.rows())
+
+
+@dataclass
+class _Qrels(BaseQrels):
+    rows: _Rows
+    grades: dict[int, str]
+
+    def qrels_iter(self) -> Iterator[TrecQrel]:
+        return (TrecQrel(*row, "0") for row in self.rows())
+
+    def qrels_cls(self) -> type:
+        return TrecQrel
+
+    def qrels_defs(self) -> dict[int, str]:
+        return self.grades
+
+
+def _register(name: str, *parts: object) -> None:
+    """Make a dataset of its parts; of two that have passages, queries or judgments the first counts."""
+    ir_datasets.registry.register(name, ir_datasets.Dataset(*filter(None, parts)))
 
 
 def _tuples(frame: Callable[[], pd.DataFrame]) -> _Rows:
@@ -386,7 +396,7 @@ def _register_crops(base: Collection, name: str) -> None:
         return ((query_id, query_id.removesuffix(".crop"), 1) for query_id in queries()["query_id"])
 
     grades = {1: "the passage that the query was cut from"}
-    _register(name, base.dataset, _tuples(queries), qrels, grades)
+    _register(name, _Queries(_tuples(queries)), _Qrels(qrels, grades), base.dataset)
 
 
 def _register_folder(folder: Path) -> None:
@@ -403,8 +413,9 @@ def _register_folder(folder: Path) -> None:
         )
     qrels = first("qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv")
     _register(
-        str(folder), _tuples(partial(read_passages, passages)), _tuples(partial(read_queries, queries)),
-        _tuples(partial(read_qrels, qrels)) if qrels else None, {1: "relevant"},
+        str(folder), _Docs(_tuples(partial(read_passages, passages))),
+        _Queries(_tuples(partial(read_queries, queries))),
+        qrels and _Qrels(_tuples(partial(read_qrels, qrels)), {1: "relevant"}),
     )  # fmt: skip
 
 
@@ -417,11 +428,12 @@ def _register_pydocs() -> None:
         every = pydocs.load().qrels
         return every[every["query_id"].isin(queries(split)["query_id"])]
 
-    docs = _register("rdl/pydocs", _tuples(lambda: pydocs.load().passages))
+    docs = _Docs(_tuples(lambda: pydocs.load().passages))
+    _register("rdl/pydocs", docs)
     grades = {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
     for split in pydocs.SPLITS:
-        parts = (_tuples(partial(part, split)) for part in (queries, qrels))
-        _register(f"rdl/pydocs/{split}", docs, *parts, grades)
+        own, judged = (_tuples(partial(part, split)) for part in (queries, qrels))
+        _register(f"rdl/pydocs/{split}", docs, _Queries(own), _Qrels(judged, grades))
 
 
 def _register_fetched() -> None:
@@ -431,8 +443,8 @@ def _register_fetched() -> None:
         text = re.sub(r"^<\?xml[^>]*\?>", "", fetch(name).read_text(encoding="utf-8"))
         return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
 
-    def judged(name: str) -> _Rows:
-        return _tuples(lambda: read_qrels(fetch(name)))
+    def judged(name: str, grades: dict[int, str]) -> _Qrels:
+        return _Qrels(_tuples(lambda: read_qrels(fetch(name))), grades)
 
     def vaswani_docs() -> Iterator[tuple]:
         numbers = elements("vaswani/doc-text.trec", "DOCNO")
@@ -455,12 +467,13 @@ def _register_fetched() -> None:
     grades = {3: "perfectly relevant", 2: "highly relevant", 1: "related", 0: "irrelevant"}
     for year, has_qrels in published.YEARS.items():
         queries, docs = (_tuples(lambda year=year, n=n: published.texts(year)[n]) for n in (0, 1))
-        qrels = judged(published.qrels_name(year)) if has_qrels else None
-        _register(f"rdl/trec-dl-{year}", docs, queries, qrels, grades)
-    _register("rdl/vaswani", vaswani_docs, vaswani_queries, judged("vaswani/qrels"), {1: "relevant"})
+        qrels = judged(published.qrels_name(year), grades) if has_qrels else None
+        _register(f"rdl/trec-dl-{year}", _Docs(docs), _Queries(queries), qrels)
+    qrels = judged("vaswani/qrels", {1: "relevant"})
+    _register("rdl/vaswani", _Docs(vaswani_docs), _Queries(vaswani_queries), qrels)
     grades = {3: "relevant (one slip of the file)", 1: "relevant", 0: "of no interest"}
-    qrels = judged("cranfield/cranqrel.trec.txt")
-    _register("rdl/cranfield", cranfield_docs, cranfield_queries, qrels, grades)
+    qrels = judged("cranfield/cranqrel.trec.txt", grades)
+    _register("rdl/cranfield", _Docs(cranfield_docs), _Queries(cranfield_queries), qrels)
 
 
 if "rdl/pydocs" not in ir_datasets.registry:

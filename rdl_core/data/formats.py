@@ -76,7 +76,7 @@ def read_qrels(path: str | Path) -> pd.DataFrame:
     Returns:
         ``query_id``, ``doc_id`` (str), ``relevance`` (int64), in the order of the file.
     """
-    header = re.fullmatch(r"\s*query-id([\t ]+)\S+[\t ]+score\s*", _first_line(path)[1])
+    header = re.fullmatch(r"[ \t]*query-id([\t ]+)\S+[\t ]+score[ \t]*", _first_line(path)[1])
     tabs, what = header is not None and "\t" in header[1], "judgments of 4 or 3 columns"
     frame, at = _table(path, (4, 3), what, tabs=tabs, skip=int(header is not None))
     names = ["query_id", "doc_id", "relevance"]
@@ -252,7 +252,7 @@ def _table(
     """Columns 0, 1, ... (str) of a file separated by white space or single tabs; all lines alike."""
 
     def split(line: str) -> list[str]:
-        return line.split("\t") if tabs else re.split(r"[ \t]+", line.strip(" \t\r\n"))
+        return line.split("\t") if tabs else re.split(r"[ \t\r]+", line.strip(" \t\r"))
 
     width = len(split(_first_line(path)[1]))
     if not tabs and not skip and width in widths:
@@ -353,7 +353,8 @@ def _text(record: Any, names: tuple[str, ...] = _TEXT) -> str:
     return f"{_get(record, 'title', kind=str)} {text}" if record.get("title") else text
 
 
-def _rank_llm(record: dict) -> dict[str, Any]:
+def _rank_llm(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
+    """What all rows of a record share, and columns of the rest."""
     if "hits" in record:
         hits = texts = _get(record, "hits", kind=list)
         ids = list(dict.fromkeys(str(_get(hit, "qid")) for hit in hits))
@@ -364,50 +365,47 @@ def _rank_llm(record: dict) -> dict[str, Any]:
         hits, query = _get(record, "candidates", kind=list), _get(record, "query")
         texts, ranks = [_get(hit, "doc") for hit in hits], list(range(1, len(hits) + 1))
         query_id, query = _get(query, "qid"), _get(query, "text")
-    return {
-        "query_id": query_id, "doc_id": [_get(hit, "docid") for hit in hits], "rank": ranks,
-        "score": [hit.get("score") for hit in hits], "query": query, "text": list(map(_text, texts)),
+    return {"query_id": query_id, "query": query}, {
+        "doc_id": [_get(hit, "docid") for hit in hits], "rank": ranks,
+        "score": [hit.get("score") for hit in hits], "text": list(map(_text, texts)),
     }  # fmt: skip
 
 
-def _id_list(record: dict) -> dict[str, Any]:
+def _id_list(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
     ids = _get(record, "doc_ids", kind=list)
     ranks = list(range(1, len(ids) + 1))
-    labels = _get(record, "labels", kind=list) if "labels" in record else None
-    if labels is not None and (len(labels) != len(ids) or None in labels):
+    shared = {"query_id": _get(record, "query_id")}
+    if "labels" not in record:
+        return shared | {"relevance": None}, {"doc_id": ids, "rank": ranks, "teacher_rank": ranks}
+    labels = _get(record, "labels", kind=list)
+    if len(labels) != len(ids) or None in labels:
         raise ValueError(f"a label for each of {len(ids)} doc_ids", repr(labels)[:80])
-    return {
-        "query_id": _get(record, "query_id"), "doc_id": ids, "rank": ranks, "relevance": labels,
-        "teacher_rank": ranks if labels is None else None,
-    }  # fmt: skip
+    return shared | {"teacher_rank": None}, {"doc_id": ids, "rank": ranks, "relevance": labels}
 
 
-def _row(record: dict) -> dict[str, Any]:
+def _row(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
     ids = {name: [_get(record, *_COLUMNS[name][0])] for name in ("query_id", "doc_id")}
-    return ids | {name: [record.get(name)] for name in _COLUMNS if name not in ids}
+    return {}, ids | {name: [record.get(name)] for name in _COLUMNS if name not in ids}
 
 
-def _unpacked(path: str | Path, unpack: Callable[[dict], dict]) -> tuple[dict[str, pd.Series], _Places]:
-    """Rows of all records as columns; what is no list stands for every row of its record.
-
-    Where the query is such a value, a query has one record.
-    """
+def _unpacked(path: str | Path, unpack: Callable) -> tuple[dict[str, pd.Series], _Places]:
+    """Rows of all records as columns; where a record's rows share a query, it has no other record."""
     columns, numbers, seen = defaultdict(list), [], {}
     records, unit = each_record(path)
     for number, record in records:
         place = f"{path}, {unit} {number}"
         try:
-            rows = unpack(record if isinstance(record, dict) else _get(record))
+            shared, rows = unpack(record if isinstance(record, dict) else _get(record))
         except ValueError as misfit:
             _refuse(place, *misfit.args)
-        if not (size := len(next(value for value in rows.values() if isinstance(value, list)))):
+        if not (size := len(rows[next(iter(rows))])):
             _refuse(place, "at least one entry", "an empty list")
-        query = rows.get("query_id", [])
-        if not isinstance(query, list) and seen.setdefault(str(query), number) != number:
-            got = f"{query!r} again, first in {unit} {seen[str(query)]}"
+        query_id = str(shared.get("query_id"))
+        if shared and seen.setdefault(query_id, number) != number:
+            got = f"{query_id!r} again, first in {unit} {seen[query_id]}"
             _refuse(place, "one record for each query", got, "merge or remove it")
-        for name, value in rows.items():
-            columns[name].extend(value if isinstance(value, list) else [value] * size)
+        for name, values in (rows | {name: [x] * size for name, x in shared.items()}).items():
+            columns[name].extend(values)
         numbers.extend([number] * size)
     if not numbers:
         _refuse(path, "records", "none", "check where the file comes from")
@@ -416,8 +414,8 @@ def _unpacked(path: str | Path, unpack: Callable[[dict], dict]) -> tuple[dict[st
 
 
 def _texts(path: str | Path, names: list[str], ids: tuple, texts: tuple) -> pd.DataFrame:
-    def unpack(record: dict) -> dict[str, Any]:
-        return {names[0]: [_get(record, *ids)], names[1]: [_text(record, texts)]}
+    def unpack(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
+        return {}, {names[0]: [_get(record, *ids)], names[1]: [_text(record, texts)]}
 
     records = _is_parquet(path) or _first_line(path)[1].lstrip().startswith(("{", "["))
     columns, at = _unpacked(path, unpack) if records else _tabbed(path, names)
