@@ -13,7 +13,6 @@ from rdl_core.teachers.answers import Answer, Window, listwise_prompt, read_answ
 from rdl_core.teachers.listwise import SCHEDULES, plan_windows, rank_lists
 from rdl_core.teachers.replay import AnswerLog
 
-few = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 READ = ["n_clean", "n_repaired", "n_unusable", "n_missing", "n_repeated", "n_unknown"]
 REPORT = ["n_windows", *READ, "n_calls", "n_retries", "input_tokens", "output_tokens"]
 
@@ -24,14 +23,11 @@ class Scripted:
     can_retry = True
 
     def __init__(self, answer):
-        self.answer, self.calls = answer, []
-
-    @property
-    def asked(self):
-        return [window for call in self.calls for window in call]
+        self.answer, self.calls, self.asked = answer, [], []
 
     def ask(self, windows):
-        self.calls.append(list(windows))
+        self.calls.append(len(windows))
+        self.asked += windows
         for number, window in reversed(list(enumerate(windows))):
             answer = self.answer(window)
             yield number, answer if isinstance(answer, Answer) else Answer(text=answer)
@@ -90,25 +86,8 @@ def test_sliding_windows_are_those_computed_by_hand_and_queries_advance_in_locks
     assert (ranked["teacher_rank"] == ranked["rank"]).all()
     assert report["n_windows"].tolist() == [len(SLIDING[n])]
     rank_lists(frame([100, 7, 40, 1]), lockstep := Scripted(by_worth))
-    assert [len(call) for call in lockstep.calls] == [3, 2, 2] + [1] * 6
-    assert {w.query_id for w in lockstep.calls[0]} == {"q0", "q1", "q2"}
-
-
-@few
-@given(n=st.integers(0, 130), size=st.integers(2, 25), stride=st.integers(1, 25),
-       top_k=st.integers(1, 12), schedule=st.sampled_from(sorted(SCHEDULES)))  # fmt: skip
-def test_plans_show_every_passage_in_windows_of_the_size(n, size, stride, top_k, schedule):
-    how = {"stride": min(stride, size), "top_k": min(top_k, size // 2)}
-    plan = plan_windows(n, schedule=schedule, window_size=size, **how)
-    for step in plan:
-        places = [place for window in step for place in window]
-        assert len(set(places)) == len(places)  # windows of a step are asked at the same time
-        assert places
-        assert all(0 <= place < n for place in places)
-        assert all(len(window) >= 2 or schedule == "tournament" for window in step)
-        assert all(len(window) <= (n if schedule == "full" else size) for window in step)
-    seen = {place for step in plan for window in step for place in window}
-    assert seen == set(range(0 if n < 2 else min(n, size) if schedule == "single" else n))
+    assert lockstep.calls == [3, 2, 2] + [1] * 6
+    assert {w.query_id for w in lockstep.asked[:3]} == {"q0", "q1", "q2"}
 
 
 @pytest.mark.parametrize("n", [2, 20, 21, 64, 95, 100])
@@ -183,7 +162,7 @@ PIECES = st.sampled_from(
 TEXTS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=40).map("".join))
 
 
-@few
+@settings(derandomize=True, deadline=None, max_examples=80, database=None)
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=3), passes=st.integers(1, 2),
        said=st.lists(TEXTS, min_size=1), schedule=st.sampled_from(sorted(SCHEDULES)),
        retries=st.integers(0, 2))  # fmt: skip
@@ -194,6 +173,9 @@ def test_no_answers_lose_a_passage_and_every_window_is_counted(sizes, said, sche
     retry = {"passes": passes, "max_retries": retries}
     ranked, report = rank_lists(candidates, backend, **how, **retry)
     check_permutations(ranked, candidates)
+    for window in backend.asked:
+        size = 30 if schedule == "full" else 7
+        assert 1 + (schedule != "tournament") <= len(window.passages) <= size
     last, counts = {w.key[:3] + w.key[4:]: w for w in backend.asked}, dict.fromkeys(READ, 0)
     for window in last.values():
         reading = read_answer(texts[window.key], len(window.passages))
@@ -255,10 +237,11 @@ def test_an_answer_is_stored_before_the_next_one_and_no_window_is_asked_twice(tm
     assert stored == list(range(1, len(first.asked) + 1))
     assert ours[1]["n_retries"].sum() > 0
     log = AnswerLog(tmp_path / "answers.jsonl", teacher="t")
-    for found, expected in zip(rank_lists(frame([20, 13, 1]), again, answers=log, **how), ours, strict=True):
-        pd.testing.assert_frame_equal(found, expected)
+    found = rank_lists(frame([20, 13, 1]), again, answers=log, **how)
+    for i in (0, 1):
+        pd.testing.assert_frame_equal(found[i], ours[i])
     rank_lists(frame([6], seed=1), other, answers=log)  # other passages are asked anew
-    assert (len(again.asked), len(other.calls[0])) == (0, 1)
+    assert (again.calls, other.calls[0]) == ([], 1)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +283,7 @@ def test_rows_keep_their_order_and_labels_and_none_give_none():
     assert (len(report), report.columns.tolist()) == (0, ["query_id", *REPORT])
 
 
-def test_a_prompt_shows_passages_in_order_and_asks_for_the_ranking():
+def test_a_prompt_shows_passages_in_order_and_windows_are_told_apart_by_all_it_shows():
     text = listwise_prompt("red\nfox", ["a fox", "see [2] and [A, B];\n [12]", "c d e f"], max_words=3)
     assert text.startswith("Query: red fox\n\n[1] a fox\n[2] see (2) and\n[3] c d e\n\n")
     assert 'the query "red fox"' in text
@@ -309,9 +292,6 @@ def test_a_prompt_shows_passages_in_order_and_asks_for_the_ranking():
     assert "\n[Z] x\n" in listwise_prompt("q", ["x"] * 26, letters=True)
     with pytest.raises(ValueError, match="letters name at most 26 passages, got 27"):
         listwise_prompt("q", ["x"] * 27, letters=True)
-
-
-def test_windows_are_told_apart_by_all_that_a_prompt_shows_and_answers_are_a_text_or_an_order():
     same = {"query_id": "q", "query": "x", "doc_ids": ("a", "b"), "passages": ("c", "d")}
     changes = [
         {}, {"query_id": "r"}, {"query": "y"}, {"doc_ids": ("b", "a")}, {"passages": ("d", "c")},
@@ -320,6 +300,9 @@ def test_windows_are_told_apart_by_all_that_a_prompt_shows_and_answers_are_a_tex
     assert len({Window(**same | change).key for change in changes}) == len(changes)
     window = Window(query_id="q", query="red fox", doc_ids=("a",), passages=("A fox.",))
     assert window.key == ("q", 1, 0, 0, "a6d1417f47e23a18")  # recorded answers are found by it
+
+
+def test_answers_are_a_text_or_an_order():
     orders = [(1, 0), (1,), (1, 1), (5, 1, 0), (), (-1, 2)]
     assert [Answer(order=order).read(2).order for order in orders] == [(1, 0)] * 4 + [(0, 1)] * 2
     for wrong in ({}, {"text": "[1]", "order": (0,)}):

@@ -32,7 +32,7 @@ def frame(n_queries, n):
     return pd.DataFrame(rows, columns=["query_id", "query", "doc_id", "rank", "text"])
 
 
-def test_queries_in_lockstep_get_their_own_answers_from_a_file_that_goes_query_by_query():
+def test_queries_in_lockstep_get_their_own_answers_once_from_a_file_that_goes_query_by_query():
     """Two lists of 5, window 4, stride 2: windows at 1 and 0 of each, recorded one by one."""
     records = []
     for query in ("what of 1?", "what of 0?"):  # another order of queries than the candidates'
@@ -42,9 +42,7 @@ def test_queries_in_lockstep_get_their_own_answers_from_a_file_that_goes_query_b
     ranked, _ = rank_lists(frame(2, 5), Replay(records), window_size=4, stride=2)
     # 0 1 2 3 4 -> 0 4 3 2 1 -> 4 0 3 2 1
     assert ranked["teacher_rank"].tolist() == [2, 5, 4, 3, 1] * 2
-
-
-def test_replay_never_asks_again_for_what_was_recorded_unusable():
+    # What was recorded unusable is not asked for again.
     replay = Replay([recorded(text="I cannot.", query_id="q0")])
     ranked, report = rank_lists(frame(1, 3), replay, max_retries=5)
     assert ranked["teacher_rank"].tolist() == [1, 2, 3]

@@ -25,9 +25,6 @@ def test_shards_come_together_in_the_order_in_which_they_were_dealt():
 def test_shards_that_do_not_belong_together_are_refused(identities, telling):
     with pytest.raises(ValueError, match=telling):
         whole({Path(str(i)): identity for i, identity in enumerate(identities)})
-
-
-def test_queries_that_are_twice_or_missing_are_refused():
     with pytest.raises(ValueError, match=r"each of 2 queries once, got 2, twice \['q1'\]: check"):
         check_once(["q1", "q1"], 2)
     with pytest.raises(ValueError, match="each of 6 queries once, got 5: check"):

@@ -38,16 +38,12 @@ CANDIDATES = pd.DataFrame(
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Candidates with texts; without, but with a BEIR folder; in another order; with an odd id."""
+    """Candidates with texts; without; in another order; with an odd id."""
     folder = tmp_path_factory.mktemp("files")
     write_requests(CANDIDATES, folder / "requests.jsonl")
     write_requests(CANDIDATES.assign(rank=99 - CANDIDATES["rank"]), folder / "turned.jsonl")
     write_requests(CANDIDATES.head(3).assign(query_id="a b"), folder / "blank.jsonl")
     write_run(CANDIDATES.drop(columns=["query", "text"]), folder / "first.run")
-    (folder / "beir").mkdir()
-    for name, ids, text in (("queries", "query_id", "query"), ("corpus", "doc_id", "text")):
-        rows = CANDIDATES[[ids, text]].drop_duplicates().set_axis(["_id", "text"], axis=1)
-        rows.to_json(folder / "beir" / f"{name}.jsonl", orient="records", lines=True)
     return folder
 
 
@@ -126,13 +122,11 @@ def test_the_report_counts_windows_tokens_and_cost_as_estimated(config, tmp_path
     assert (manifest["server"], manifest["teacher"]) == (server.url, setup.backend.name)
 
 
-def test_a_configuration_decides_what_is_asked(config, files, whole, tmp_path):
+def test_a_configuration_decides_what_is_asked(config, tmp_path):
     how = {"schedule": "tournament", "top_k": 2, "passes": 2}
     with ChatServer() as server:
-        teach(config(server.url, "first.run", collection=str(files / "beir")), tmp_path / "beir")
         teach(config(server.url, depth=8, schedule="single"), tmp_path / "out")
         report = teach(config(server.url, options={"max_tokens": 9}, **how), tmp_path / "how")
-    same_lists(tmp_path / "beir", whole)
     lists = read_candidates(tmp_path / "out" / "requests.jsonl")
     assert set(lists["doc_id"]) == set(CANDIDATES.query("rank <= 8")["doc_id"])
     steps = [step for n in SIZES for step in plan_windows(n, window_size=6, **how)]
@@ -244,13 +238,14 @@ def test_two_shards_merged_are_as_one_run_and_others_are_refused(config, whole, 
 def test_what_cannot_be_done_is_refused_before_anything_is_asked(config, whole, files, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
-    local, replay = LocalConfig(model="no/such"), ReplayConfig(model=str(files / "queries"))
+    local, replay = LocalConfig(model="no/such"), ReplayConfig(model=str(files / "no-history"))
     with ChatServer() as server:
         for own, telling in (
             ({"shard": "1/6"}, "6 shards need 6 queries, it has 5"),
             ({"candidates": "blank.jsonl"}, "a run cannot hold query_id 'a b', with blanks"),
             ({"backend": local}, "cannot load no/such: .*check the name"),
-            ({"backend": replay}, "queries"),
+            ({"backend": replay}, "no-history"),
+            ({"candidates": "first.run", "collection": "no/such-texts"}, "no/such-texts"),
         ):
             with pytest.raises((ValueError, FileNotFoundError), match=telling):
                 teach(config(server.url, **own), tmp_path / "new")
@@ -265,12 +260,8 @@ def test_what_cannot_be_done_is_refused_before_anything_is_asked(config, whole, 
         (tmp_path / "new" / "answers.jsonl").write_bytes((whole / "answers.jsonl").read_bytes())
         teach(config(server.url, passes=2), tmp_path / "new")  # the first pass is not paid for again
         assert len(server.requests) == N_WINDOWS
-
-
-def test_what_was_begun_in_vain_may_be_begun_anew(config, whole, tmp_path):
-    """A misspelt model is no reason to name another folder."""
-    with ChatServer(fault=lambda n, _: {"status": 404} if n == 0 else None) as server:
+        server.fault = lambda number, _: {"status": 404} if number == N_WINDOWS else None
         with pytest.raises(EndpointError, match="the model, 'mm'"):
-            teach(config(server.url, model="mm", in_flight=1), tmp_path / "out")
-        teach(config(server.url), tmp_path / "out")
-    same_lists(tmp_path / "out", whole)
+            teach(config(server.url, model="mm", in_flight=1), tmp_path / "vain")
+        teach(config(server.url), tmp_path / "vain")  # a misspelt model needs no other folder
+    same_lists(tmp_path / "vain", whole)
