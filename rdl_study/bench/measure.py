@@ -308,10 +308,9 @@ def _made_up(config: SizeConfig, folder: Path) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
     for name, n, mean in (("passages", config.passages, 74), ("queries", config.queries, 8)):
         store = folder / name
-        TokenStore.build((), tokenizer, store, max_tokens=512, total=0)  # filled by hand
+        TokenStore.build(["replaced"], tokenizer, store, max_tokens=512, total=1)
         lengths = rng.lognormal(np.log(mean) - 0.08, 0.4, n).clip(1, 512).astype(np.int64)
-        with (store / "offsets.bin").open("ab") as offsets:
-            offsets.write(lengths.cumsum())
+        np.append(0, lengths.cumsum()).tofile(store / "offsets.bin")
         ids = rng.integers(1000, len(tokenizer), lengths.sum(), dtype=np.uint16)
         ids.tofile(store / "tokens.bin")
         about = json.loads((store / "store.json").read_text()) | {"rows": n, "tokens": len(ids)}
