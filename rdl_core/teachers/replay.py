@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from rdl_core.data.formats._files import each_record
+from rdl_core.data.formats import each_record
 from rdl_core.teachers.answers import Answer, Window
 
 __all__ = ["AnswerLog", "Recorded", "Replay", "read_history"]

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from rdl_core.config import EndpointConfig, LocalConfig, ReplayConfig, TeachConfig
-from rdl_core.corpus import read_corpus
+from rdl_core.data.collections import read_corpus
 from rdl_core.data.collections import fingerprint
 from rdl_core.data.formats import read_candidates, write_parquet, write_requests, write_run
 from rdl_core.files import read_json, resumable, write_json
