@@ -81,32 +81,27 @@ def test_dev_queries_are_measured_while_training(config):
     assert (measured > 0).any()
 
 
-def test_dev_queries_that_are_trained_on_are_refused(config):
+def test_queries_that_were_trained_on_are_refused_in_dev_and_test(config, monkeypatch):
+    """A test query that stage 1 alone has seen is a leak as much as one of stage 2; TREC DL's years
+    number their queries anew, so that the id alone would let one through.
+    """
     with pytest.raises(ValueError, match="dev: expected queries of .* not trained on"):
         grid.train(with_dev(config, "rdl/pydocs/train"))
-
-
-@pytest.mark.parametrize("stage", [0, 1])
-def test_test_queries_that_any_stage_was_trained_on_are_refused(config, stage):
-    """A test query that stage 1 alone has seen is a leak as much as one of stage 2."""
-    stages = [
-        replace(x, lists=replace(x.lists, skip_queries=0 if number == stage else 10))
-        for number, x in enumerate(config.stages)
-    ]
-    tested = replace(config.stages[0].lists, n_queries=3, add_relevant=False)
-    with pytest.raises(ValueError, match="candidates: expected queries of .* not trained on"):
-        grid.rank(ranking(tested, replace(config, stages=tuple(stages))))
-
-
-def test_the_same_words_under_another_id_are_no_new_query(config, monkeypatch):
-    """TREC DL's years number their queries anew; the id alone would let one through."""
-    trained_on = config.stages[0].lists
+    trained_on = replace(config.stages[0].lists, add_relevant=False)
+    tested = replace(trained_on, n_queries=3)
+    for seen in (0, 1):
+        skipped = [0 if number == seen else 10 for number in (0, 1)]
+        stages = tuple(
+            replace(stage, lists=replace(stage.lists, skip_queries=n))
+            for stage, n in zip(config.stages, skipped, strict=True)
+        )
+        with pytest.raises(ValueError, match="candidates: expected queries of .* not trained on"):
+            grid.rank(ranking(tested, replace(config, stages=stages)))
     queries = load(trained_on.collection).queries
     renamed = queries.assign(query_id=queries["query_id"] + "-2", query=queries["query"].str.upper())
     monkeypatch.setitem(vars(load("rdl/pydocs/dev")), "queries", renamed)
-    tested = replace(trained_on, collection="rdl/pydocs/dev", n_queries=None, add_relevant=False)
     with pytest.raises(ValueError, match="not trained on"):
-        grid.rank(ranking(tested, config))
+        grid.rank(ranking(replace(trained_on, collection="rdl/pydocs/dev", n_queries=None), config))
 
 
 def test_candidates_of_several_first_stages_are_learnt_from_and_not_ranked(config):

@@ -7,10 +7,7 @@ Mutations seen to fail: another depth and number of steps in the profile, steps 
 number of queries, queries chosen from all the judged, passages tokenised from a frame of all of them.
 """
 
-import os
 import socket
-import subprocess
-import sys
 import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
@@ -26,7 +23,6 @@ from rdl_study import graph, grid, lists
 from rdl_study.grid import RankingConfig, rank, rankings, train
 from rdl_study.lists import corpus
 from rdl_study.profile import load_profile
-from rdl_study.store import project_folder
 from rdl_study.tables import published
 
 JUDGED = "msmarco-passage/train/judged"
@@ -174,25 +170,6 @@ def test_both_stages_train_on_the_lists_and_rank_the_tests(marco, profile, encod
     assert rank(config).manifest["n_pairs"] == 60
     few = replace(tiny.stage2.lists, n_queries=4)
     assert set(lists.lists(few)["query_id"]) == set(lists.chosen_queries(few)) <= set(RANKED)
-
-
-def test_without_files_and_network_the_error_names_both_and_the_remedy(tmp_path):
-    nothing = {
-        "RDL_CACHE": str(tmp_path), "RDL_MIRROR": "", "RDL_RUNS": str(tmp_path / "runs"),
-        "IR_DATASETS_HOME": str(tmp_path / "ir"), "IR_DATASETS_DL_TRIES": "1",
-        "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",  # nobody's port
-    }  # fmt: skip
-    command = [sys.executable, "-m", "rdl_core.cli", "study", "--profile", "paper"]
-    done = subprocess.run(
-        [*command, "--page", "effectiveness"], text=True, capture_output=True, cwd=project_folder(),
-        env=os.environ | nothing, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith("error: ")
-    assert "RDL_MIRROR" in said
-    assert "rdl fetch" in said
-    assert "Traceback" not in done.stderr
 
 
 def test_passages_are_never_all_in_memory(tmp_path, monkeypatch, encoder_folder):

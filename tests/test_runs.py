@@ -5,11 +5,9 @@ counted as code; imports not followed.
 """
 
 import importlib
-import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 
@@ -18,31 +16,23 @@ import rdl_study
 from rdl_study import store
 
 
-@dataclass(frozen=True)
-class Config:
-    steps: int
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("RDL_RUNS", str(tmp_path))
     return tmp_path
 
 
-def write(text):
-    return lambda folder: (folder / "result").write_text(text) and None
-
-
-def obtain(config=Config(1), data="d", compute=None, kind="test", **more):
-    code = ("rdl_core.progress",)
-    return store.obtain(kind, config, data=data, code=code, compute=compute or write("x"), **more)
+def obtain(config=None, data="d", compute=None, kind="test", **more):
+    compute = compute or (lambda folder: (folder / "result").write_text("x") and {"n_lists": 3})
+    wanted = {"config": config or {"steps": 1}, "data": data, "compute": compute, **more}
+    return store.obtain(kind, code=("rdl_core.progress",), **wanted)
 
 
 def never(folder):
     raise AssertionError("computed again")
 
 
-def test_a_finished_run_is_reused_and_says_so(caplog):
+def test_a_finished_run_is_reused_and_tells_what_a_reader_must_know(caplog):
     first = obtain()
     with caplog.at_level(logging.INFO, "rdl_study"), store.noted() as ids:
         again = obtain(compute=never)
@@ -50,16 +40,18 @@ def test_a_finished_run_is_reused_and_says_so(caplog):
     assert (again.folder / "result").read_text() == "x"
     assert f"{first.manifest['id']}: reused" in caplog.text
     assert list(ids) == [first.manifest["id"]]
+    assert (first.manifest["config"], first.manifest["n_lists"]) == ({"steps": 1}, 3)
+    assert {"versions", "device", "threads", "python", "commit", "wall_s", "code"} <= set(first.manifest)
 
 
 @pytest.mark.parametrize(
-    "change", [{"config": Config(2)}, {"data": "e"}, {"kind": "other"}, {"inputs": ["train-1"]}]
+    "change", [{"config": {"steps": 2}}, {"data": "e"}, {"kind": "other"}, {"inputs": ["train-1"]}]
 )
 def test_whatever_can_change_the_result_changes_the_id(change):
     assert obtain(**change).manifest["id"] != obtain().manifest["id"]
 
 
-def test_a_failed_run_is_handed_its_folder_again(folder):
+def test_a_failed_run_is_handed_its_folder_again_and_a_damaged_one_is_computed_again(folder):
     def fail(folder):
         (folder / "checkpoint").write_text("half")
         raise RuntimeError("power cut")
@@ -67,26 +59,12 @@ def test_a_failed_run_is_handed_its_folder_again(folder):
     with pytest.raises(RuntimeError, match="power cut"):
         obtain(compute=fail)
     assert not list(folder.glob("*/manifest.json"))
-    seen = []
-    obtain(compute=lambda folder: seen.append((folder / "checkpoint").read_text()))
-    assert seen == ["half"]
-
-
-@pytest.mark.parametrize("name", ["result", "manifest.json", "config.json"])
-def test_a_damaged_run_is_computed_again(name, caplog):
-    first = obtain()
-    (first.folder / name).write_text("y")
-    assert (obtain().folder / "result").read_text() == "x"
-    assert "computing it again" in caplog.text
-    obtain(compute=never)
-
-
-def test_the_manifest_tells_what_a_reader_must_know():
-    run = obtain(compute=lambda folder: {"n_lists": 3})
-    saved = json.loads((run.folder / "manifest.json").read_text())
-    assert saved == run.manifest
-    assert (saved["config"], saved["n_lists"]) == ({"steps": 1}, 3)
-    assert {"id", "versions", "device", "threads", "python", "commit", "wall_s", "code"} <= set(saved)
+    run = obtain(compute=lambda folder: {"found": (folder / "checkpoint").read_text()})
+    assert run.manifest["found"] == "half"
+    for name in ("checkpoint", "manifest.json", "config.json"):
+        obtain(compute=never)
+        (run.folder / name).write_text("y")
+        obtain(compute=lambda folder: (folder / "checkpoint").write_text("again") and None)
 
 
 def test_code_hash_follows_imports_and_is_blind_to_prose(tmp_path, monkeypatch):

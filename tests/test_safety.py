@@ -14,10 +14,8 @@ from rdl_study import tables
 from rdl_study.store import project_folder
 
 ROOT = project_folder()
-TREES = {
-    path: ast.parse(path.read_text())
-    for room in ("rdl_core", "rdl_study") for path in sorted((ROOT / room).rglob("*.py"))
-}  # fmt: skip
+PATHS = [path for room in ("rdl_core", "rdl_study") for path in (ROOT / room).rglob("*.py")]
+TREES = {path: ast.parse(path.read_text()) for path in PATHS}
 CALLS = [
     (f"{path}:{node.lineno}", node, ast.unparse(node.func))
     for path, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)

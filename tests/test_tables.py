@@ -45,15 +45,12 @@ def test_the_sentence_names_the_best_and_what_differs(results):
     assert "does not show that they are equal" in text
 
 
-def test_the_baseline_has_no_difference_and_no_p(results):
+def test_provenance_names_runs_and_the_baseline_has_no_difference(results):
     table = tables.display_table(compare(results.values, "BM25"), "nDCG@10")
     row = table.set_index("system").loc["BM25"]
     assert row["difference"] == "baseline"
     assert row["p (Holm)"] == row["95 % interval of it"] == ""
     assert "<th>0</th>" not in tables.as_html(table).data
-
-
-def test_provenance_names_runs_and_escapes_what_machines_say(results):
     text = tables.provenance(results, "loss").data
     for expected in ("train-1", "papermill notebooks/loss.ipynb", "rdl-badge-smoke", "&lt;b&gt;CPU"):
         assert expected in text
@@ -73,11 +70,7 @@ def test_published_figures_are_the_papers():
     trec = tables.published("trec_dl")
     assert trec.loc["dual/rank-distillm-colbert"].tolist() == [0.72, 0.711, 0.768, 0.77]
     assert tables.published("depth").loc[50, "colbert"] == pytest.approx(0.772, abs=5e-4)
-    assert tables.published("efficiency").loc["RankZephyr-7B", "seconds_per_query"] == 24.047
     assert tables.published("tirex").loc["RankZephyr", "cord19"] == 0.767
-
-
-# --- recorded runs ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +149,6 @@ def test_every_recorded_figure_has_its_manifests(path):
         kept = tables.recorded(path.stem, part, path.parent.name)
         assert kept.values.notna().all(axis=None)
         assert entry["baseline"] in kept.values
-
-
-# --- claims and the reproduction log ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
