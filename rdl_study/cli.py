@@ -25,7 +25,6 @@ from rdl_study.bench.config import BenchConfig, PrecisionConfig, SizeConfig
 from rdl_study.store import project_folder, runs_folder
 
 __all__ = ["bench", "book", "build", "plan", "precision", "run", "size", "snakemake", "study"]
-
 # Markers are named after all that they depend on: only whether they exist counts. Two processes never
 # compute the same run, so that the lock of a killed one need not stop anybody.
 _SNAKEMAKE = ("--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", "--keep-going",
@@ -36,8 +35,6 @@ _log = logging.getLogger(__name__)
 
 @config
 class ProfileConfig:
-    """The profile of a study."""
-
     profile: str = "mini"
     """A profile in profiles/, or a path of one."""
     threads: Count = 0
@@ -46,8 +43,6 @@ class ProfileConfig:
 
 @config
 class BookConfig(ProfileConfig):
-    """A profile, and where its jobs run."""
-
     executor: str | None = None
     """Where jobs run: generic, kubernetes, slurm, or a folder of Snakemake's settings; none: here."""
     jobs: Count = 0
@@ -60,8 +55,6 @@ class BookConfig(ProfileConfig):
 
 @config
 class StudyConfig:
-    """Pages to compute, without notebooks."""
-
     profile: str
     """Profile to run, such as trec-dl."""
     page: tuple[str, ...] = ()
@@ -74,8 +67,6 @@ class StudyConfig:
 
 @config
 class RunConfig(ProfileConfig):
-    """A job of the graph."""
-
     node: str
     """Its name, such as student-0123456789ab."""
 
@@ -91,25 +82,24 @@ def book(config: BookConfig) -> str | None:
     return None if config.more else f"done in {time.time() - started:.0f} s; open {page.as_uri()}"
 
 
-@command()
-def study(
-    config: StudyConfig,
-    parameter: Annotated[
-        dict[str, Any] | None, "-p", "Parameter of the page's notebook, such as losses=[ranknet]."
-    ] = None,
-) -> None:
-    """Train and rank what pages compare, without notebooks, as far as the store does not hold it.
+_Parameters = Annotated[
+    dict[str, Any] | None, "-p", "Parameter of the page's notebook, such as losses=[ranknet]."
+]
 
-    All in one process: a GPU for an hour is used best where no process has to start. The notebooks,
-    and the graph, then find everything done.
+
+@command()
+def study(config: StudyConfig, parameter: _Parameters = None) -> None:
+    """Train and rank what pages compare, in one process, as far as the store does not hold it.
+
+    For a GPU that is there for an hour: no process has to start, and notebooks and graph find all done.
     """
     from rdl_study import graph, grid, tables
 
-    pages = graph.declarations(config.profile, config.page, parameter or {})
-    for parts in pages.values():
+    pages, seeds = graph.declarations(config.profile, config.page, parameter or {}), config.seeds
+    for parts in pages.values() if seeds else ():
         for name, part in parts.items():
-            seeds = part.profile.seeds[: config.seeds or None]
-            parts[name] = replace(part, profile=replace(part.profile, seeds=seeds))
+            few = replace(part.profile, seeds=part.profile.seeds[:seeds])
+            parts[name] = replace(part, profile=few)
     nodes, of_page = graph.jobs({page: parts.values() for page, parts in pages.items()})
     for page, parts in pages.items():
         for name in (name for name in of_page[page] if not graph.marker(name).exists()):
@@ -131,8 +121,8 @@ def run(config: RunConfig) -> None:
     nodes = graph.nodes(config.profile)
     if config.node not in nodes:
         raise ValueError(
-            f"node: expected one of {len(nodes)} of profile {config.profile!r}, got {config.node!r}: "
-            "code or configuration changed since it was planned; plan again"
+            f"node: expected one of {len(nodes)} of {config.profile!r}, got {config.node!r}: code or "
+            "configuration changed since it was planned; plan again"
         )
     graph.run(nodes[config.node])
 

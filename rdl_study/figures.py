@@ -24,15 +24,7 @@ def canvas(
     panels: int, *, height: float, width: float = 5.8, columns: int = 1,
     stacked: list[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """Panels of a figure that is narrow enough to be read on a phone.
-
-    Args:
-        panels: Number of panels.
-        height: Of the whole figure, in inches.
-        width: Likewise.
-        columns: Panels beside each other.
-        stacked: Proportions of the rows' heights; None makes them equal.
-    """
+    """Panels of a figure for a phone: inches, panels beside each other, proportions of their rows."""
     sns.set_theme(
         style="whitegrid", palette="colorblind",
         rc={"axes.edgecolor": INK, "text.color": INK, "font.size": 11, "hatch.linewidth": 0.6},
@@ -55,11 +47,7 @@ def means(
 ) -> Figure:
     """A dot and a 95 % interval per system, the baseline's mean as a line: a panel for each source.
 
-    Args:
-        table: This run's `rdl_core.evaluate.compare`; None without a run.
-        measure: Label of the axis.
-        recorded: The same of a recorded run: other data, other scale.
-        paper: Published figures.
+    Tables are those of `rdl_core.evaluate.compare`, of this run and of a recorded one.
     """
     tables = {f"{measure}, this run": table, "nDCG@10, recorded": recorded, "nDCG@10, published": paper}
     panels = {title: table for title, table in tables.items() if table is not None}

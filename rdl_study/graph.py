@@ -58,14 +58,11 @@ class Node:
 def declarations(profile_name: str, pages: Iterable[str] = (), changes: Mapping = {}) -> dict:  # noqa: B006
     """Parts by notebook at a profile: of some `pages` or all, with `changes` of their parameters."""
     given = load_profile(profile_name).notebooks
-    if unknown := given.keys() - set(notebooks()):
-        raise ValueError(
-            f"notebooks: expected names among {', '.join(notebooks())}; got {', '.join(unknown)}"
-        )
-    return {
-        name: declared(name, {"profile": profile_name, **given.get(name, {}), **changes})
-        for name in (list(pages) or notebooks())
-    }
+    if unknown := ", ".join(given.keys() - set(notebooks())):
+        raise ValueError(f"notebooks: expected some of {', '.join(notebooks())}; got {unknown}")
+    base = {"profile": profile_name}
+    names = list(pages) or notebooks()
+    return {name: declared(name, base | given.get(name, {}) | dict(changes)) for name in names}
 
 
 def nodes(profile_name: str) -> dict[str, Node]:
@@ -121,14 +118,10 @@ def run(node: Node) -> None:
 
 
 def plan(profile_name: str, threads: int | None = None) -> Path:
-    """Write a profile's nodes for Snakemake, which then need not import this package.
+    """Write a profile's nodes for Snakemake, which then need not import this package; gives the file.
 
+    Every job that computes has the same number of `threads`, as late digits of results depend on it.
     A marker is removed if one of its runs is gone from the store, so that the node runs again.
-
-    Args:
-        profile_name: Name of a profile, or a path of one.
-        threads: Of each job that computes, wherever it runs, as late digits of results depend on
-            it; None takes this machine's.
     """
     graph, rows = nodes(profile_name), []
     for node in graph.values():
@@ -148,8 +141,6 @@ def plan(profile_name: str, threads: int | None = None) -> Path:
     return file
 
 
-# --- work, and who waits for whom -----------------------------------------------------------------
-
 def _add(
     config: RankingConfig, listed: Mapping[str, dict[str, _Work]],
     trained: Mapping[str, dict[str, _Work]], needs: Mapping[str, set[str]],
@@ -161,7 +152,7 @@ def _add(
         listed[tested][_id(config)] = (rank, config)
         return {tested}
     for number, stage in enumerate(config.system.stages, start=1):
-        for wanted in [*stage.lists.each(), *([stage.dev] if stage.dev else [])]:
+        for wanted in (x for x in (*stage.lists.each(), stage.dev) if x):
             listed[wanted.collection][_id(wanted)] = (lists, wanted)
             before.add(wanted.collection)
         student = replace(config.system, stages=config.system.stages[:number])

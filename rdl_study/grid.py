@@ -1,8 +1,7 @@
 """What pages compare: systems, the students among them, and the rankings behind their figures.
 
 A configuration names everything by value, down to the stage that another one starts from, so that
-ablations share the runs of the stages that they have in common. A student never ranks a query that it
-was trained on, or that a choice was made on: `rank` refuses.
+ablations share runs of stages. A student never ranks a query that it was trained on: `rank` refuses.
 """
 
 from __future__ import annotations
@@ -37,11 +36,8 @@ from rdl_study.lists import (
 from rdl_study.profile import Profile, Stage, StudentConfig
 from rdl_study.store import Run, obtain
 
-__all__ = [
-    "Added", "Part", "RankingConfig", "Results", "Stage", "StudentConfig", "measure", "measured",
-    "rank", "rankings", "train", "training_log",
-]  # fmt: skip
-
+__all__ = ["Added", "Part", "RankingConfig", "Results", "Stage", "StudentConfig", "measure", "measured",
+           "rank", "rankings", "train", "training_log"]  # fmt: skip
 _IDS = ["query_id", "doc_id"]
 
 
@@ -50,27 +46,24 @@ class Added:
     """A student or an order with scores of others added, all standardised within each query."""
 
     system: str | StudentConfig
-    """A student, or an order of `rdl_study.lists.TEACHERS`."""
-    others: dict[str, float]
-    """Weights of other orders by name; of the first stage, its scores count."""
+    others: dict[str, float]  # weights by order; of the first stage, its scores count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Systems that are compared on the same queries: one table of a page."""
+    """Systems that are compared on the same queries: one table of a page.
 
-    profile: Profile
-    """Whose test queries, seeds and measure."""
-    systems: dict[str, str | StudentConfig | Added]
-    """By label: an order of `rdl_study.lists.TEACHERS`, a student, or several added up."""
-    baseline: str
-    """Label of the system that the others are compared with."""
+    A system is an order of `rdl_study.lists.TEACHERS`, a student, or several of these added up.
+    """
+
+    profile: Profile  # whose test queries, seeds and measure
+    systems: dict[str, str | StudentConfig | Added]  # by label
+    baseline: str  # label of the system that the others are compared with
 
     def __post_init__(self) -> None:
         if self.baseline not in self.systems:
-            raise ValueError(
-                f"baseline: expected one of {', '.join(self.systems)}; got {self.baseline!r}"
-            )
+            labels = ", ".join(self.systems)
+            raise ValueError(f"baseline: expected one of {labels}; got {self.baseline!r}")
 
 
 @dataclass(frozen=True)
@@ -79,10 +72,8 @@ class Results:
 
     profile: Profile
     baseline: str
-    values: pd.DataFrame
-    """The profile's measure, ``[query_id, system]``, mean over seeds."""
-    runs: dict[str, tuple[Run, ...]]
-    """Each system's rankings, one for each collection and seed."""
+    values: pd.DataFrame  # the profile's measure, [query_id, system], mean over seeds
+    runs: dict[str, tuple[Run, ...]]  # each system's rankings, by collection and seed
 
 
 @config
@@ -136,9 +127,6 @@ def rankings(profile: Profile, system: str | StudentConfig | Added) -> list[Rank
     return configs
 
 
-# --- students -------------------------------------------------------------------------------------
-
-
 def train(wanted: StudentConfig) -> Run:
     """A trained student; ``model/`` in the run's folder loads in transformers."""
     *earlier, stage = wanted.stages
@@ -149,13 +137,11 @@ def train(wanted: StudentConfig) -> Run:
 
     def compute(folder: Path) -> dict:
         torch.manual_seed(wanted.seed)  # the head's first weights
-        student = CrossEncoder.from_pretrained(
-            str(start), query_tokens=wanted.query_tokens, passage_tokens=wanted.passage_tokens
-        ).to(default_device())
+        limits = {"query_tokens": wanted.query_tokens, "passage_tokens": wanted.passage_tokens}
+        student = CrossEncoder.from_pretrained(start, **limits).to(default_device())
         texts = corpus(stage.lists.collection, wanted.encoder)
-        ranked = RankedLists.concat(
-            [RankedLists.from_frame(lists(one), texts) for one in stage.lists.each()]
-        )
+        ranked = [RankedLists.from_frame(lists(each), texts) for each in stage.lists.each()]
+        ranked = RankedLists.concat(ranked)
         dev = _dev_measure(stage, wanted.encoder) if stage.dev else None
         distill(student, ranked, stage.training, seed=wanted.seed, folder=folder, dev=dev)
         drawn = stage.training.steps * stage.training.queries_per_step * stage.training.list_size
@@ -208,9 +194,6 @@ def _check_unseen(wanted: ListsConfig, seen: ListsConfig, what: str) -> None:
         )
 
 
-# --- rankings -------------------------------------------------------------------------------------
-
-
 def rank(wanted: RankingConfig) -> Run:
     """A ranking of the test candidates, ``run.parquet`` in its folder, ties settled."""
     if wanted.added:
@@ -229,10 +212,7 @@ def rank(wanted: RankingConfig) -> Run:
         frame, precision = lists(wanted.candidates), None
         if trained:
             precision = resolve_precision(wanted.precision, default_device())
-            student = CrossEncoder.from_pretrained(
-                str(trained.folder / "model"), query_tokens=system.query_tokens,
-                passage_tokens=system.passage_tokens,
-            ).to(default_device())  # fmt: skip
+            student = CrossEncoder.from_pretrained(trained.folder / "model").to(default_device())
             texts = corpus(wanted.candidates.collection, system.encoder)
             scored = rerank(student, frame, texts, precision=precision)
         else:
@@ -242,8 +222,8 @@ def rank(wanted: RankingConfig) -> Run:
             scored = frame[_IDS].assign(score=scores)
         run = settle_ties(scored, frame)
         run.to_parquet(folder / "run.parquet", index=False)
-        n_queries = run["query_id"].nunique()
-        return {"n_queries": n_queries, "n_pairs": len(run), "precision": precision}
+        n = run["query_id"].nunique()
+        return {"n_queries": n, "n_pairs": len(run), "precision": precision}
 
     return obtain(
         "rank", wanted, data="-".join([candidates.fingerprint, *hashes]),
@@ -262,13 +242,12 @@ def _rank_added(wanted: RankingConfig) -> Run:
         own = own.reindex(pd.MultiIndex.from_frame(candidates[_IDS])).to_numpy()
         total = fuse(candidates, own)
         for order, weight in wanted.added.items():
-            scores = (
-                candidates["score"].to_numpy() if order == "first_stage"
-                else order_scores(candidates, wanted.candidates, order)
-            )  # fmt: skip
+            scores = candidates["score"].to_numpy()
+            if order != "first_stage":
+                scores = order_scores(candidates, wanted.candidates, order)
             total = total + weight * fuse(candidates, scores)
-        scored = candidates[_IDS].assign(score=total)
-        settle_ties(scored, candidates).to_parquet(folder / "run.parquet", index=False)
+        run = settle_ties(candidates[_IDS].assign(score=total), candidates)
+        run.to_parquet(folder / "run.parquet", index=False)
         return {name: alone.manifest[name] for name in ("n_queries", "n_pairs", "precision")}
 
     return obtain(

@@ -27,26 +27,19 @@ from rdl_core.teachers.teach import ANSWERS, teach
 from rdl_core.tokens import TokenCorpus, TokenStore
 from rdl_study.store import Run, obtain, runs_folder
 
-__all__ = [
-    "CODE", "FIRST_STAGES", "TEACHERS", "LLMTeacher", "ListsConfig", "ask_shard", "candidates_of",
-    "chosen_queries", "corpus", "encoder_hashes", "lists", "order_scores",
-]  # fmt: skip
-
+__all__ = ["CODE", "FIRST_STAGES", "TEACHERS", "LLMTeacher", "ListsConfig", "ask_shard", "corpus",
+           "candidates_of", "chosen_queries", "encoder_hashes", "lists", "order_scores"]  # fmt: skip
 _COMPUTED = ("bm25", "bi_encoder", "random")
 #: First stages: those that are computed here, and those of which there are published lists.
 FIRST_STAGES = tuple(dict.fromkeys((*_COMPUTED, *published.FIRST_STAGES)))
 _ENCODERS, _MEAN = ("bi_encoder", "fused"), "_mean"
 #: Orders to learn from and to rank with. ``_mean`` behind an LLM's name: the mean of its ranks over all
 #: the times that it ranked a list.
-TEACHERS = (
-    *_ENCODERS, "first_stage", "judgments", "splade", *published.TEACHERS,
-    *(name + _MEAN for name in published.TEACHERS),
-)  # fmt: skip
+TEACHERS = (*_ENCODERS, "first_stage", "judgments", "splade", *published.TEACHERS,
+            *(name + _MEAN for name in published.TEACHERS))  # fmt: skip
 #: Modules that decide what `lists` gives, for the ids of the runs that use it.
-CODE = (
-    "rdl_core.lists", "rdl_core.data.published", "rdl_core.data.retrieval",
-    "rdl_core.teachers.encoders",
-)  # fmt: skip
+CODE = ("rdl_core.lists", "rdl_core.data.published", "rdl_core.data.retrieval",
+        "rdl_core.teachers.encoders")  # fmt: skip
 _CANDIDATES = 100  # computed once, cut to any depth up to it
 _DEEPEST = {"colbert": 500}  # of lists that are published only
 _SMALL = 100_000  # in a larger collection, the candidates alone become vectors
@@ -79,9 +72,8 @@ class ListsConfig:
         named = [("first_stage", name, FIRST_STAGES) for name in self.first_stages]
         for field, value, valid in (*named, ("teacher", self.teacher, TEACHERS)):
             if value not in valid and not Path(value).is_file():
-                raise ValueError(
-                    f"{field}: expected one of {', '.join(valid)}, or a file; got {value!r}"
-                )
+                names = ", ".join(valid)
+                raise ValueError(f"{field}: expected one of {names}, or a file; got {value!r}")
         if "bi_encoder" in self.first_stages and "+" in self.teacher_encoder:
             raise ValueError(
                 "teacher_encoder: expected one bi-encoder behind the first stage 'bi_encoder', got "
@@ -139,13 +131,9 @@ def lists(wanted: ListsConfig) -> pd.DataFrame:
 
 
 def chosen_queries(wanted: ListsConfig) -> list[str]:
-    """Query ids in the order of their hashes, so that more queries contain the fewer.
-
-    Where a published teacher ranked some of the collection's queries, they are chosen from these.
-    """
-    ids = published.ranked_queries(
-        wanted.collection, first_stages=wanted.first_stages, teacher=wanted.teacher
-    )
+    """Ids in the order of their hashes, of the queries that a published teacher ranked, or of all."""
+    behind = {"first_stages": wanted.first_stages, "teacher": wanted.teacher}
+    ids = published.ranked_queries(wanted.collection, **behind)
     if ids is None:
         ids = load(wanted.collection).queries["query_id"]
     by_hash = sorted(ids, key=lambda query_id: hashlib.sha256(query_id.encode()).digest())
@@ -162,9 +150,6 @@ def corpus(collection_id: str, encoder: str) -> TokenCorpus:
         _tokens(queries["query"], len(queries), fingerprint(queries), encoder),
         doc_ids, _tokens(passages, len(doc_ids), collection.passages_fingerprint, encoder),
     )  # fmt: skip
-
-
-# --- first stages ---------------------------------------------------------------------------------
 
 
 def candidates_of(wanted: ListsConfig) -> pd.DataFrame:
@@ -201,17 +186,16 @@ def candidates_of(wanted: ListsConfig) -> pd.DataFrame:
         "collection": collection.id, "first_stage": name, "depth": _CANDIDATES,
         "skip_queries": wanted.skip_queries, "n_queries": wanted.n_queries, "encoder": encoder,
     }  # fmt: skip
-    run = obtain(
-        "candidates", identity, code=("rdl_core.data.retrieval",), compute=retrieve,
-        data="-".join([*texts, *(encoder_hashes(encoder) if encoder else ())]),
-    )
+    data, code = "-".join([*texts, *encoder_hashes(encoder)]), ("rdl_core.data.retrieval",)
+    run = obtain("candidates", identity, data=data, code=code, compute=retrieve)
     return pd.read_parquet(run.folder / "candidates.parquet")
 
 
-def encoder_hashes(names: str) -> list[str]:
+def encoder_hashes(names: str | None) -> list[str]:
     """Hashes of encoders' weights and of the settings that name their prompts, if they are files."""
     files = ("model.safetensors", "config_sentence_transformers.json")
-    paths = [Path(encoder_path(name)) / file for name in names.split("+") for file in files]
+    names = names.split("+") if names else ()
+    paths = [Path(encoder_path(name)) / file for name in names for file in files]
     return [content_hash(path)[:16] for path in paths if path.exists()]
 
 
@@ -252,9 +236,6 @@ def _append_missing(frame: pd.DataFrame, qrels: pd.DataFrame) -> pd.DataFrame:
     last = missing["query_id"].map(frame.groupby("query_id")["rank"].max())
     place = missing.groupby("query_id").cumcount() + 1
     return pd.concat([frame, missing.assign(rank=last + place)], ignore_index=True)
-
-
-# --- teachers -------------------------------------------------------------------------------------
 
 
 def order_scores(candidates: pd.DataFrame, wanted: ListsConfig, order: str) -> np.ndarray:
@@ -304,13 +285,9 @@ def _similarity(candidates: pd.DataFrame, collection_id: str, encoder: str) -> n
     queries = collection.queries[collection.queries["query_id"].isin(candidates["query_id"])]
     small = len(collection.doc_ids) <= _SMALL
     passages = collection.passages if small else collection.passages_of(candidates["doc_id"])
-    arguments = []
-    for texts in (queries, passages):
-        arguments += [pd.Index(texts.iloc[:, 0].to_numpy(object)), _vectors(texts, encoder)]
-    return encoders.similarity(candidates, *arguments)
-
-
-# --- an LLM that the study asks itself ------------------------------------------------------------
+    ids = [pd.Index(texts.iloc[:, 0].to_numpy(object)) for texts in (queries, passages)]
+    vectors = [_vectors(texts, encoder) for texts in (queries, passages)]
+    return encoders.similarity(candidates, ids[0], vectors[0], ids[1], vectors[1])
 
 
 @c.config
@@ -374,10 +351,8 @@ def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: 
         )  # fmt: skip
         return {"totals": teach(asked, folder / "lists")["totals"]}
 
-    return obtain(
-        "teach", identity, data=fingerprint(candidates[[*_IDS, "rank"]]),
-        code=("rdl_core.teachers.teach",), compute=ask,
-    )  # fmt: skip
+    data, code = fingerprint(candidates[[*_IDS, "rank"]]), ("rdl_core.teachers.teach",)
+    return obtain("teach", identity, data=data, code=code, compute=ask)
 
 
 def _n_shards(settings: LLMTeacher, candidates: pd.DataFrame) -> int:

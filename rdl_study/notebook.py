@@ -51,12 +51,8 @@ def cells(name: str) -> list[tuple[list[str], str]]:
 def declared(name: str, values: Mapping[str, Any]) -> dict[str, Part]:
     """The parts that a notebook compares, by name; none for a notebook without a ``systems`` cell.
 
-    Args:
-        name: The notebook's name.
-        values: Parameters in place of its own; ``profile`` may also be a `Profile`.
-
-    Raises:
-        ValueError: No such notebook, or a parameter that it does not have or that does not fit.
+    `values` stand in place of its parameters; ``profile`` may also be a `Profile`. ValueError names a
+    parameter that it does not have or that does not fit.
     """
     namespace: dict[str, Any] = {}
     for tags, source in cells(name):
@@ -72,16 +68,11 @@ def parameters(
 ) -> None:
     """Check a notebook's parameters from inside it, and put the checked values into its namespace.
 
-    A list may be the text that papermill's ``-p`` makes of it, such as ``[5, 10]``.
-
     Args:
         notebook: The notebook's name.
-        namespace: Its ``globals()``.
-        **choices: For a parameter, its valid values: a list must have one or more different ones. Text
+        namespace: Its ``globals()``; a list may be the text that papermill's ``-p`` makes of it.
+        **choices: Valid values of some parameters; a list must have one or more different ones. Text
             may also be several of them with ``+`` between them.
-
-    Raises:
-        ValueError: A name that is no parameter of the notebook, or a value that does not fit.
     """
     log_plainly()
     defaults = _defaults(notebook)

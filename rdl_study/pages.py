@@ -39,15 +39,10 @@ _log = logging.getLogger(__name__)
 
 
 def publish(profile_name: str, pages: Path) -> list[Path]:
-    """Execute every notebook at a profile and write the book's pages.
+    """Execute every notebook at a profile, and write the book's pages and, in ``files/``, downloads.
 
-    Args:
-        profile_name: Name of a profile, or a path of one.
-        pages: Folder for a ``.ipynb`` per notebook, and in ``files/`` for what these link to.
-
-    Raises:
-        ValueError: A parameter in the profile that a notebook does not have, before any of them runs.
-        papermill.PapermillExecutionError: A notebook failed; it is not published, the others stay.
+    A wrong parameter in the profile is refused before any notebook runs. One that fails is not
+    published: papermill's error names it, and the others' runs stay.
     """
     import nbformat  # takes longer than torch, and most jobs show no page
 
@@ -121,9 +116,6 @@ def _cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if any(output.output_type == "error" for output in cell.outputs):
                 raise ValueError(f"expected a notebook without errors, but cell {number} has one")
     return notebook
-
-
-# --- what readers can take along ------------------------------------------------------------------
 
 
 def write_downloads(name: str, parts: Mapping[str, Part], folder: Path) -> list[Path]:

@@ -27,11 +27,8 @@ from threading import Lock
 
 from rdl_core.files import read_json, resumable, versions
 
-__all__ = [
-    "Run", "code_hash", "libraries", "machine", "noted", "obtain", "own_imports", "project_folder",
-    "runs_folder", "short_hash", "stored",
-]  # fmt: skip
-
+__all__ = ["Run", "code_hash", "libraries", "machine", "noted", "obtain", "own_imports", "stored",
+           "project_folder", "runs_folder", "short_hash"]  # fmt: skip
 _noted: ContextVar[dict[str, None] | None] = ContextVar("noted", default=None)
 _parsing = Lock()  # Python 3.11's parser counts its depth for all threads together, and fails
 _log = logging.getLogger(__name__)
@@ -161,10 +158,10 @@ def own_imports(tree: ast.Module) -> list[str]:
 
 
 def _exists(module: str) -> bool:
+    """Whether this is a module, and not a name in one."""
     parent = module.rpartition(".")[0]
-    if parent and importlib.util.find_spec(parent).submodule_search_locations is None:
-        return False  # a name in a module
-    return importlib.util.find_spec(module) is not None
+    is_name = parent and importlib.util.find_spec(parent).submodule_search_locations is None
+    return not is_name and importlib.util.find_spec(module) is not None
 
 
 def _is_text(statement: ast.stmt) -> bool:

@@ -1,8 +1,7 @@
 """Tables and sentences that several pages share: published, recorded and this run's figures.
 
-A recorded run is one that was measured once, on real data, and kept: ``results/<profile>/<page>.csv``
-has a row for each part, system, collection, seed and query, ``<page>.json`` the manifest of every run
-behind them.
+Recorded runs were measured once, on real data: ``results/<profile>/<page>.csv`` has a row for each
+part, system, collection, seed and query, ``<page>.json`` the manifest of every run behind them.
 """
 
 from __future__ import annotations
@@ -22,16 +21,10 @@ from rdl_study.grid import Results, measured
 from rdl_study.profile import Profile
 from rdl_study.store import Run, project_folder, stored
 
-__all__ = [
-    "Recorded", "as_html", "as_p", "as_seeds", "display_table", "provenance", "published", "record",
-    "recorded", "sentence", "side_by_side",
-]  # fmt: skip
-
+__all__ = ["Recorded", "as_html", "as_p", "as_seeds", "display_table", "provenance", "published",
+           "record", "recorded", "sentence", "side_by_side"]  # fmt: skip
 _KEYS = ["part", "system", "collection", "seed", "query_id"]
 _SPACE = "\N{NO-BREAK SPACE}"
-
-
-# --- how figures are written ----------------------------------------------------------------------
 
 
 def as_p(value: float) -> str:
@@ -46,12 +39,9 @@ def as_seeds(number: int) -> str:
 
 def as_html(table: pd.DataFrame) -> HTML:
     """A table as the book shows it: numbers to three digits, an index only where it says something."""
-    return HTML(
-        table.to_html(
-            index=not isinstance(table.index, pd.RangeIndex), border=0, na_rep="",
-            float_format="{:.3f}".format, classes="rdl-wide" if table.shape[1] > 6 else None,
-        )
-    )  # fmt: skip
+    named, wide = not isinstance(table.index, pd.RangeIndex), table.shape[1] > 6
+    looks = {"border": 0, "na_rep": "", "classes": "rdl-wide" if wide else None}
+    return HTML(table.to_html(index=named, float_format="{:.3f}".format, **looks))
 
 
 def display_table(table: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -84,13 +74,12 @@ def sentence(table: pd.DataFrame, results: Results) -> Markdown:
     if len(differ):
         systems = ", ".join(f"{name} ({table.loc[name, 'delta']:+.3f})" for name in differ)
         tail = f"Significantly different from {results.baseline} (p < .05 after Holm): {systems}."
-    else:
-        tail = (
-            f"None differs significantly from {results.baseline}, which does not show that they are "
-            f"equal: the widest interval is from {table['delta_low'].min():+.3f} to "
-            f"{table['delta_high'].max():+.3f}."
-        )
-    return Markdown(f"{head} {tail}")
+        return Markdown(f"{head} {tail}")
+    low, high = table["delta_low"].min(), table["delta_high"].max()
+    return Markdown(
+        f"{head} None differs significantly from {results.baseline}, which does not show that they are "
+        f"equal: the widest interval is from {low:+.3f} to {high:+.3f}."
+    )
 
 
 def provenance(results: Results, page: str) -> HTML:
@@ -123,9 +112,6 @@ def _tested_on(profile: Profile) -> str:
     return " and ".join(f"`{test.collection}`" for test in profile.tests)
 
 
-# --- published and recorded figures ---------------------------------------------------------------
-
-
 @lru_cache
 def _paper() -> dict:
     return json.loads(Path(__file__).with_name("paper_tables.json").read_text())
@@ -145,21 +131,15 @@ def published(table: str) -> pd.DataFrame:
 class Recorded:
     """One part of a page as it was recorded."""
 
-    values: pd.DataFrame
-    """The main measure, ``[query_id, system]``, mean over seeds."""
+    values: pd.DataFrame  # the main measure, [query_id, system], mean over seeds
     measure: str
     baseline: str
-    candidates: str
-    """First stage and depth of what was re-ranked."""
+    candidates: str  # first stage and depth
     seeds: tuple[int, ...]
-    collections: tuple[str, ...]
-    """Collections tested on."""
-    device: str
-    """Machine that its students were trained on."""
-    label: str
-    """The profile's: data and teacher."""
-    runs: tuple[dict, ...]
-    """Manifests of its rankings and trainings."""
+    collections: tuple[str, ...]  # tested on
+    device: str  # that trained its students
+    label: str  # data and teacher
+    runs: tuple[dict, ...]  # manifests of its rankings and trainings
 
 
 def recorded(
@@ -197,21 +177,16 @@ def record(page: str, results: Mapping[str, Results], folder: Path) -> Path:
         for system, runs in result.runs.items():
             for run in runs:
                 config = run.manifest["config"]
-                trained = isinstance(config["system"], dict)
-                rows.append(
-                    measured(run, measures).round(4).assign(
-                        part=part, system=system, collection=config["candidates"]["collection"],
-                        seed=config["system"]["seed"] if trained else -1,
-                    )
-                )  # fmt: skip
+                seed = config["system"]["seed"] if isinstance(config["system"], dict) else -1
+                keys = part, system, config["candidates"]["collection"], seed
+                named = dict(zip(_KEYS, keys, strict=False))
+                rows.append(measured(run, measures).round(4).assign(**named))
                 behind = _manifests(run)
                 manifests |= behind
                 ids |= behind.keys()
         test = result.profile.test
-        parts[part] = {
-            "baseline": result.baseline, "candidates": f"{test.first_stage} top {test.depth}",
-            "runs": sorted(ids),
-        }  # fmt: skip
+        candidates = f"{test.first_stage} top {test.depth}"
+        parts[part] = {"baseline": result.baseline, "candidates": candidates, "runs": sorted(ids)}
     about = {"profile": profile.name, "label": profile.label, "parts": parts, "runs": manifests}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{page}.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
@@ -229,9 +204,6 @@ def _manifests(run: Run) -> dict[str, dict]:
     return manifests
 
 
-# --- side by side ---------------------------------------------------------------------------------
-
-
 def side_by_side(
     page: str, results: Mapping[str, Results], paper: Mapping[str, pd.Series] | None = None,
     profile: str = "trec-dl",
@@ -246,14 +218,12 @@ def side_by_side(
     """
     path = project_folder() / "results" / profile / f"{page}.csv"
     kept = pd.read_csv(path, usecols=["part"])["part"].unique() if path.exists() else ()
-    blocks = [
-        f"<h3>{html.escape(part)}</h3>"
-        + _one_part(recorded(page, part, profile), results.get(part), (paper or {}).get(part))
-        for part in dict.fromkeys([*results, *kept])
-    ]
-    if not blocks:
-        return HTML('<p class="rdl-note">Nothing was recorded for this page, nor run here.</p>')
-    return HTML("".join(blocks))
+    blocks = []
+    for part in dict.fromkeys([*results, *kept]):
+        source = recorded(page, part, profile), results.get(part), (paper or {}).get(part)
+        blocks.append(f"<h3>{html.escape(part)}</h3>{_one_part(*source)}")
+    nothing = '<p class="rdl-note">Nothing was recorded for this page, nor run here.</p>'
+    return HTML("".join(blocks) or nothing)
 
 
 def _one_part(kept: Recorded | None, results: Results | None, paper: pd.Series | None) -> str:

@@ -50,12 +50,10 @@ def test_ndcg_has_linear_gains_and_counts_unjudged_passages_as_not_relevant():
 
 def test_measures_keep_their_given_names():
     table = per_query(QRELS, RUN, ("RR(rel=2)", "AP( rel = 2 )", "RR@10"))
-    assert table.to_dict("list") == {
-        "query_id": ["q1", "q2", "q3"],
-        "RR(rel=2)": [1 / 2, 0, 0],
-        "AP( rel = 2 )": [1 / 2 / 2, 0, 0],  # two relevant, one at rank 2
-        "RR@10": [1 / 2, 1 / 2, 0],
-    }
+    assert table.columns.tolist() == ["query_id", "RR(rel=2)", "AP( rel = 2 )", "RR@10"]
+    # of q1's two passages of grade 2 or more, one is at rank 2
+    rows = [["q1", 1 / 2, 1 / 4, 1 / 2], ["q2", 0, 0, 1 / 2], ["q3", 0, 0, 0]]
+    assert table.to_numpy().tolist() == rows
     assert per_query(QRELS, RUN, "P@1").columns.tolist() == ["query_id", "P@1"]
 
 
@@ -134,7 +132,6 @@ def _numbered(table, column):
         (QRELS, RUN.assign(query_id=[None, *RUN["query_id"][1:]]), "query_id as str.*1 missing"),
         (QRELS, RUN.iloc[[0, 1, 2, 1]], "run with each passage once.*'q1', 'doc_id': 'a'"),
         (QRELS, RUN.assign(score=[1, 2, np.nan, 4, 5, 6, 7]), "score finite.*1 of 7.*'doc_id': 'u'"),
-        (QRELS, RUN.assign(score=[1, -np.inf, 3, 4, 5, 6, 7]), "finite in float32.*'doc_id': 'a'"),
         (QRELS, RUN.assign(score=[1, 1e39, 3, 4, 5, 6, 7]), "finite in float32.*1e\\+39"),
         (QRELS, RUN.assign(score="high"), "finite in float32; got 7 of 7 rows"),
     ],
@@ -284,6 +281,8 @@ def test_p_values_are_of_the_paired_t_test_corrected_by_holm():
     assert table["significant"].tolist() == [False, False, True, True]
     assert compare(values, "base", alpha=0.99 * second)["significant"].sum() == 1
     pd.testing.assert_frame_equal(compare(values[["base"]], "base"), table.loc[["base"]])
+    shuffled = values.sample(frac=1, random_state=0)  # p-values were wrong for queries in other orders
+    pd.testing.assert_frame_equal(compare(shuffled, "base"), table, rtol=1e-12)
 
 
 def test_a_copy_of_the_baseline_has_p_1_and_leaves_the_others_their_correction():
@@ -301,22 +300,14 @@ def test_a_copy_of_the_baseline_has_p_1_and_leaves_the_others_their_correction()
     assert [constant["delta_low"], constant["delta_high"]] == pytest.approx([0.1, 0.1])
 
 
-def test_the_order_of_queries_does_not_matter():
-    """p-values were wrong where runs listed their queries in different orders."""
-    values, rng = _values(), np.random.default_rng(0)
-    own_orders = {name: column.sample(frac=1, random_state=rng) for name, column in values.items()}
-    joined = pd.DataFrame(own_orders).sample(frac=1, random_state=rng)
-    assert joined.index.tolist() != values.index.tolist()
-    pd.testing.assert_frame_equal(compare(joined, "base"), compare(values, "base"), rtol=1e-12)
-
-
 def test_intervals_are_seeded_and_do_not_depend_on_the_other_systems():
     values, intervals = _values(), ["ci_low", "ci_high", "delta_low", "delta_high"]
-    two, all_ = (compare(x, "base").loc["none"] for x in (values[["none", "base"]], values))
+    row = compare(values, "base").loc["none"]
+    two = compare(values[["none", "base"]], "base").loc["none"]
+    assert two[intervals].tolist() == row[intervals].tolist()
     other = compare(values, "base", seed=4).loc["none"]
-    assert two[intervals].tolist() == all_[intervals].tolist()
-    assert (other[intervals] != all_[intervals]).all()
-    assert other["p_value"] == all_["p_value"]
+    assert (other[intervals] != row[intervals]).all()
+    assert other["p_value"] == row["p_value"]
 
 
 def test_intervals_have_the_width_of_the_means_spread():
@@ -350,14 +341,13 @@ def test_tost_is_two_one_sided_t_tests(system, margin, alpha):
 
 def test_no_significant_difference_does_not_show_equivalence():
     """"Not significant" has been read as "the student matches its teacher"; 43 queries are few."""
-    values = _values()
-    assert not compare(values[["base", "none"]], "base").loc["none", "significant"]
-    assert not equivalence(values, "none", "base", margin=0.02).equivalent
-    many = _values(n_queries=2000)
+    few, many = _values()[["base", "none"]], _values(n_queries=2000)[["base", "none"]]
+    assert not compare(few, "base").loc["none", "significant"]
+    assert not equivalence(few, "none", "base", margin=0.02).equivalent
     assert equivalence(many, "none", "base", margin=0.02).equivalent
-    small = many.assign(slight=many["none"] + 0.01 - (many["none"] - many["base"]).mean())
-    assert compare(small[["base", "slight"]], "base").loc["slight", "significant"]
-    assert equivalence(small, "slight", "base", margin=0.02).equivalent  # both at once
+    many["none"] += 0.01 - (many["none"] - many["base"]).mean()
+    assert compare(many, "base").loc["none", "significant"]  # and equivalent
+    assert equivalence(many, "none", "base", margin=0.02).equivalent
 
 
 @pytest.mark.parametrize(("shift", "p_value"), [(0, 0), (0.01, 0), (0.02, 1), (-1, 1)])
@@ -375,9 +365,9 @@ def test_one_query_has_a_mean_and_no_test():
     assert table["mean"].tolist() == values.iloc[0].tolist()
     assert table["delta"].tolist() == pytest.approx((values.iloc[0] - values.iloc[0, 0]).tolist())
     assert table[["ci_low", "ci_high", "delta_low", "p_value", "p_holm"]].isna().all(axis=None)
-    assert not table["significant"].any()
-    assert math.isnan(equivalence(values, "base", "base").p_value)
-    assert not equivalence(values, "base", "base").equivalent
+    result = equivalence(values, "base", "base")
+    assert math.isnan(result.p_value)
+    assert not (result.equivalent or table["significant"].any())
     text = evaluate.as_text(evaluate.compare_runs(QRELS[QRELS["query_id"] == "q2"], {"a": RUN})[1])
     assert text.splitlines()[0] == "nDCG@10, 1 query, too few for tests"
     assert text.splitlines()[1].split() == ["mean", "delta"]

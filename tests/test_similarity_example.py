@@ -19,7 +19,7 @@ from rdl_core.tokens import TokenCorpus
 FILE = Path(__file__).parents[1] / "examples" / "similarity_head.py"
 LIMITS = {"query_tokens": 5, "passage_tokens": 20}
 QUERIES, PASSAGES = make_texts(6, seed=1, longest=5), make_texts(12, seed=2, longest=20)
-ROWS = [torch.tensor([q for q in range(6) for _ in range(4)]), torch.arange(24) * 5 % 12]
+ROWS = [torch.arange(6).repeat_interleave(4), torch.arange(24) * 5 % 12]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def score(student, corpus):
 
 
 def inputs(student):
-    texts = ([all_texts[i] for i in rows] for all_texts, rows in zip((QUERIES, PASSAGES), ROWS, strict=True))
-    return student.tokenizer(*texts, padding=True, return_tensors="pt")
+    queries, passages = [QUERIES[i] for i in ROWS[0]], [PASSAGES[i] for i in ROWS[1]]
+    return student.tokenizer(queries, passages, padding=True, return_tensors="pt")
 
 
 def test_before_training_the_score_is_the_cosine_of_the_two_means(student, corpus):
@@ -61,10 +61,9 @@ def test_before_training_the_score_is_the_cosine_of_the_two_means(student, corpu
     with torch.no_grad():
         states = make_model("bert").bert.eval()(**batch).last_hidden_state
     expected = []
-    for row, mask, segment in zip(states, batch["attention_mask"], batch["token_type_ids"], strict=True):
-        passage = (mask * segment).bool()
-        query = mask.bool() & ~passage
-        means = row[query].mean(0), torch.cat([row[:1], row[passage]]).mean(0)
+    masks = batch["attention_mask"].bool(), batch["token_type_ids"].bool()
+    for row, mask, passage in zip(states, *masks, strict=True):
+        means = row[mask & ~passage].mean(0), torch.cat([row[:1], row[mask & passage]]).mean(0)
         expected.append(2 * torch.cosine_similarity(*means, dim=0))
     scores = score(student, corpus)
     assert scores.std() > 0.05
@@ -78,8 +77,7 @@ def test_two_steps_train_it_and_the_saved_folder_scores_packed_as_padded(student
     lists = RankedLists.from_frame(frame.assign(teacher_rank=5 - frame["rank"]), corpus)
     stage = StageConfig(steps=2, queries_per_step=3, list_size=4, learning_rate=1e-3)
     distill(student, lists, stage, seed=0, folder=tmp_path / "own")
-    head = student.model.classifier.weight
-    assert head.abs().max() > 5e-4  # it was zero
+    assert student.model.classifier.weight.abs().max() > 5e-4  # it was zero
     trained = score(student, corpus)
     assert (trained - before).abs().max() > 1e-3
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "own" / "model").eval()
