@@ -84,13 +84,8 @@ def _lightning_ir(function: str, **options: object) -> System:
 
 
 def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]]:
-    """Of each part what it compares, its systems by label, and the work that they do.
-
-    Args:
-        work: As `rdl_study.bench.systems` has it; parts change its lists.
-        llm: Sizes of the listwise LLM, ``"7B"`` or ``"toy"``.
-    """
-    first, words = work["lists"][0], " ".join(work["lists"][0]["passages"]).split()
+    """Of each part what it compares, its systems by label, and the work that they do."""
+    words = " ".join(work["lists"][0]["passages"]).split()
     texts = list(dict.fromkeys(text for each in work["lists"] for text in each["passages"]))
     by_words = [[" ".join(words[i * 7 % 200 :][:n]) for i in range(32)] for n in _PASSAGE_WORDS]
     many = (work["lists"] * 32)[:32]
@@ -104,8 +99,8 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
             compiled["layers compiled, CUDA graphs"] = _ours(compiled="reduce-overhead")
 
     def lists_of(passages: list[list[str]], sizes: tuple[int, ...]) -> dict:
-        of_first = [{"query": first["query"], "passages": each} for each in passages]
-        return work | {"lists": of_first, "sizes": sizes}
+        first = [{"query": work["lists"][0]["query"], "passages": each} for each in passages]
+        return work | {"lists": first, "sizes": sizes}
 
     def of_sizes(*sizes: int) -> dict:  # passages repeated where there are too few
         return lists_of([(texts * (n // len(texts) + 1))[:n] for n in sizes], sizes)
@@ -190,9 +185,9 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
     limits, trained = {name: getattr(system, name) for name in _UNCUT}, train(system)
     identity = {"candidates": asdict(candidates), "system": asdict(system), "repetitions": repetitions}
     device = default_device()
-    more = [resolve_precision(profile.precision, device), *(["int8"] if device.type == "cpu" else [])]
+    more = {resolve_precision(profile.precision, device), *(["int8"] if device.type == "cpu" else [])}
     systems = {
-        "student": _ours(), **{f"student, {x}": _ours(precision=x) for x in more if x != "float32"},
+        "student": _ours(), **{f"student, {x}": _ours(precision=x) for x in sorted(more - {"float32"})},
         "student in sentence-transformers": _system("rank_sentence_transformers", batch_size=8),
         "bi-encoder": _system("rank_bi_encoder"), "BM25": _system("rank_bm25"),
     }  # fmt: skip
@@ -229,7 +224,7 @@ def _work(candidates: ListsConfig, model: str, folder: Path, limits: dict[str, i
 
 
 def _compared(results: dict[str, dict[int, Any]]) -> dict[str, dict]:
-    """Largest differences of systems' scores from the first one's; what was counted instead of scores."""
+    """Largest differences of systems' scores from the first one's; counts that are no scores."""
     first, differences = next(iter(results.values())), {}
     for name, other in list(results.items())[1:]:
         pairs = [(scores, other[call]) for call, scores in first.items()]
@@ -303,7 +298,7 @@ def size(config: SizeConfig) -> str:
 
 
 def _made_up(config: SizeConfig, folder: Path) -> dict:
-    """Write stores, ids and lists of 100 as Rank-DistiLLM has them; where they are, as a race's work."""
+    """Write stores, ids and lists of 100 like Rank-DistiLLM's; their paths, as a race's work."""
     rng = np.random.default_rng(0)
     tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
     for name, n, mean in (("passages", config.passages, 74), ("queries", config.queries, 8)):
