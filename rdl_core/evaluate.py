@@ -136,33 +136,31 @@ def compare(
     values = _checked_values(values, [*values.columns, baseline])
     rows = []
     for name in values:
+        sample = values[name].to_numpy()
         differences = (values[name] - values[baseline]).round(_DECIMALS).to_numpy()
-        row = {"n_queries": len(values), "mean": values[name].mean()}
-        row["ci_low"], row["ci_high"] = _interval(values[name].to_numpy(), seed)
-        row["delta"] = differences.mean()
-        row["delta_low"], row["delta_high"] = _interval(differences, seed)
-        row["p_value"] = float(differences[0] == 0)  # the t-test's limit where nothing varies
-        if np.ptp(differences) > 0:
-            row["p_value"] = ttest_1samp(differences, 0.0).pvalue
+        row = {
+            "n_queries": len(sample), "mean": values[name].mean(), "ci_low": np.nan, "ci_high": np.nan,
+            "delta": differences.mean(), "delta_low": np.nan, "delta_high": np.nan, "p_value": np.nan,
+        }  # fmt: skip
         rows.append(row)
+        if len(sample) < 2:
+            continue
+        for key, each in (("ci", sample), ("delta", differences)):
+            interval = bootstrap(  # BCa covers no better, and is NaN where all values are equal
+                (each,), np.mean, method="percentile", confidence_level=0.95, n_resamples=9_999,
+                batch=max(1, 100_000 // len(each)), rng=np.random.default_rng(seed),
+            ).confidence_interval  # fmt: skip
+            row[f"{key}_low"], row[f"{key}_high"] = map(float, interval)
+        if name != baseline:
+            row["p_value"] = float(differences[0] == 0)  # the t-test's limit where nothing varies
+            if np.ptp(differences) > 0:
+                row["p_value"] = ttest_1samp(differences, 0.0).pvalue
     table = pd.DataFrame(rows, index=pd.Index(values.columns, name="system")).assign(p_holm=np.nan)
-    family = (table.index != baseline) & (len(values) > 1)
-    table.loc[~family, "p_value"] = np.nan
-    if family.any():  # statsmodels 0.14 fails on an empty one
+    family = table["p_value"].notna()
+    if family.any():  # statsmodels 0.14 fails on none
         p_values = table.loc[family, "p_value"]
         table.loc[family, "p_holm"] = multipletests(p_values, alpha=alpha, method="holm")[1]
     return table.assign(significant=table["p_holm"] < alpha)
-
-
-def _interval(sample: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean."""
-    if len(sample) < 2:
-        return np.nan, np.nan
-    result = bootstrap(  # BCa covers no better, and is NaN where all values are equal
-        (sample,), np.mean, method="percentile", confidence_level=0.95, n_resamples=9_999,
-        batch=max(1, 100_000 // len(sample)), rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return tuple(map(float, result.confidence_interval))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +186,7 @@ def equivalence(
 ) -> Equivalence:
     """Test whether two systems differ by less than a margin: two one-sided paired t-tests (TOST).
 
-    Choose the margin before looking at the values. Not equivalent does not mean different: the
-    queries may be too few to tell.
+    Choose the margin before looking. Not equivalent does not mean different: queries may be too few.
     """
     _expect(0 < alpha < 0.5, "alpha in (0, 0.5)", alpha, "0.05 is usual")
     _expect(0 < margin < np.inf, "a margin > 0", margin, "choose from where differences matter")
@@ -284,10 +281,9 @@ def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:
     values = pd.to_numeric(frame[column], errors="coerce").to_numpy(float, na_value=np.nan)
     once, finite = ~frame.duplicated(_IDS).to_numpy(), np.abs(values) <= np.finfo(np.float32).max
     for good, what in ((once, "each passage once in a query"), (finite, f"{column} finite in float32")):
-        if not good.all():
-            got = f"{(~good).sum()} of {len(good)} rows that are not"
-            got += f", first {frame[columns].iloc[good.argmin()].to_dict()}"
-            _expect(False, f"{name} with {what}", got, "correct or drop them")
+        bad = frame.loc[~good, columns]
+        got = f"{len(bad)} of {len(frame)} rows that are not, first {bad[:1].to_dict('records')}"
+        _expect(bad.empty, f"{name} with {what}", got, "correct or drop them")
     return values
 
 
