@@ -43,13 +43,9 @@ _log = logging.getLogger(__name__)
 
 
 def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame:
-    """Read ranked candidates from a file of any format in `FORMATS`.
+    """Read ranked candidates from a file of any format in `FORMATS`; None: the file tells which.
 
     Ranks decide the order if they differ within each query, else scores; the log says which.
-
-    Args:
-        path: The file.
-        format: A key of `FORMATS`; None: the file's name and first record tell.
 
     Raises:
         ValueError: The format is unknown, the file is empty or broken, a record does not fit, a passage
@@ -93,8 +89,8 @@ def read_queries(path: str | Path) -> pd.DataFrame:
 def read_passages(path: str | Path) -> pd.DataFrame:
     """Read ``doc_id``, ``text``: MS MARCO's table with tabs, or JSON or parquet as BEIR has it.
 
-    A title stands before its text. Texts are not repaired: some of ``collection.tsv`` were encoded twice,
-    which ir_datasets mends.
+    A title stands before its text. Texts are not repaired: some of ``collection.tsv`` were encoded
+    twice, which ir_datasets mends.
     """
     return _texts(path, ["doc_id", "text"], ("_id", *_COLUMNS["doc_id"][0], "id"), _TEXT)
 
@@ -111,13 +107,9 @@ def each_record(path: str | Path) -> tuple[Iterator[tuple[int, Any]], str]:
 def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Candidates from a frame, such as pyterrier's (``qid, docno, rank, score, query, text``).
 
-    Args:
-        frame: Ids as ``query_id`` or ``qid`` and as ``doc_id``, ``docno``, ``pid``, ``passage_id`` or
-            ``docid``, str or integers; ``rank`` (from 0 or 1), ``score``, ``query``, ``text``,
-            ``relevance``, ``teacher_rank`` where there are any. Other columns are left out.
-
-    Raises:
-        ValueError: As for `read_candidates`; names the row, counted from 1.
+    Ids are str or integers, ``query_id`` or ``qid``, and ``doc_id``, ``docno``, ``pid``, ``passage_id``
+    or ``docid``; ranks count from 0 or 1; columns that candidates do not have are left out. Raises
+    ValueError as `read_candidates` does, with the row, counted from 1.
     """
     return _from_columns(frame.reset_index(drop=True), _places("frame", "row"))
 
@@ -180,8 +172,8 @@ def _write(path: str | Path, rows: Iterable[str]) -> None:
         beside.write_bytes(gzip.compress(raw, mtime=0) if str(path).endswith(".gz") else raw)
 
 
-def _refuse(place: object, expected: str, got: object, remedy: str = "correct or remove it") -> NoReturn:
-    raise ValueError(f"{place}: expected {expected}; got {textwrap.shorten(str(got), 500)}: {remedy}")
+def _refuse(place: object, expected: str, got: object, do: str = "correct or remove it") -> NoReturn:
+    raise ValueError(f"{place}: expected {expected}; got {textwrap.shorten(str(got), 500)}: {do}")
 
 
 def _places(path: str | Path, unit: str, number: Callable[[int], int] = (1).__add__) -> _Places:
