@@ -124,7 +124,6 @@ class CrossEncoder(nn.Module):
             raise
         except Exception as error:  # safetensors and tokenizers have errors of their own
             raise _not_a_model(name, error) from None
-        setattr(model.config, _KEY, limits)
         _log.info("%s: queries are cut to %d tokens, passages to %d", name, *limits.values())
         return cls(model, tokenizer, **limits)
 
@@ -192,7 +191,8 @@ class CrossEncoder(nn.Module):
         return {x for x in names if not x.startswith(encoder) or x.startswith(f"{encoder}pooler.")}
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write a folder that transformers and sentence-transformers load unaided."""
+        """Write a folder that transformers and sentence-transformers load unaided, limits included."""
+        setattr(self.model.config, _KEY, {key: getattr(self, key) for key in _LIMITS})
         self.model.config.sentence_transformers = {
             "activation_fn": "torch.nn.modules.linear.Identity"  # scores are logits there as here
         }

@@ -59,14 +59,10 @@ class TokenStore:
         changed, is for the folder's manifest to tell (`rdl_core.files.resumable`).
 
         Args:
-            texts: One text per row, read once.
+            texts: One text per row, read once; `total` of them.
             tokenizer: A fast tokenizer; special tokens are left out.
             folder: Gets ``tokens.bin``, ``offsets.bin`` and, last of all, ``store.json``.
             max_tokens: Longer texts are cut to this many tokens.
-            total: Number of texts, for the progress display.
-
-        Raises:
-            TypeError: A text is not a string.
         """
         encoder = _encoder(tokenizer, max_tokens)
         done = _resume(folder, encoder)
@@ -84,11 +80,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
-        """Map a finished store; reads its sizes and one offset, however large it is.
-
-        Raises:
-            ValueError: The folder holds no finished store, or one whose files disagree.
-        """
+        """Map a finished store, however large; ValueError if there is none or its files disagree."""
         try:
             done = json.loads((folder / FINISHED).read_text())
             sizes = {name: (folder / name).stat().st_size for name in (TOKENS, OFFSETS)}
@@ -128,11 +120,7 @@ class TokenStore:
         return (self.offsets[rows + 1] - self.offsets[rows]).clamp(max=max_tokens)
 
     def gather(self, rows: Tensor, lengths: Tensor, n_tokens: int) -> Tensor:
-        """The first `lengths` ids of some rows, end to end; int64 ``[n_tokens]``.
-
-        `rows` and `lengths` are int64 ``[n]``. `n_tokens` is the sum of the lengths, known to the
-        caller so that the device need not be waited for.
-        """
+        """The first `lengths` ids of each row, end to end; int64 ``[n_tokens]``, their sum."""
         ids = self.flat[_ragged_positions(self.offsets[rows], lengths, n_tokens)].long()
         return ids & 0xFFFF if self.flat.dtype == torch.int16 else ids
 
@@ -169,11 +157,7 @@ class PairTemplate:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
-        """Read the template off the tokenizer's own treatment of a pair.
-
-        Raises:
-            ValueError: Its segments are not one up to the passage and one from there on.
-        """
+        """Read the template off the tokenizer's own treatment of a pair."""
         texts = chain("a0.", tokenizer.get_vocab())  # not every vocabulary knows a given letter
         probe = next(x for x in texts if tokenizer(x, add_special_tokens=False)["input_ids"])
         encoded = tokenizer(probe, probe)
@@ -232,15 +216,9 @@ def pack(
     queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
     template: PairTemplate, query_tokens: int, passage_tokens: int,
 ) -> Packed:  # fmt: skip
-    """Build the sequences of some pairs, on the device that holds the stores.
+    """Build the sequences of pairs of rows, int64 ``[n]``, on the device that holds the stores.
 
-    The host waits for the device once, to read how much to allocate.
-
-    Args:
-        queries, passages: Token stores.
-        query_rows, passage_rows: int64 ``[n]``, rows of these.
-        template: The encoder's special tokens.
-        query_tokens, passage_tokens: Longest query and passage, in tokens.
+    Texts are cut to `query_tokens` and `passage_tokens`. The host waits for the device once.
 
     >>> import torch
     >>> template = PairTemplate(before=(1,), between=(2,), after=(2,), segments=(0, 1))
@@ -328,6 +306,7 @@ def _resume(folder: Path, encoder: Tokenizer) -> dict:
     if not done["rows"]:
         (folder / TOKENS).write_bytes(b"")
         (folder / OFFSETS).write_bytes(bytes(8))
+        write_json(folder / UNFINISHED, done)
     for name, n_bytes in _sizes(done).items():
         os.truncate(folder / name, n_bytes)
     return done
