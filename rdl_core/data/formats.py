@@ -505,24 +505,23 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
     queries, ranks, scores = pd.factorize(frame["query_id"])[0], frame.get("rank"), frame.get("score")
     again = None if ranks is None else frame.duplicated(["query_id", "rank"]) | (ranks < 0)
     place = at(int(again.argmax())) if ranks is not None and again.any() else ""
-    level = logging.INFO
+    why = f"ranks repeat, first in {place}" if place else "there are no ranks"
     if ranks is not None and not place:
         order, by = np.lexsort((ranks, queries)), "rank"
     elif scores is not None and (ranks is None or (scores.groupby(queries).nunique() > 1).any()):
-        order = np.lexsort((-scores, queries))
-        by = f"score, as ranks repeat, first in {place}" if place else "score, as there are no ranks"
-        level = logging.WARNING if place else level
+        order, by = np.lexsort((-scores, queries)), f"score, as {why}"
     elif ranks is None:
-        order, by = np.argsort(queries, kind="stable"), "place, as there are no ranks and no scores"
-        level = logging.WARNING
+        order, by = np.argsort(queries, kind="stable"), f"place, as {why} and no scores"
     else:
         got = f"{ranks[again.argmax()]} again or below 0, and no scores that differ"
         _refuse(place, "ranks that differ within a query", got)
+    n_rise = n_tie = 0
     if scores is not None:  # RankGPT and RankLLM leave the first stage's where they were
         steps = np.diff(scores.iloc[order])[np.diff(queries[order]) == 0]
         n_rise, n_tie = int((steps > 0).sum()), int((steps == 0).sum())
-        by, level = f"{by}; {n_rise} scores rise, {n_tie} tie", logging.WARNING if n_rise else level
-    _log.log(level, "%s: ordered by %s", at(), by)
+    doubtful = n_rise or place or (ranks is None and scores is None)
+    level = logging.WARNING if doubtful else logging.INFO
+    _log.log(level, "%s: ordered by %s; %d scores rise, %d tie", at(), by, n_rise, n_tie)
     frame = frame.iloc[order].reset_index(drop=True)
     frame["rank"] = frame.groupby("query_id", sort=False).cumcount() + 1
     frame["score"] = np.nan if scores is None else frame["score"]
