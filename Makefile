@@ -25,10 +25,15 @@ check: $(READY)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check "playwright>=1.60"
 	$(BIN)/python -m pytest -m browser tests/test_browser.py
 
-# Losses against Lightning IR's, in the environment that `rdl bench --peers` makes for it.
-peers: $(READY)
-	PYTHONPATH=. $$($(BIN)/python -c "from rdl_study.bench.measure import peers_python as p; print(p())") \
-		-m pytest -q --noconftest tests/test_losses_parity.py
+# Losses against Lightning IR's.
+peers: $(READY) .venv-peers/.ready
+	PYTHONPATH=. .venv-peers/bin/python -m pytest -q --noconftest tests/test_losses_parity.py
+
+# Lightning IR needs an older transformers; `rdl bench --peers` asks for this environment, too.
+.venv-peers/.ready: rdl_study/bench/peers/requirements.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/python -m pip install -qq --no-compile -r $<
+	@touch $@
 
 # Pictures in book/_static that are drawn from results/.
 kept: $(READY)

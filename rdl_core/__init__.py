@@ -16,6 +16,7 @@ _FROM = {
     "distill": "distill",
     "load": "data.collections",
     "per_query": "evaluate",
+    "read_candidates": "data.formats",
     "rerank": "rerank",
     "settle_ties": "evaluate",
     "two_stages": "distill",

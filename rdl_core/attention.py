@@ -82,16 +82,9 @@ class Layout:
 
 
 def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: Layout,
-    scaling: float,
-    **_: object,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    layout: Layout, scaling: float, **_: object,
+) -> tuple[Tensor, None]:  # fmt: skip
     """Attention within each sequence, in the form transformers' AttentionInterface asks for.
 
     Takes ``[1, heads, t, size]`` and returns ``[1, t, heads, size]``.
@@ -117,17 +110,10 @@ AttentionInterface.register(ATTENTION, _packed_attention)
 def attend_first(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: Layout
 ) -> Tensor:
-    """Attention of each sequence's first position alone.
+    """Attention of each sequence's first position alone; ``[n, heads * size]``.
 
-    Args:
-        module: The layer's attention; a ``sliding_window`` of it is kept.
-        query: ``[n, heads, size]``, of the first positions.
-        key: ``[t, heads, size]``.
-        value: Likewise.
-        layout: Of the batch.
-
-    Returns:
-        ``[n, heads * size]``.
+    `query` is ``[n, heads, size]``, of the first positions; `key` and `value` are ``[t, heads,
+    size]``. A ``sliding_window`` of `module`, the layer's attention, is kept.
     """
     scaling, window = query.shape[-1] ** -0.5, _window(module)
     # The kernel puts a single query at the end of its keys, so its window would be the wrong one.
@@ -146,18 +132,11 @@ def attend_first(
 def attend_first_to_states(
     query: Tensor, states: Tensor, key: nn.Linear, value: nn.Linear, layout: Layout
 ) -> Tensor:
-    """As `attend_first`, from the states that keys and values would be made of, without making them.
+    """`attend_first` from states ``[t, hidden]``, without computing their keys and values.
 
     Both are linear in the states. A query times a key is the query, taken back through the keys'
     weights, times the state; a weighted sum of values is the value of the summed states. The keys'
     bias adds the same to all, which softmax does not see.
-
-    Args:
-        query: As there.
-        states: ``[t, hidden]``.
-        key: The layer's projection to keys.
-        value: Likewise.
-        layout: As there; so is what it returns.
     """
     heads = query.shape[1:]
     back = torch.einsum("nhs,hsw->nhw", query * heads[1] ** -0.5, key.weight.unflatten(0, heads))
@@ -173,10 +152,9 @@ def has_varlen(x: Tensor) -> bool:
 
 
 def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> AbstractContextManager:
-    """The CPU's fused kernel runs backwards slowly in bfloat16: short sequences go without it.
+    """Avoids the CPU's fused kernel in training on short sequences in bfloat16: its backward is slow.
 
-    Forward and back on one core, 18 sequences of 105 tokens: 71 ms with it, 43 without; 8 of 256
-    tokens: 61 and 98. In float32 it is the faster one at every length tried.
+    On one core, 18 sequences of 105 tokens: 71 ms with it, 43 without; 8 of 256: 61 and 98.
     """
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
     short = layout.packed.max_length <= _SHORT_TOKENS

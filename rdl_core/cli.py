@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 from pydantic_core import PydanticUndefined
@@ -35,12 +35,11 @@ _NONE = type(None)
 def command(
     *positional: str, flat: Mapping[str, type] | None = None,
     choices: Mapping[str, Mapping[str, type]] | None = None,
-) -> Callable[[Callable[..., str | None]], click.Command]:
-    """Make a command of a function of a configuration.
+) -> Callable[[Callable[..., str | None]], click.Command]:  # fmt: skip
+    """Make a command of a function, whose docstring is its help; what it returns is printed.
 
-    The function's first parameter is annotated with the configuration's class; further ones, as
-    ``Annotated[type, help]`` or ``Annotated[type, "--name", help]``, become options beside it. What
-    it returns is printed. Its docstring is the command's help.
+    A parameter ``config``, annotated with a configuration's class, becomes one option per field; any
+    other, annotated as ``Annotated[type, help]`` or ``Annotated[type, "--name", help]``, one option.
 
     Args:
         positional: Names of fields or parameters that are given without their names, in this order;
@@ -49,49 +48,44 @@ def command(
         choices: Fields that hold one of several configurations: by field, these by the value of the
             option that chooses.
     """
+    nested = {**{name: {"": kind} for name, kind in (flat or {}).items()}, **(choices or {})}
 
     def decorate(function: Callable[..., str | None]) -> click.Command:
-        (first, kind), *extras = get_type_hints(function, include_extras=True).items()
-        extras = {name: hint for name, hint in extras if name != "return"}
-        defaults = inspect.signature(function).parameters
-        nested = {**(flat or {}), **(choices or {})}
-        own = {name: x for name, x in _fields(kind).items() if name not in nested}
+        hints = get_type_hints(function, include_extras=True)
+        kind, extras = hints.pop("config", None), {n: x for n, x in hints.items() if n != "return"}
+        fields = {name: x for name, x in _fields(kind).items() if name not in nested}
         for name, hint in extras.items():
             inner, *flags, text = get_args(hint)
-            own[name] = (inner, defaults[name].default, text, flags)
-        params = {name: _parameter(name, *field, name in positional) for name, field in own.items()}
-        inside: dict[str, dict[str, set[str]]] = {}
+            default = inspect.signature(function).parameters[name].default
+            fields[name] = (inner, default, text, flags)
+        params = {name: _parameter(name, *field, name in positional) for name, field in fields.items()}
         for name, classes in nested.items():
-            by_value = classes if isinstance(classes, Mapping) else {"": classes}
-            inside[name] = {value: set(_fields(each)) for value, each in by_value.items()}
-            for each in by_value.values():
+            for each in classes.values():
                 for key, field in _fields(each).items():
                     params.setdefault(key, _parameter(key, *field, False))
-            if "" not in by_value:
-                default = next(iter(by_value))
+            if name in (choices or {}):
                 params[name] = click.Option(
-                    [_flag(name)], type=click.Choice(list(by_value)), default=default,
-                    show_default=True, help=f"{_fields(kind)[name][2]} Options of {name} are its own.",
+                    [_flag(name)], type=click.Choice(list(classes)), default=next(iter(classes)),
+                    show_default=True, help=_fields(kind)[name][2],
                 )  # fmt: skip
 
         def run(**values: Any) -> None:
             log_plainly()
             with refusals():
                 given = {name: x for name, x in values.items() if x not in (None, ())}
-                settings = {name: given.pop(name) for name in own if name in given}
-                more = {name: settings.pop(name) for name in extras if name in settings}
-                for name, by_value in inside.items():
-                    value = given.pop(name, "")
-                    settings[name] = _one_of(given, by_value, name, value)
-                text = function(checked(kind, settings, what="the command's options"), **more)
+                settings = {name: given.pop(name) for name in fields if name in given}
+                arguments = {name: settings.pop(name) for name in extras if name in settings}
+                for name, classes in nested.items():
+                    settings[name] = _one_of(given, classes, name, given.pop(name, ""))
+                if kind:
+                    arguments["config"] = checked(kind, settings, what="the command's options")
+                text = function(**arguments)
             if text:
                 click.echo(text)
 
         order = sorted(params, key=lambda n: positional.index(n) if n in positional else 99)
-        return click.Command(
-            function.__name__.replace("_", "-"), params=[params[n] for n in order], callback=run,
-            help=function.__doc__,
-        )  # fmt: skip
+        name = function.__name__
+        return click.Command(name, None, run, [params[n] for n in order], help=function.__doc__)
 
     return decorate
 
@@ -99,16 +93,15 @@ def command(
 # --- from fields to options -----------------------------------------------------------------------
 
 
-def _fields(kind: type) -> dict[str, tuple[Any, Any, str, list[str]]]:
-    """Type, default, help and flags of a configuration's fields; inherited ones have help as well."""
+def _fields(kind: type | None) -> dict[str, tuple[Any, Any, str, list[str]]]:
+    """Type, default, help and flags of a configuration's fields; a subclass lacks inherited helps."""
+    bases = [x for x in getattr(kind, "__mro__", ()) if hasattr(x, "__pydantic_fields__")]
     fields = {}
-    for name, info in kind.__pydantic_fields__.items():
-        declared = (x.__pydantic_fields__.get(name) for x in kind.__mro__ if hasattr(x, "__pydantic_fields__"))
-        text = next((x.description for x in declared if x and x.description), "")
-        default = inspect.Parameter.empty if info.default is PydanticUndefined else info.default
-        if info.default_factory is not None:
-            default = None
-        fields[name] = (info.annotation, default, re.sub(r"`rdl_core\.[a-z_.]*?([A-Z_]+)`", r"\1", text), [])
+    for name, info in bases[0].__pydantic_fields__.items() if bases else ():
+        helps = (x.__pydantic_fields__[name].description for x in bases if name in x.__pydantic_fields__)
+        default = None if info.default_factory else info.default
+        default = inspect.Parameter.empty if default is PydanticUndefined else default
+        fields[name] = (info.annotation, default, next(filter(None, helps), ""), [])
     return fields
 
 
@@ -124,7 +117,7 @@ def _parameter(
     if default not in (inspect.Parameter.empty, None, (), ""):
         shown = ", ".join(default) if isinstance(default, tuple) else default
         text += f" [default: {shown}]" if default is not False else ""
-    text = " ".join(text.split())
+    text = " ".join(re.sub(r"`(rdl_core\.\w+\.)?(\w+)`", r"\2", text).split())
     if get_origin(kind) is Literal:
         options["type"] = click.Choice([str(x) for x in get_args(kind)])
     elif kind is bool:
@@ -163,12 +156,12 @@ def _named_values(
 
 
 def _one_of(
-    given: dict[str, Any], by_value: dict[str, set[str]], name: str, value: str
+    given: dict[str, Any], classes: Mapping[str, type], name: str, value: str
 ) -> dict[str, Any]:
-    """The options that were given of a nested configuration, the one that was chosen."""
-    own = {key: given.pop(key) for key in list(given) if key in by_value[value]}
+    """The options that were given of the nested configuration that was chosen."""
+    own = {key: given.pop(key) for key in list(given) if key in _fields(classes[value])}
     for key in given:
-        if users := [other for other, fields in by_value.items() if key in fields]:
+        if users := [other for other, kind in classes.items() if key in _fields(kind)]:
             raise ValueError(
                 f"{key}: an option of {name} {' and '.join(users)}, but {name} is {value}: leave it "
                 f"out, or choose {users[0]}"
@@ -248,15 +241,18 @@ def teach(
 
 
 @command("out", "shards")
-def merge(config: c.MergeConfig) -> str:
+def merge(
+    out: Annotated[str, "A new folder, or a run."],
+    shards: Annotated[tuple[str, ...], "Folders of rdl teach, or runs of rdl rerank: all shards."],
+) -> str:
     """Make all shards one, if nothing is missing: a teacher's lists, or runs of rdl rerank."""
-    if all(Path(shard).is_file() for shard in config.shards):
+    if all(Path(shard).is_file() for shard in shards):
         from rdl_core.rerank import merge_runs
 
-        return f"{config.out}: {merge_runs(config.shards, config.out)} queries"
+        return f"{out}: {merge_runs(shards, out)} queries"
     from rdl_core.teachers.teach import merge_lists
 
-    return f"lists in {config.out}: {_totals(merge_lists(config.shards, config.out))}"
+    return f"lists in {out}: {_totals(merge_lists(shards, out))}"
 
 
 @command("student", "candidates", "out")
@@ -292,14 +288,14 @@ def export(config: c.ExportConfig) -> str:
 
 
 @command("group")
-def fetch(config: c.FetchConfig) -> str:
+def fetch(group: Annotated[str, "trec-dl, vaswani, cranfield or rank-distillm."]) -> str:
     """Fetch the public files of a group, as far as neither RDL_MIRROR nor the cache holds them."""
     from rdl_core.data.downloads import fetch_group
 
-    paths = fetch_group(config.group)
-    folders = sorted({str(path).partition(f"/{config.group}/")[0] for path in paths})
+    paths = fetch_group(group)
+    folders = sorted({str(path).partition(f"/{group}/")[0] for path in paths})
     size_mb = sum(path.stat().st_size for path in paths) / 1e6
-    return f"{config.group}: {len(paths)} files, {size_mb:.1f} MB, in {' and '.join(folders)}"
+    return f"{group}: {len(paths)} files, {size_mb:.1f} MB, in {' and '.join(folders)}"
 
 
 def _totals(report: dict) -> str:

@@ -18,9 +18,8 @@ from pydantic.dataclasses import dataclass
 from rdl_core.files import content_hash
 
 __all__ = [
-    "EndpointConfig", "EvaluateConfig", "ExportConfig", "FetchConfig", "LocalConfig", "MergeConfig",
-    "ReplayConfig", "RerankConfig", "DistillConfig", "StageConfig", "TeachConfig", "WindowConfig",
-    "config",
+    "BACKENDS", "DistillConfig", "EndpointConfig", "EvaluateConfig", "ExportConfig", "LocalConfig",
+    "ReplayConfig", "RerankConfig", "StageConfig", "TeachConfig", "WindowConfig", "config",
 ]  # fmt: skip
 
 #: Makes a class a configuration: frozen, keyword-only, every field checked, no unknown ones.
@@ -108,14 +107,11 @@ def _check_options(
     ours = {"mask", "reduction", "generator", "relevant", "judged", "teacher_rank"}
     parameters = inspect.signature(known[name]).parameters.values()
     own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ours}
-    unknown = sorted(options.keys() - own.keys())
-    missing = sorted(n for n, p in own.items() if p.default is p.empty and n not in options)
-    if unknown or missing:
-        raise ValueError(
-            f"{kind}_options: {name} takes {', '.join(own) or 'none'}; "
-            + "; ".join(f"{x} is {what}" for what, xs in (("unknown", unknown), ("missing", missing))
-                        for x in xs)
-        )  # fmt: skip
+    wrong = [f"{x} is unknown" for x in sorted(options.keys() - own.keys())]
+    wrong += [f"{n} is missing" for n, p in own.items() if p.default is p.empty and n not in options]
+    if wrong:
+        takes = ", ".join(own) or "none"
+        raise ValueError(f"{kind}_options: {name} takes {takes}; {'; '.join(wrong)}")
 
 
 # --- texts and limits that several commands take --------------------------------------------------
@@ -230,24 +226,6 @@ class ExportConfig(_Texts, _Limits):
     """Measures for the model card, as rdl evaluate --table writes them."""
 
 
-@config
-class MergeConfig:
-    """Shards of one piece of work."""
-
-    out: str
-    """A new folder, or a run."""
-    shards: tuple[str, ...]
-    """Folders of rdl teach, or runs of rdl rerank: all shards, in any order."""
-
-
-@config
-class FetchConfig:
-    """Public files."""
-
-    group: str
-    """trec-dl, vaswani, cranfield or rank-distillm."""
-
-
 # --- teachers -------------------------------------------------------------------------------------
 
 
@@ -332,9 +310,8 @@ class EndpointConfig:
     @property
     def name(self) -> str:
         """Model and settings that change answers; not the address, which may move."""
-        options = dict(sorted(self.options.items()))
-        settings = f"temperature={self.temperature}, max_words={self.max_words}, options={options}"
-        return f"{self.model}, {settings}"
+        options = f"temperature={self.temperature}, max_words={self.max_words}, options="
+        return f"{self.model}, {options}{dict(sorted(self.options.items()))}"
 
     def usd(self, input_tokens: int, output_tokens: int) -> float | None:
         """Dollars that these tokens cost; None without prices."""

@@ -1,15 +1,12 @@
-"""A student made ready to score on a CPU: the same weights, laid out once for oneDNN's kernels.
+"""A student laid out for scoring on a CPU: the same weights, arranged once for oneDNN's kernels.
 
-PyTorch hands a float32 matrix product to the BLAS library it was built with and lays the weights out
-anew for each. Laid out once, and by oneDNN, products take less time (`rdl bench engine` says how
-much), and the GELU behind one of them comes with it. As 8-bit integers, weights need a quarter of
-the memory traffic and use the integer instructions of CPUs with VNNI.
+PyTorch arranges the weights anew for each float32 product. Arranged once, products take less time
+(`rdl bench engine` says how much), and the GELU behind one of them comes with it. As 8-bit integers,
+weights need a quarter of the memory traffic and use the integer instructions of CPUs with VNNI. Each
+core takes a batch of its own, so that cores need not wait for each other at every layer.
 
-Cores take a batch each, instead of all the same one: they need not wait for each other at every step.
-
-oneDNN's operators are those that ``torch.compile`` writes into its programs. They are called here
-directly, as compiling takes a C++ compiler; where PyTorch was built without oneDNN, the student
-stays as it is.
+oneDNN's operators are those that ``torch.compile`` writes into its programs; called directly, they
+need no C++ compiler. Where PyTorch was built without oneDNN, the student stays as it is.
 """
 
 from __future__ import annotations
@@ -40,14 +37,7 @@ _LOWEST_OF_GELU = 0.17  # without its sign, rounded up
 
 
 class Engine:
-    """A student that only scores: its layers laid out for the device, a batch for each core.
-
-    Args:
-        student: In evaluation mode.
-        precision: Of `CrossEncoder.score`.
-        fill: Batches are padded to a multiple of so many tokens.
-        workers: Threads that take a batch each.
-    """
+    """A student that only scores, its batches shared out to threads; made by `engine`."""
 
     def __init__(self, student: CrossEncoder, precision: str, fill: int, workers: int) -> None:
         self.student, self.precision, self.fill, self.workers = student, precision, fill, workers
@@ -78,13 +68,11 @@ def engine(
 ) -> Engine:
     """Lay a student out for scoring; on other devices than a CPU it scores as it is.
 
-    With ``"int8"``, weights are integers with a scale for each output, and each token's activations
-    integers with a scale of their own, so that but for rounding a score does not depend on what else
-    is in its batch. Attention, normalisation and the head stay in float32.
-
     Args:
         student: Not changed; weights that are not laid out anew are shared with it.
-        precision: A key of `rdl_core.devices.PRECISIONS`, or ``"int8"``.
+        precision: A key of `rdl_core.devices.PRECISIONS`, or ``"int8"``: weights with a scale for
+            each output, activations with one for each token, so that a score does not depend on its
+            batch; attention, normalisation and the head in float32.
         fill: Batches are padded to a multiple of so many tokens.
         workers: Threads that take a batch each; None: one for each core, up to 8.
         keep_pages: Whether the C library keeps freed memory, which the next layer needs.
@@ -210,7 +198,7 @@ class _Packed(nn.Module):
 class _Int8(nn.Module):
     """A linear layer of 8-bit weights; each row of its input is quantised by its largest entry.
 
-    One `after_gelu` takes what no one else reads, and overwrites it.
+    `after_gelu`: nobody else reads its input, which is overwritten.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

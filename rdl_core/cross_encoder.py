@@ -1,15 +1,10 @@
 """The student: a cross-encoder over packed sequences.
 
-A thin wrapper around transformers' ``AutoModelForSequenceClassification`` with one output. The
-weights and the layers are transformers' own, so that a saved folder loads anywhere; only the way
-through them is ours:
-
-- sequences come packed, end to end in one vector, so that no linear layer computes padding;
-- attention stays within each sequence (`rdl_core.attention`);
-- the last layer computes only what the score needs: the first position of each sequence, or all
-  positions where the head takes their mean (ModernBERT).
-
-Attention dropout is left out (the packed kernels have none); hidden dropout is as configured.
+A thin wrapper around transformers' ``AutoModelForSequenceClassification`` with one output. Weights and
+layers are transformers' own, so that a saved folder loads anywhere; only the way through them is ours:
+sequences come packed, end to end, so that no linear layer computes padding; attention stays within
+each (`rdl_core.attention`); and the last layer computes only what the score needs, the first position
+of each sequence, or all where the head takes their mean. Attention dropout is left out.
 
 In shapes, `n` is the number of sequences and `t` that of the tokens in all of them together.
 """
@@ -32,13 +27,7 @@ from transformers import (
 )
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
-from rdl_core.attention import (
-    ATTENTION,
-    Layout,
-    attend_first,
-    attend_first_to_states,
-    has_varlen,
-)
+from rdl_core.attention import ATTENTION, Layout, attend_first, attend_first_to_states, has_varlen
 from rdl_core.data.downloads import encoder_path
 from rdl_core.devices import PRECISIONS
 from rdl_core.files import content_hash, read_json
@@ -66,13 +55,9 @@ class CrossEncoder(nn.Module):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        query_tokens: int,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, query_tokens: int,
         passage_tokens: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         if model.config.model_type not in ARCHITECTURES:
             raise ValueError(
@@ -85,10 +70,8 @@ class CrossEncoder(nn.Module):
                 "outputs: load it with num_labels=1"
             )
         model.set_attn_implementation(ATTENTION)
-        self.model = model
-        self.tokenizer = tokenizer
-        self.query_tokens = query_tokens
-        self.passage_tokens = passage_tokens
+        self.model, self.tokenizer = model, tokenizer
+        self.query_tokens, self.passage_tokens = query_tokens, passage_tokens
         self.template = PairTemplate.of(tokenizer)
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
@@ -103,22 +86,17 @@ class CrossEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        query_tokens: int | None = None,
-        passage_tokens: int | None = None,
+        cls, name: str | Path, *, query_tokens: int | None = None, passage_tokens: int | None = None,
         trained: bool = False,
-    ) -> CrossEncoder:
+    ) -> CrossEncoder:  # fmt: skip
         """Load a student, or an encoder whose head is then drawn at random.
 
         Weights are read from safetensors only, and no code that comes with a model is run.
 
         Args:
             name: A folder, the folder of a training, a hub id, or the embedded encoder's name.
-            query_tokens: Longer queries are cut to this many tokens. None takes what the model
-                records, or else 32.
-            passage_tokens: The same of passages; else 256.
+            query_tokens, passage_tokens: Longer texts are cut to this many tokens. None takes what
+                the model records, or else 32 and 256.
             trained: Whether a model without a head is refused.
 
         Raises:
@@ -146,7 +124,6 @@ class CrossEncoder(nn.Module):
             raise
         except Exception as error:  # safetensors and tokenizers have errors of their own
             raise _not_a_model(name, error) from None
-        setattr(model.config, _KEY, limits)
         _log.info("%s: queries are cut to %d tokens, passages to %d", name, *limits.values())
         return cls(model, tokenizer, **limits)
 
@@ -156,14 +133,7 @@ class CrossEncoder(nn.Module):
         return self.model.device
 
     def forward(self, packed: Packed) -> Tensor:
-        """Score packed sequences.
-
-        Args:
-            packed: `n` sequences on this model's device.
-
-        Returns:
-            float32 ``[n]`` logits, higher is better, whatever precision autocast computes in.
-        """
+        """Logits of packed sequences on this model's device; float32 ``[n]``, higher is better."""
         encode, head = ARCHITECTURES[self.model.config.model_type]
         pooled = encode(self.model, Layout(packed))
         # In bfloat16, scores of a list of 100 tie by the handful, and ties are settled elsewhere.
@@ -171,22 +141,14 @@ class CrossEncoder(nn.Module):
             return head(self.model, pooled.float()).squeeze(-1)
 
     def score(
-        self,
-        queries: TokenStore,
-        passages: TokenStore,
-        query_rows: Tensor,
-        passage_rows: Tensor,
-        *,
-        token_budget: int,
-        precision: str = "float32",
-    ) -> Tensor:
+        self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
+        token_budget: int, precision: str = "float32",
+    ) -> Tensor:  # fmt: skip
         """Score pairs in batches of like length; differentiable unless gradients are off.
 
         Args:
-            queries: Token store of the queries, on this model's device.
-            passages: Token store of the passages, on this model's device.
-            query_rows: int64 ``[n]``, rows of `queries`.
-            passage_rows: int64 ``[n]``, rows of `passages`.
+            queries, passages: Token stores, on this model's device.
+            query_rows, passage_rows: int64 ``[n]``, rows of these.
             token_budget: Most tokens in one batch.
             precision: A key of `PRECISIONS`.
 
@@ -205,12 +167,7 @@ class CrossEncoder(nn.Module):
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
         precision: str, fill: int = 1,
     ) -> Tensor:
-        """Scores of pairs that go through the encoder together; as `score`.
-
-        Args:
-            queries, passages, query_rows, passage_rows, precision: As for `score`.
-            fill: The batch is padded to a multiple of so many tokens.
-        """
+        """`score` for pairs that go through the encoder together, padded to a multiple of `fill`."""
         packed = pack(
             queries, passages, query_rows, passage_rows, template=self.template,
             query_tokens=self.query_tokens, passage_tokens=self.passage_tokens,
@@ -230,14 +187,12 @@ class CrossEncoder(nn.Module):
     def head_names(self) -> set[str]:
         """Names, in the wrapped model, of the weights after the encoder; BERT's pooler included."""
         encoder = f"{self.model.base_model_prefix}."
-        return {
-            name
-            for name, _ in self.model.named_parameters()
-            if not name.startswith(encoder) or name.startswith(f"{encoder}pooler.")
-        }
+        names = (name for name, _ in self.model.named_parameters())
+        return {x for x in names if not x.startswith(encoder) or x.startswith(f"{encoder}pooler.")}
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write a folder that transformers and sentence-transformers load unaided."""
+        """Write a folder that transformers and sentence-transformers load unaided, limits included."""
+        setattr(self.model.config, _KEY, {key: getattr(self, key) for key in _LIMITS})
         self.model.config.sentence_transformers = {
             "activation_fn": "torch.nn.modules.linear.Identity"  # scores are logits there as here
         }
@@ -246,12 +201,7 @@ class CrossEncoder(nn.Module):
 
 
 def in_order(scores: list[Tensor], batches: list[Tensor]) -> Tensor:
-    """Scores of batches in the order of their pairs; float32 ``[n]``.
-
-    Args:
-        scores: float32 ``[size]`` of each batch.
-        batches: int64 ``[size]``, places of the pairs.
-    """
+    """Scores ``[size]`` of batches in the order of their pairs, whose places are in `batches`."""
     flat = torch.cat(scores)
     return torch.empty_like(flat).index_copy(0, torch.cat(batches), flat)
 
@@ -316,10 +266,9 @@ def bert_states(model: PreTrainedModel, layout: Layout, layers: Iterable[nn.Modu
     """States ``[t, hidden]`` behind some layers of an encoder like BERT."""
     base, packed = model.base_model, layout.packed
     hidden = base.embeddings(
-        input_ids=packed.input_ids[None],
-        token_type_ids=packed.segment_ids[None],
+        input_ids=packed.input_ids[None], token_type_ids=packed.segment_ids[None],
         position_ids=packed.position_ids[None] + _first_position(model),
-    )
+    )  # fmt: skip
     if hasattr(base, "embeddings_project"):  # ELECTRA's small models
         hidden = base.embeddings_project(hidden)
     for layer in layers:

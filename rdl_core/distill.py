@@ -1,13 +1,8 @@
-"""Distillation: the recipe, then a stage of it, a step, and what a step draws; reads top to bottom.
+"""Distillation: the recipe, a stage of it, and a step, to be read from top to bottom.
 
-The recipe has two stages (Schlatt et al., ECIR 2025, section 3): contrastive on judgments with hard
-negatives, then listwise on the teacher's order. A stage draws queries, draws a training list for
-each, scores it, compares the scores with the targets, and takes a step.
-
-Every random draw is seeded from the stage's seed and its own place. A resumed run thus needs no
-generator's state, only weights and optimiser: it ends with the same weights, byte for byte on a CPU,
-as one that was never stopped. For the same reason the lists of a step do not depend on the number
-of processes that share them.
+Every random draw is seeded from the stage's seed and its own place. A resumed run thus needs weights
+and optimiser alone: it ends with the same weights, byte for byte on a CPU, as one that was never
+stopped; and the lists of a step do not depend on the number of processes that share them.
 
 A listwise loss needs the scores of whole lists, but not their activations. Where the lists of a step
 are too long to hold these, they are scored twice: first without a graph, for the loss and its
@@ -28,7 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
@@ -36,7 +30,7 @@ from torch import Tensor
 from rdl_core import checkpoint
 from rdl_core.config import DistillConfig, StageConfig
 from rdl_core.cross_encoder import CrossEncoder, model_path, training_record
-from rdl_core.data.collections import Corpus, Texts, fingerprint, read_corpus
+from rdl_core.data.collections import Corpus, fingerprint, read_corpus
 from rdl_core.devices import default_device, device_name, fitting, processes, resolve_precision
 from rdl_core.files import MANIFEST, Work, checked, content_hash, read_json, resumable
 from rdl_core.lists import RankedLists
@@ -62,34 +56,28 @@ _log = logging.getLogger(__name__)
 
 
 def two_stages(
-    student: CrossEncoder,
-    judged: RankedLists,
-    ranked: RankedLists,
-    *,
-    folder: str | Path,
-    seed: int = 0,
-    contrastive: StageConfig = CONTRASTIVE,
-    listwise: StageConfig = LISTWISE,
-) -> CrossEncoder:
-    """Distil a student by Rank-DistiLLM's recipe; resumes where it was killed.
+    student: CrossEncoder, judged: RankedLists, ranked: RankedLists, *, folder: str | Path,
+    seed: int = 0, contrastive: StageConfig = CONTRASTIVE, listwise: StageConfig = LISTWISE,
+) -> CrossEncoder:  # fmt: skip
+    """Distil a student by Rank-DistiLLM's recipe (Schlatt et al., ECIR 2025, section 3).
+
+    First contrastive: the student learns to tell the relevant passage from hard negatives. Then
+    listwise: it learns the LLM's order of a first stage's top passages. Resumes where it was killed.
 
     Args:
         student: A cross-encoder with a fresh head; changed in place.
-        judged: Lists with ``relevance``, for stage 1: judgments, with a first stage's passages as
-            hard negatives.
-        ranked: Lists with ``teacher_rank``, for stage 2: the LLM's order.
+        judged: Lists with ``relevance``, for stage 1.
+        ranked: Lists with ``teacher_rank``, for stage 2.
         folder: Gets ``contrastive/`` and ``listwise/``, as `distill` writes them.
         seed: Seed of draws and dropout.
-        contrastive: How stage 1 trains.
-        listwise: How stage 2 trains.
+        contrastive, listwise: How each stage trains.
 
     Returns:
         The student in evaluation mode; ``listwise/model/`` holds it.
-
-    Reference: Schlatt et al., ECIR 2025, section 3.
     """
-    stages = {"contrastive": (judged, contrastive), "listwise": (ranked, listwise)}
-    for name, (lists, config) in stages.items():
+    for name, lists, config in (
+        ("contrastive", judged, contrastive), ("listwise", ranked, listwise)
+    ):  # fmt: skip
         identity = {"stage": asdict(config), "seed": seed, "n_lists": len(lists)}
         with _held(Path(folder) / name, identity) as work:
             if work.manifest is None:
@@ -103,14 +91,9 @@ def two_stages(
 
 
 def distill(
-    student: CrossEncoder,
-    lists: RankedLists,
-    config: StageConfig,
-    *,
-    seed: int,
-    folder: Path,
+    student: CrossEncoder, lists: RankedLists, config: StageConfig, *, seed: int, folder: Path,
     dev: Callable[[CrossEncoder], float] | None = None,
-) -> CrossEncoder:
+) -> CrossEncoder:  # fmt: skip
     """Train a student on ranked lists: one stage; resumes from the folder's checkpoint.
 
     Started by ``accelerate launch``, processes share the lists of each step and add up their
@@ -118,24 +101,21 @@ def distill(
 
     Args:
         student: Changed in place.
-        lists: Training lists; with ``teacher_rank`` where the targets are the teacher's ranks, with
-            ``teacher_score`` where they are its scores.
+        lists: Training lists, with what the sampler and the targets need.
         config: The stage.
         seed: Draws of queries, lists and dropout follow from it.
         folder: Gets ``log.jsonl`` (a line per step: step, loss, learning_rate, gradient_norm, and
             dev where it was measured), the checkpoint, and at the end ``model/``.
-        dev: The measure that ``dev_every`` asks for, higher is better, of queries that are not in
-            `lists`.
+        dev: The measure that ``dev_every`` asks for, higher is better, of other queries.
 
     Returns:
         The student in evaluation mode: its last state, or with `dev` the best that was measured.
 
     Raises:
-        ValueError: Lists without what the sampler or the targets need; more processes than lists in
-            a step; only one of `dev` and ``dev_every``.
+        ValueError: The lists lack something, or there are more processes than lists in a step.
         MemoryError: See `rdl_core.devices.fitting`.
-        FloatingPointError: A loss or gradient that is not finite; names the step and its queries.
-            State and lists go to ``nonfinite.safetensors``; the last checkpoint stays.
+        FloatingPointError: A loss or gradient that is not finite; names step and queries. State and
+            lists go to ``nonfinite.safetensors``; the last checkpoint stays.
     """
     _check(lists, config, dev)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,17 +135,9 @@ def distill(
 def draw(
     lists: RankedLists, config: StageConfig, *, seed: int, step: int
 ) -> tuple[RankedLists, SampledLists]:
-    """Queries of a step and a training list for each; each query comes once before any comes again.
+    """The queries of a step, ``[queries_per_step, depth]``, and a training list drawn from each.
 
-    Args:
-        lists: All lists.
-        config: Its sampler, list size and queries per step.
-        seed: The stage's.
-        step: Number of the step, from 0.
-
-    Returns:
-        The queries' lists, ``[queries_per_step, depth]``, and what was drawn from them,
-        ``[queries_per_step, list_size]``.
+    Each query comes once before any comes again. Steps count from 0.
     """
     n, size, device = len(lists), config.queries_per_step, lists.mask.device
     places = range(step * size, (step + 1) * size)
@@ -188,10 +160,7 @@ def draw(
 
 
 def targets(lists: RankedLists, sampled: SampledLists, config: StageConfig) -> Tensor:
-    """What the drawn passages should score like; float32 ``[batch, list_size]``.
-
-    Passages that the teacher left out share the rank behind all that it ranked.
-    """
+    """Targets of the drawn passages, float32 ``[batch, list_size]``; unranked ones share the last rank."""
     if config.targets == "teacher":
         ranks = lists.teacher_rank.gather(1, sampled.indices)
         last = torch.iinfo(torch.int32).max
@@ -207,24 +176,15 @@ def targets(lists: RankedLists, sampled: SampledLists, config: StageConfig) -> T
 
 @dataclass(kw_only=True)
 class _Progress:
-    """How far a training is, beside its weights and moments."""
+    """Steps done, the best dev measure so far, and how many measures ago that was."""
 
     step: int = 0
-    """Steps done."""
     best: float = -math.inf
-    """Best dev measure so far."""
     worse_since: int = 0
-    """Dev measures since the best one."""
 
 
 class Training:
-    """A student in training: weights, optimiser, progress; resumed from a checkpoint if there is one.
-
-    Args:
-        student: Made ready to train as the stage says.
-        config: The stage.
-        folder: Where checkpoints are kept.
-    """
+    """A student in training: weights, optimiser, progress; goes on from the folder's checkpoint."""
 
     def __init__(self, student: CrossEncoder, config: StageConfig, folder: Path) -> None:
         self.student, self.config, self.folder = student, config, folder
@@ -270,13 +230,7 @@ class Training:
         return rate
 
     def step(self, lists: RankedLists, sampled: SampledLists, *, seed: int) -> tuple[float, float]:
-        """One optimiser step on the training lists of all processes; their loss and gradient norm.
-
-        Args:
-            lists: ``[batch, depth]``, from `draw`, on the student's device.
-            sampled: What was drawn from them, ``[batch, list_size]``.
-            seed: Seed of dropout in this step.
-        """
+        """One optimiser step on lists from `draw`, shared by all processes; loss and gradient norm."""
         goals = targets(lists, sampled, self.config)
         n_lists = has_preference(goals, sampled.mask).sum().clamp(min=1)
         state = processes()
@@ -289,19 +243,18 @@ class Training:
         lengths = self.student.pair_lengths(lists.queries, lists.passages, *pairs).cpu()
 
         def score(number: int, batch: Tensor) -> Tensor:
-            """Scores ``[size]`` of a batch, under the same dropout each time it is scored."""
-            torch.manual_seed(seed_of(seed, "dropout", number))
+            torch.manual_seed(seed_of(seed, "dropout", number))  # the same when scored again
             rows = (x[batch] for x in pairs)
             return self.student.score_batch(
                 lists.queries, lists.passages, *rows, precision=self.precision
             )
 
         def backward(*, token_budget: int) -> Tensor:
-            """Gradients of this process's lists; activations that are held shrink with the budget."""
             self.optimiser.zero_grad()
             batches = [x.to(mask.device) for x in plan_batches(lengths, token_budget)]
             if not batches:
                 return torch.zeros((), device=mask.device)
+            # What is held shrinks with the budget, where memory ran out.
             most = self.config.held_tokens * token_budget // self.config.token_budget
             held, where = int(lengths.sum()) <= most, places[torch.cat(batches)]
             with torch.set_grad_enabled(held):
@@ -454,16 +407,11 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
 
     Args:
         config: All that makes the student.
-        folder: New, empty, or one that was begun with the same configuration and data. Holds
-            ``config.json`` from its start, the tokens of its texts, what `distill` writes, and
-            ``manifest.json`` from its end.
-
-    Returns:
-        The student in evaluation mode; ``model/`` in the folder holds it.
+        folder: New, empty, or one that was begun with the same configuration and data. Gets the
+            tokens of the texts, what `distill` writes, and the files of `resumable`.
 
     Raises:
-        ValueError: A file, text or model is missing or does not fit; or the folder holds something
-            else, or another process works in it.
+        ValueError: A file, text or model is missing or does not fit; or `resumable` refuses.
     """
     folder = Path(folder)
     corpus = read_corpus(config.lists, format=config.format, collection=config.collection)
@@ -483,7 +431,14 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
                 ("doc_id", corpus.passages, student.passage_tokens),
             ):
                 ids = corpus.ids(column)
-                stores += [ids, _tokens(folder / "tokens" / texts.what, student, ids, texts, limit)]
+                with resumable(folder / "tokens" / texts.what, work.identity, shared=True) as tokens:
+                    if tokens.manifest is None:
+                        TokenStore.build(
+                            texts.each(ids), student.tokenizer, tokens.folder, max_tokens=limit,
+                            total=len(ids),
+                        )  # fmt: skip
+                        tokens.finish()
+                stores += [ids, TokenStore.open(tokens.folder)]
         candidates = corpus.candidates
         if "teacher_rank" not in candidates:  # the file's own order and scores teach
             names = {"rank": "teacher_rank", "score": "teacher_score"}
@@ -542,14 +497,3 @@ def _identity(
     return {"kind": "distill", "config": settings, "data": "-".join(data)}
 
 
-def _tokens(
-    folder: Path, student: CrossEncoder, ids: pd.Index, texts: Texts, max_tokens: int
-) -> TokenStore:
-    try:
-        return TokenStore.open(folder, check=True)
-    except ValueError as error:
-        if (folder / "store.json").exists():
-            _log.warning("%s", error)  # and builds it again
-    return TokenStore.build(
-        texts.each(ids), student.tokenizer, folder, max_tokens=max_tokens, total=len(ids)
-    )

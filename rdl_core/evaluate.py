@@ -1,58 +1,36 @@
-"""Evaluation: measures per query, runs without ties, and what differences between systems mean.
+"""Evaluation: measures per query, runs without ties, tests of differences between systems.
 
-Frames in, frames out: ``qrels`` have ``query_id, doc_id, relevance``, a ``run`` has ``query_id,
-doc_id, score``; measures are named as ir_measures prints them and computed by it. In order of use:
+``qrels`` have ``query_id, doc_id, relevance``, a ``run`` has ``query_id, doc_id, score``; ids are str.
+Measures are those of ir_measures. In tests queries are the sample: average seeds for each query first.
 
-1. :func:`settle_ties`: trec_eval orders by score alone, in float32, breaks ties by document id and
-   ignores the rank column, so that a constant scorer can look good. Here equal scores fall back to
-   the first stage's order: who says nothing gains nothing.
-2. :func:`per_query` measures *every* judged query. One without results counts 0, so that keeping
-   silent does not pay and all systems have the same queries.
-3. :func:`compare` tests systems against one baseline (paired t-test) and corrects for their number
-   (Holm). The family is all systems of one call; the paper makes one for each first stage and test
-   collection. Bootstrap intervals show how large a difference may be.
-4. :func:`equivalence` asks what a t-test cannot: "no significant difference" may only mean that 43
-   queries are few. Two one-sided tests (TOST) can show that a student matches its teacher.
-
-A system trained with several seeds enters 3 and 4 once, averaged for each query (queries are the
-sample): ``pd.concat(frames).groupby("query_id").mean()``.
-
-References: McSherry and Najork, ECIR 2008 (ties); Smucker et al., CIKM 2007 (t-test and bootstrap
-for retrieval); Holm, Scandinavian Journal of Statistics 1979.
-
->>> qrels = pd.DataFrame({"query_id": ["1", "2"], "doc_id": ["a", "b"], "relevance": [1, 1]})
->>> run = pd.DataFrame({"query_id": ["1", "1"], "doc_id": ["c", "a"], "score": [0.5, 0.5]})
->>> per_query(qrels, settle_ties(run), ["RR"]).set_index("query_id").mean().to_dict()
-{'RR': 0.25}
+References: McSherry and Najork, ECIR 2008 (ties); Smucker et al., CIKM 2007 (t-test, bootstrap); Holm,
+Scandinavian Journal of Statistics 1979; Schuirmann, J. Pharmacokinetics and Biopharmaceutics 1987.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ir_measures
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_integer_dtype
+from pandas.api.types import is_integer_dtype, is_string_dtype
 from scipy.stats import bootstrap, ttest_1samp
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from rdl_core._frames import (
-    as_numbers,
-    check_frame,
-    checked_values,
-    expect,
-    expect_rows,
-    finite_scores,
-)
+from rdl_core.config import EvaluateConfig
+from rdl_core.data.collections import read_judgments
+from rdl_core.data.formats import read_candidates
 
-__all__ = ["Equivalence", "compare", "equivalence", "per_query", "settle_ties"]
+__all__ = ["Equivalence", "as_text", "compare", "compare_runs", "equivalence", "evaluate_files"]
+__all__ += ["per_query", "read_runs", "settle_ties"]
 
-_EXAMPLES = "'nDCG@10', 'RR(rel=2)', 'AP(rel=2)', 'RR@10'"
-_DECIMALS = 12  # differences below are rounding (seeds averaged in another order), not effects
+_IDS = ["query_id", "doc_id"]
+_DECIMALS = 12  # smaller differences are rounding (seeds averaged in another order), not effects
 _SUBNORMAL_BITS = 0x007F_FFFF  # of float32's largest subnormal; some libraries flush these to 0
 _LOWEST_KEY = _SUBNORMAL_BITS - 0x7F7F_FFFF  # of float32's lowest finite value
 _log = logging.getLogger(__name__)
@@ -61,133 +39,116 @@ _log = logging.getLogger(__name__)
 def per_query(
     qrels: pd.DataFrame, run: pd.DataFrame, measures: str | Sequence[str] = ("nDCG@10",)
 ) -> pd.DataFrame:
-    """Measure a run for each judged query.
-
-    Logged, with their number: queries of the run without judgments, left out; judged queries
-    without results, counted 0; passages tied in float32, which the measures order by document id
-    (nDCG descending, ``RR@10`` ascending). Also, if no passage of the run is judged.
-
-    Args:
-        qrels: ``query_id``, ``doc_id`` (str), ``relevance`` (int); any order of rows.
-        run: ``query_id``, ``doc_id`` (str), ``score`` (higher is better); any order of rows. A
-            column ``rank`` is ignored.
-        measures: ir_measures strings, such as ``"nDCG@10"``, ``"RR(rel=2)"``, ``"AP(rel=2)"``.
-
-    Returns:
-        ``query_id`` and one column for each measure, named as given; one row for each query in
-        `qrels`, sorted by ``query_id``.
-
-    Raises:
-        ValueError: A column is missing, ids are not strings, a passage stands twice in a query,
-            `qrels` are empty, a relevance is not an integer, a score is not finite in float32, or
-            a measure is unknown, given twice or not computable here.
-
-    >>> qrels = pd.DataFrame({"query_id": ["2", "1"], "doc_id": ["a", "a"], "relevance": [1, 2]})
-    >>> run = pd.DataFrame({"query_id": ["1", "1"], "doc_id": ["b", "a"], "score": [9.0, 7.0]})
-    >>> per_query(qrels, run, ["RR(rel=2)", "P@1"]).values.tolist()
-    [['1', 0.5, 0.0], ['2', 0.0, 0.0]]
-    """
+    """Measure a run: each judged query in a row (without results: 0), each measure in a column."""
     names = [measures] if isinstance(measures, str) else list(measures)
-    once = len(set(names)) == len(names) > 0
-    expect(once, "one or more measures, each once", names, f"name them as {_EXAMPLES}")
-    parsed = {name: _parse(name) for name in names}
-    expect(len(qrels) > 0, "judgments", "empty qrels", "check which file or id was read")
-    check_frame("qrels", qrels, "relevance")
-    grades = qrels["relevance"].dtype
-    expect(is_integer_dtype(grades), "relevance as integers", grades, "use .astype(int) on it")
-    run = run.assign(score=finite_scores(run).astype(np.float32))
+    _expect(len(set(names)) == len(names) > 0, "measures, each once", names, "such as nDCG@10, RR@10")
+    _expect(len(qrels) > 0, "judgments", "empty qrels", "check which file or id was read")
+    _numbers("qrels", qrels, "relevance")
+    grades = qrels["relevance"]
+    _expect(is_integer_dtype(grades), "relevance as integers", grades.dtype, "use .astype(int)")
+    run = run.assign(score=_numbers("run", run, "score").astype(np.float32))
     kept = run[run["query_id"].isin(qrels["query_id"])]
-    judged, retrieved = _by_query(qrels, "relevance"), _by_query(kept, "score")
-    _log_gaps(run, kept, judged, retrieved)
-    table = pd.DataFrame({"query_id": sorted(judged)})
+    n_queries, n_kept, n_judged = (frame["query_id"].nunique() for frame in (run, kept, qrels))
+    if n_queries > n_kept:
+        _log.info("%d of the run's %d queries have no judgments", n_queries - n_kept, n_queries)
+    if n_judged > n_kept:
+        _log.warning("%d of %d judged queries have no results: count 0", n_judged - n_kept, n_judged)
+    if n_tied := int(kept.duplicated(["query_id", "score"]).sum()):
+        _log.warning("%d passages tie with another of their query: use settle_ties", n_tied)
+    if len(run) and kept[_IDS].merge(qrels[_IDS]).empty:
+        _log.warning("no passage of the run is judged: do run and qrels use the same ids?")
+    # Numbers stand for query ids, as gdeval (ERR) misreads all others.
+    numbers = {query_id: str(n) for n, query_id in enumerate(sorted(set(qrels["query_id"])))}
+    judged, retrieved = (
+        {numbers[id_]: dict(zip(x["doc_id"], x[name].tolist())) for id_, x in frame.groupby("query_id")}
+        for name, frame in (("relevance", qrels), ("score", kept))
+    )
+    table = pd.DataFrame({"query_id": list(numbers)})
     # One measure at a time: ir_measures 0.4.3 confuses nDCG@10 with nDCG(gains=...)@10 when asked
     # for both at once, for some values of Python's hash seed.
-    for name, measure in parsed.items():
-        values = {metric.query_id: metric.value for metric in measure.iter_calc(judged, retrieved)}
-        table[name] = table["query_id"].map(values).astype(float)
+    for name in names:
+        try:
+            measure = ir_measures.parse_measure(name)
+            if measure.params.get("cutoff", 1) < 1:  # would abort the whole process inside trec_eval
+                raise ValueError("the cutoff must be at least 1")
+            values = {value.query_id: value.value for value in measure.iter_calc(judged, retrieved)}
+        except Exception as error:  # ir_measures raises five kinds, none of which names the measure
+            expected = f"a measure for grades {grades.min()} to {grades.max()}, such as 'nDCG@10'"
+            raise ValueError(f"expected {expected}; got {name!r}: {error}") from error
+        table[name] = [float(values[number]) for number in numbers.values()]
     return table
 
 
 def settle_ties(run: pd.DataFrame, first_stage: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Order each query's passages and make their scores strictly decreasing.
+    """Order each query's passages, best first, and make their scores strictly decrease in float32.
 
-    Passages are ordered by score; equal scores by first-stage rank. Scores become float32, in which
-    trec_eval compares; one that is then not below the score before it becomes the next float32
-    below. (Magnitudes under 1.2e-38 become 0. At float32's lowest value the upper ones are raised.)
-
-    Files must hold nine significant digits, ``"%.9g"`` or Python's ``repr``: as many as tell any
-    two float32 apart. The order does not survive six decimals.
-
-    Args:
-        run: ``query_id``, ``doc_id`` (str), ``score`` (higher is better); other columns are kept.
-            Unchanged.
-        first_stage: ``query_id``, ``doc_id``, ``rank`` (1 is best) of at least the passages in
-            `run`. Without it, equal scores are ordered by the run's own ``rank`` where it has that
-            column, else by row.
-
-    Returns:
-        A new frame: queries in the order in which they appear, the best passage first, ``score``
-        float32, ``rank`` 1..k in each query.
-
-    Raises:
-        ValueError: A column is missing, ids are not strings, a passage stands twice in a query or
-            has no first-stage rank, or a score is not finite in float32.
-
-    >>> run = pd.DataFrame({"query_id": ["1"] * 3, "doc_id": ["c", "b", "a"], "score": [1, 1, 2.0]})
-    >>> first_stage = run[["query_id", "doc_id"]].assign(rank=[2, 1, 3])
-    >>> settled = settle_ties(run, first_stage)
-    >>> settled["doc_id"].tolist(), settled["score"].tolist()
-    (['a', 'b', 'c'], [2.0, 1.0, 0.9999999403953552])
+    trec_eval compares in float32 and breaks ties by document id, so that a constant scorer can look
+    good. Here equal scores keep the ``rank`` of `first_stage`, else the run's own ``rank``, else the
+    order of its rows. Files need nine significant digits (``"%.9g"``): six lose the order.
     """
-    scores = finite_scores(run)
+    scores, ranks = _numbers("run", run, "score"), np.arange(len(run))
+    if first_stage is not None:
+        _numbers("first_stage", first_stage, "rank")
+        joined = run[_IDS].merge(first_stage[[*_IDS, "rank"]], on=_IDS, how="left")
+        ranks = _numbers("first_stage of the run", joined, "rank")
+    elif "rank" in run:
+        ranks = _numbers("run", run, "rank")
     query = pd.factorize(run["query_id"])[0]
-    order = np.lexsort((_tie_ranks(run, first_stage), -scores, query))
+    order = np.lexsort((ranks, -scores, query))
+    query = query[order]
+    # An integer stands for each score: one less is the next smaller float32 that is not subnormal.
+    bits = scores[order].astype(np.float32).view(np.int32).astype(np.int64)
+    steps = np.maximum((bits & 0x7FFF_FFFF) - _SUBNORMAL_BITS, 0)
+    keys = pd.Series(np.where(bits < 0, -steps, steps))
+    position = keys.groupby(query).cumcount()
+    n_below = keys.groupby(query).transform("size") - 1 - position
+    # The highest strictly decreasing sequence nowhere above keys k is min over j <= i of k_j + j - i.
+    lowered = (keys + position).groupby(query).cummin() - position
+    lowered = np.maximum(lowered, _LOWEST_KEY + n_below).to_numpy()
+    magnitude = np.where(lowered == 0, 0, np.abs(lowered) + _SUBNORMAL_BITS)
+    bits = np.where(lowered < 0, magnitude | 0x8000_0000, magnitude).astype(np.uint32)
     settled = run.iloc[order].reset_index(drop=True)
-    settled["score"] = _strictly_decreasing(scores[order].astype(np.float32), query[order])
-    settled["rank"] = settled.groupby("query_id", sort=False).cumcount() + 1
-    return settled
+    return settled.assign(score=bits.view(np.float32), rank=position + 1)
 
 
 def compare(
     values: pd.DataFrame, baseline: str, *, alpha: float = 0.05, seed: int = 0
 ) -> pd.DataFrame:
-    """Compare systems with a baseline, query by query.
+    """Compare systems with a baseline: paired t-tests, Holm's correction, 95 % bootstrap intervals.
 
-    Intervals are 95 % bootstrap intervals over queries, which every system meets in the same draws.
-    They are percentile intervals: BCa is NaN where all values are equal, and brings nothing here
-    (samples of 43 TREC DL queries: both hold the mean of all 97 in 92 to 96 % of draws, at widths
-    equal to 0.004). p-values are of the paired t-test, on differences rounded to 12 decimals; all
-    0 give p = 1, so that a copy of the baseline is not NaN and does not void the correction.
-
-    Args:
-        values: One row for each query, indexed by ``query_id``; one column for each system, all of
-            one measure. Neither order matters for any figure.
-        baseline: The column that the others are compared with.
-        alpha: Level of the whole family, in (0, 1); the family is all other columns.
-        seed: Of the bootstrap.
+    `values` have a row for each query (index ``query_id``) and a column for each system; all but the
+    baseline are the family of tests, with level `alpha`. The bootstrap's draws are the same for all.
 
     Returns:
-        One row for each system (index ``system``), in the order of the columns: ``n_queries``,
-        ``mean``, ``ci_low``, ``ci_high``; ``delta`` (system minus baseline), ``delta_low``,
-        ``delta_high``; ``p_value``, ``p_holm`` (NaN for the baseline) and ``significant``
-        (``p_holm < alpha``).
-
-    Raises:
-        ValueError: `values` are not indexed by query, name a query or a system twice, hold a value
-            that is not finite, have fewer than two queries, or lack `baseline`; or `alpha` is not
-            in (0, 1).
-
-    >>> values = pd.DataFrame({"bm25": [0.1, 0.2, 0.4, 0.3], "student": [0.5, 0.4, 0.7, 0.8]},
-    ...                       index=["1", "2", "3", "4"])
-    >>> compare(values, "bm25").loc["student", ["mean", "delta", "p_holm"]].round(3).tolist()
-    [0.6, 0.35, 0.012]
+        A row for each ``system``: ``n_queries``, ``mean``, ``ci_low``, ``ci_high``, ``delta`` (minus
+        the baseline), ``delta_low``, ``delta_high``, ``p_value``, ``p_holm``, ``significant``. One
+        query alone has no intervals and p-values: NaN.
     """
-    expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
-    checked = checked_values(values, [baseline], list(values.columns))
-    rows = [_compare_one(checked[name], checked[baseline], seed) for name in checked]
-    table = pd.DataFrame(rows, index=pd.Index(checked.columns, name="system"))
-    table.loc[baseline, "p_value"] = table["p_holm"] = np.nan
-    family = table.index != baseline
+    _expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
+    values = _checked_values(values, [*values.columns, baseline])
+    rows = []
+    for name in values:
+        sample = values[name].to_numpy()
+        differences = (values[name] - values[baseline]).round(_DECIMALS).to_numpy()
+        row = {
+            "n_queries": len(sample), "mean": values[name].mean(), "ci_low": np.nan, "ci_high": np.nan,
+            "delta": differences.mean(), "delta_low": np.nan, "delta_high": np.nan, "p_value": np.nan,
+        }  # fmt: skip
+        rows.append(row)
+        if len(sample) < 2:
+            continue
+        for key, each in (("ci", sample), ("delta", differences)):
+            interval = bootstrap(  # BCa covers no better, and is NaN where all values are equal
+                (each,), np.mean, method="percentile", confidence_level=0.95, n_resamples=9_999,
+                batch=max(1, 100_000 // len(each)), rng=np.random.default_rng(seed),
+            ).confidence_interval  # fmt: skip
+            row[f"{key}_low"], row[f"{key}_high"] = map(float, interval)
+        if name != baseline:
+            row["p_value"] = float(differences[0] == 0)  # the t-test's limit where nothing varies
+            if np.ptp(differences) > 0:
+                row["p_value"] = ttest_1samp(differences, 0.0).pvalue
+    table = pd.DataFrame(rows, index=pd.Index(values.columns, name="system")).assign(p_holm=np.nan)
+    family = table["p_value"].notna()
     if family.any():  # statsmodels 0.14 fails on none
         p_values = table.loc[family, "p_value"]
         table.loc[family, "p_holm"] = multipletests(p_values, alpha=alpha, method="holm")[1]
@@ -196,69 +157,38 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True)
 class Equivalence:
-    """What :func:`equivalence` found; its example shows one."""
+    """Result of `equivalence`."""
 
-    n_queries: int
-    """Queries in the sample."""
-    delta: float
-    """Mean difference, system minus reference."""
-    delta_low: float
-    """Lower end of the interval of `delta` at level 1 - 2 alpha (90 % for alpha 0.05)."""
-    delta_high: float
-    """Upper end of that interval."""
-    p_value: float
-    """The larger p-value of the two one-sided tests."""
-    margin: float
-    """Differences from here on matter, in units of the measure."""
-    alpha: float
-    """Level of the test."""
+    n_queries: int  #: Queries in the sample.
+    delta: float  #: Mean difference, system minus reference.
+    delta_low: float  #: Lower end of the interval of `delta` at level 1 - 2 alpha.
+    delta_high: float  #: Upper end of that interval.
+    p_value: float  #: The larger p-value of the two one-sided tests; NaN for one query.
+    margin: float  #: Smallest difference that matters, in units of the measure.
+    alpha: float  #: Level of the test.
 
     @property
     def equivalent(self) -> bool:
-        """True if a difference of `margin` or more, either way, is rejected at `alpha`."""
+        """Whether a difference of `margin` or more, either way, is rejected at `alpha`."""
         return self.p_value < self.alpha
 
 
 def equivalence(
     values: pd.DataFrame, system: str, reference: str, *, margin: float = 0.02, alpha: float = 0.05
 ) -> Equivalence:
-    r"""Test whether two systems are the same up to a margin (TOST, paired).
+    """Test whether two systems differ by less than a margin: two one-sided paired t-tests (TOST).
 
-    :math:`H_0: |\mu| \ge m` against :math:`|\mu| < m`, where :math:`\mu` is the mean difference
-    and :math:`m` the margin, chosen before looking at the values. Two one-sided paired t-tests;
-    equivalent if both reject, that is if the 1 - 2 alpha interval lies within :math:`(-m, m)`.
-    Not equivalent does not mean different: the queries may be too few to tell. Where the difference
-    is the same for every query, p is 0 inside the margin and 1 elsewhere.
-
-    Args:
-        values: As for :func:`compare`; other columns are ignored.
-        system: Column of the system, such as the student.
-        reference: Column that it should match, such as the teacher.
-        margin: Differences from here on matter; > 0, in units of the measure.
-        alpha: Level, in (0, 0.5).
-
-    Returns:
-        Mean difference, its interval, the p-value and the verdict.
-
-    Raises:
-        ValueError: As for :func:`compare`; or `margin` is not a positive number, or `alpha` is not
-            in (0, 0.5).
-
-    Reference: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 1987.
-
-    >>> values = pd.DataFrame({"student": [0.51, 0.40, 0.69], "teacher": [0.50, 0.41, 0.70]})
-    >>> result = equivalence(values, "student", "teacher", margin=0.05)
-    >>> round(result.p_value, 3), result.equivalent
-    (0.01, True)
+    Choose the margin before looking. Not equivalent does not mean different: queries may be too few.
     """
-    expect(0 < alpha < 0.5, "alpha in (0, 0.5)", alpha, "0.05 is usual")
-    expect(0 < margin < np.inf, "a margin > 0", margin, "state from where differences matter")
-    checked = checked_values(values, [system, reference], [system, reference])
-    differences = (checked[system] - checked[reference]).round(_DECIMALS).to_numpy()
-    delta = float(differences.mean())
-    if np.ptp(differences) == 0:
-        p_value, low, high = float(abs(differences[0]) >= margin), delta, delta
-    else:
+    _expect(0 < alpha < 0.5, "alpha in (0, 0.5)", alpha, "0.05 is usual")
+    _expect(0 < margin < np.inf, "a margin > 0", margin, "choose from where differences matter")
+    values = _checked_values(values, [system, reference])
+    differences = (values[system] - values[reference]).round(_DECIMALS).to_numpy()
+    delta, p_value = float(differences.mean()), float(abs(differences[0]) >= margin)
+    low, high = delta, delta
+    if len(differences) < 2:
+        p_value = low = high = np.nan
+    elif np.ptp(differences) > 0:
         p_value = ttost_paired(differences, np.zeros_like(differences), -margin, margin)[0]
         low, high = ttest_1samp(differences, 0.0).confidence_interval(1 - 2 * alpha)
     return Equivalence(
@@ -267,93 +197,104 @@ def equivalence(
     )  # fmt: skip
 
 
-def _parse(name: str) -> ir_measures.Measure:
-    """The measure of that name, tried on a query of two passages."""
-    try:
-        measure = ir_measures.parse_measure(name)
-        if measure.params.get("cutoff", 1) < 1:  # would abort the whole process inside trec_eval
-            raise ValueError("the cutoff must be at least 1")
-        list(measure.iter_calc({"1": {"a": 1, "b": 0}}, {"1": {"a": 2.0, "b": 1.0}}))
-    except Exception as error:  # ir_measures raises five kinds, none of which names the measure
-        raise ValueError(
-            f"expected measures that ir_measures can compute here, such as {_EXAMPLES}; given "
-            f"{name!r}: {error}"
-        ) from error
-    return measure
+def read_runs(paths: Sequence[str | Path], format: str | None = None) -> dict[str, pd.DataFrame]:
+    """Read runs of any known format, by the names of their files, or by paths where names repeat.
+
+    Scores are made from ranks: a file that kept another system's scores counts by its own order.
+    """
+    names = [Path(path).name.removesuffix(".gz").rpartition(".")[0] for path in paths]
+    if len(set(names)) < len(names) or not all(names):
+        names = list(map(str, paths))
+    repeated = [name for name in names if names.count(name) > 1][:1]
+    _expect(not repeated, "each run once", f"{repeated} twice", "name it once")
+    runs = zip(names, (read_candidates(path, format) for path in paths), strict=True)
+    return {name: run[_IDS].assign(score=-run["rank"]) for name, run in runs}
 
 
-def _by_query(frame: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
-    """``{query_id: {doc_id: value}}``, as ir_measures' providers take it without conversion."""
-    return {
-        query_id: dict(zip(rows["doc_id"], rows[column].tolist()))
-        for query_id, rows in frame.groupby("query_id", sort=False)
-    }
+def compare_runs(
+    qrels: pd.DataFrame, runs: Mapping[str, pd.DataFrame], *, measures: Sequence[str] = ("nDCG@10",),
+    baseline: str | None = None, alpha: float = 0.05, margin: float = 0.02,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Measure runs and compare them with one of them, by default the first.
+
+    Returns:
+        ``system``, ``query_id`` and a column for each measure; and the tables of `compare` by
+        ``measure`` and ``system``, with ``p_tost`` and ``equivalent``.
+    """
+    baseline = baseline or next(iter(runs))
+    _expect(baseline in runs, f"baseline out of {', '.join(runs)}", repr(baseline), "name a run")
+    measured = {name: per_query(qrels, run, measures) for name, run in runs.items()}
+    values = pd.concat(measured, names=["system"]).reset_index("system")
+    tables = {}
+    for measure in measures:
+        wide = values.pivot(index="query_id", columns="system", values=measure)[list(runs)]
+        tables[measure] = table = compare(wide, baseline, alpha=alpha)
+        for name in table.index.drop(baseline):
+            result = equivalence(wide, name, baseline, margin=margin, alpha=alpha)
+            table.loc[name, ["p_tost", "equivalent"]] = result.p_value, result.equivalent
+    return values, pd.concat(tables, names=["measure"])
 
 
-def _log_gaps(run: pd.DataFrame, kept: pd.DataFrame, judged: dict, retrieved: dict) -> None:
-    """Say what of the run is not measured, counts 0 or is left to the document ids."""
-    n_queries = run["query_id"].nunique()
-    if n_unjudged := n_queries - len(retrieved):
-        _log.info("%d of the run's %d queries have no judgments: left out", n_unjudged, n_queries)
-    if n_unanswered := len(judged) - len(retrieved):
-        _log.warning("%d of %d judged queries have no results: count 0", n_unanswered, len(judged))
-    if n_tied := int(kept.duplicated(["query_id", "score"]).sum()):
-        _log.warning("%d passages tie with another of their query: use settle_ties", n_tied)
-    pairs = ((query_id, doc_id) for query_id, docs in retrieved.items() for doc_id in docs)
-    if len(run) and not any(doc_id in judged[query_id] for query_id, doc_id in pairs):
-        _log.warning("no passage of the run is judged: do run and qrels use the same ids?")
+def as_text(table: pd.DataFrame) -> str:
+    """The table of `compare_runs` as text, a block for each measure."""
+    blocks = []
+    for measure, rows in table.groupby("measure", sort=False):
+        n_queries, columns = int(rows["n_queries"].iloc[0]), rows.drop(columns="n_queries")
+        count = f"{n_queries} queries"
+        if n_queries == 1:
+            count, columns = "1 query, too few for tests", columns[["mean", "delta"]]
+        text = columns.droplevel("measure").to_string(float_format="{:.4f}".format, na_rep="")
+        blocks.append(f"{measure}, {count}\n{text}")
+    return "\n\n".join(blocks)
 
 
-def _tie_ranks(run: pd.DataFrame, first_stage: pd.DataFrame | None) -> np.ndarray:
-    """What orders equal scores, for each row of `run`; lower is better."""
-    if first_stage is None:
-        ranks = run.get("rank", pd.Series(np.arange(len(run)), index=run.index))
-    else:
-        check_frame("first_stage", first_stage, "rank")
-        ids = ["query_id", "doc_id"]
-        ranks = run[ids].merge(first_stage[[*ids, "rank"]], on=ids, how="left")["rank"]
-    numbers = as_numbers(ranks)
-    expected = "a first-stage rank for every passage of the run"
-    expect_rows(run, np.isfinite(numbers), expected, "give the first stage they were drawn from")
+def evaluate_files(config: EvaluateConfig) -> str:
+    """`rdl evaluate`: measure and compare runs in files; returns the tables as text."""
+    values, table = compare_runs(
+        read_judgments(config.qrels), read_runs(config.runs, config.format), alpha=config.alpha,
+        measures=config.measures, baseline=config.baseline, margin=config.margin,
+    )  # fmt: skip
+    if config.per_query:
+        values.to_csv(config.per_query, index=False)
+    if config.table:
+        table.to_csv(config.table)
+    return as_text(table)
+
+
+def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:
+    """A column as float64; requires finite values, ids that are strings, no passage twice."""
+    columns, has = [*_IDS, column], list(frame.columns)
+    _expect(set(columns) <= set(has), f"{name} with columns {columns}", has, "rename or add columns")
+    for key in _IDS:
+        got = f"{frame[key].dtype}, {frame[key].isna().sum()} missing"
+        strings = is_string_dtype(frame[key]) and not frame[key].isna().any()
+        _expect(strings, f"{name} with {key} as strings", got, "read ids as str, drop empty rows")
+    values = pd.to_numeric(frame[column], errors="coerce").to_numpy(float, na_value=np.nan)
+    once, finite = ~frame.duplicated(_IDS).to_numpy(), np.abs(values) <= np.finfo(np.float32).max
+    for good, what in ((once, "each passage once in a query"), (finite, f"{column} finite in float32")):
+        bad = frame.loc[~good, columns]
+        got = f"{len(bad)} of {len(frame)} rows that are not, first {bad[:1].to_dict('records')}"
+        _expect(bad.empty, f"{name} with {what}", got, "correct or drop them")
+    return values
+
+
+def _checked_values(values: pd.DataFrame, systems: list[str]) -> pd.DataFrame:
+    """Columns of systems as finite float64, queries sorted."""
+    _expect("query_id" not in values, "query_id as index", "a column", "use set_index('query_id')")
+    for labels in (values.index, values.columns):
+        twice = labels[labels.duplicated()].tolist()[:3]
+        _expect(not twice, "each query and system once", f"{twice} twice", "average or rename them")
+    unknown = [name for name in systems if name not in values]
+    _expect(not unknown, f"systems among {list(values.columns)}", unknown, "name a column")
+    _expect(len(values) > 0, "one or more queries", 0, "add judged queries")
+    numbers = values[list(dict.fromkeys(systems))].apply(pd.to_numeric, errors="coerce")
+    numbers = numbers.astype(float).sort_index()
+    bad = numbers.stack(future_stack=True)[lambda x: ~np.isfinite(x)].index.tolist()
+    got = f"{len(bad)} others, first (query, system) {bad[:3]}"
+    _expect(not bad, "finite values of all systems", got, "measure all on the same queries")
     return numbers
 
 
-def _strictly_decreasing(scores: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Lower scores as little as float32 allows, so that each query's strictly decrease.
-
-    Integers in the order of the normal float32 stand for the scores: one less is the next smaller.
-    With :math:`k_i` for the score at position :math:`i`, the highest strictly decreasing sequence
-    nowhere above is :math:`min_{j <= i} (k_j + j) - i`. `scores` are float32 and never rise within
-    a query; `query` is the query of each, equal ones adjacent.
-    """
-    bits = scores.view(np.int32).astype(np.int64)
-    steps = np.maximum((bits & 0x7FFF_FFFF) - _SUBNORMAL_BITS, 0)
-    keys = pd.DataFrame({"query": query, "key": np.where(bits < 0, -steps, steps)})
-    position = keys.groupby("query").cumcount()
-    n_below = keys.groupby("query")["key"].transform("size") - 1 - position
-    lowered = (keys["key"] + position).groupby(keys["query"]).cummin() - position
-    lowered = np.maximum(lowered, _LOWEST_KEY + n_below).to_numpy()
-    magnitude = np.where(lowered == 0, 0, np.abs(lowered) + _SUBNORMAL_BITS)
-    return np.where(lowered < 0, magnitude | 0x8000_0000, magnitude).astype(np.uint32).view("f4")
-
-
-def _compare_one(system: pd.Series, baseline: pd.Series, seed: int) -> dict[str, float]:
-    """One row of :func:`compare`, before the correction."""
-    differences = (system - baseline).round(_DECIMALS).to_numpy()
-    row = {"n_queries": len(system), "mean": system.mean()}
-    row["ci_low"], row["ci_high"] = _interval(system.to_numpy(), seed)
-    row["delta"] = differences.mean()
-    row["delta_low"], row["delta_high"] = _interval(differences, seed)
-    if np.ptp(differences) == 0:  # no variance: 1 for no difference, else 0, the t-test's limit
-        return row | {"p_value": float(differences[0] == 0)}
-    return row | {"p_value": ttest_1samp(differences, 0.0).pvalue}
-
-
-def _interval(sample: np.ndarray, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean; one seed draws the same queries every time."""
-    batch = max(1, 100_000 // len(sample))  # resampled values at once: 0.8 MB stay in the cache
-    result = bootstrap(
-        (sample,), np.mean, method="percentile", confidence_level=0.95, n_resamples=9_999,
-        batch=batch, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return tuple(map(float, result.confidence_interval))
+def _expect(good: bool, expected: str, got: object, remedy: str) -> None:
+    if not good:
+        raise ValueError(f"expected {expected}; got {got}: {remedy}")

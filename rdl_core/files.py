@@ -1,9 +1,8 @@
-"""Files that say what a folder is: atomic JSON, settings from YAML, hashes, folders that resume.
+"""Atomic JSON, settings from YAML, hashes of files, and folders whose work resumes.
 
-A folder whose work can be killed holds ``config.json`` from its start, the identity of the work: all
-that can change its result. It holds ``manifest.json`` from its end: the identity, the circumstances,
-and a hash of every file. A folder without a manifest is unfinished, and the work goes on in it.
-Training, teaching and the study's store all keep their folders this way.
+Such a folder holds ``config.json`` from its start, the identity of the work: all that can change its
+result. It holds ``manifest.json`` from its end: the identity, the circumstances, and a hash of every
+file. Without a manifest the work is unfinished, and goes on.
 """
 
 from __future__ import annotations
@@ -110,15 +109,10 @@ def read_settings(kind: type[_T], path: Path) -> _T:
 
 
 def checked(kind: type[_T], values: object, *, what: str) -> _T:
-    """A configuration from untyped values, such as those of YAML or of a command line.
+    """A configuration from a mapping of its fields, such as YAML's or a command line's.
 
-    Args:
-        kind: The dataclass.
-        values: A mapping of its fields. Numbers may be strings, as YAML reads ``1e-5`` as one.
-        what: Where the values come from, for the error.
-
-    Raises:
-        ValueError: One line for each field that does not fit.
+    Numbers may be strings, as YAML reads ``1e-5`` as one. ValueError has one line for each field that
+    does not fit; `what` says where the values come from.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -165,15 +159,14 @@ class Work:
 def resumable(
     folder: Path, identity: Mapping, *, shared: bool = False, brought: str = ""
 ) -> Iterator[Work]:
-    """Hold a folder for work that can be killed and goes on when it is asked for again.
+    """Hold a folder for work that can be killed and goes on when it is started again.
 
     Args:
         folder: Made where it is missing.
-        identity: All that decides the result, as JSON. It may change as long as nothing has been
-            computed in the folder.
+        identity: All that decides the result, as JSON. It may change until something is computed.
         shared: False for a folder that a user named: another process in it, another identity or
-            damage is refused. True for a folder of a store, named after its identity: wait for the
-            other process, and compute anew what is damaged.
+            damage is refused. True for a folder of a store: wait for the other process, and compute
+            anew what is damaged.
         brought: Name of a file that may be in a new folder, such as answers from another one.
 
     Raises:

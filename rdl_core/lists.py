@@ -1,9 +1,7 @@
 """Ranked lists: what a teacher, a first stage and the judgments say of each query, as tensors.
 
 Frames come in, tensors go to the loop. The list axis is the second; column ``j`` of every tensor is
-the candidate at first-stage rank ``j + 1``.
-
-Reference: the shape of Rank-DistiLLM's data, Schlatt et al., ECIR 2025, section 3.
+the candidate at first-stage rank ``j + 1``. Reference: Schlatt et al., ECIR 2025, section 3.
 """
 
 from __future__ import annotations
@@ -35,9 +33,7 @@ class RankedLists:
     """Candidates of `n` queries, at most `depth` each, padded to the right, and their texts."""
 
     queries: TokenStore
-    """Token store of the queries."""
     passages: TokenStore
-    """Token store of the passages."""
     query_rows: Tensor
     """int64 ``[n]``: row of each query in `queries`."""
     passage_rows: Tensor
@@ -53,12 +49,8 @@ class RankedLists:
 
     @classmethod
     def from_frame(cls, candidates: pd.DataFrame, corpus: TokenCorpus) -> RankedLists:
-        """Make tensors from a frame of candidates.
-
-        Args:
-            candidates: ``query_id``, ``doc_id``, ``rank`` (1 is best) and, where known,
-                ``teacher_rank``, ``teacher_score`` and ``relevance``; any order of rows.
-            corpus: Has the texts behind the ids.
+        """Make tensors from ``query_id``, ``doc_id``, ``rank`` (1 is best) and, where known,
+        ``teacher_rank``, ``teacher_score``, ``relevance``; any order of rows.
 
         Raises:
             ValueError: A column is missing, the corpus lacks an id, or a passage stands twice in
@@ -78,32 +70,24 @@ class RankedLists:
         list_number, query_ids = pd.factorize(frame["query_id"])
         column = frame.groupby("query_id").cumcount().to_numpy()
         where = (torch.tensor(list_number), torch.tensor(column))
-        values = {
-            "passage_rows": rows_of(frame["doc_id"], corpus.doc_ids, "passage"),
-            "mask": np.ones(len(frame), bool),
-        }
-        for name in ("teacher_rank", "teacher_score", "relevance"):
-            if name in frame:
-                dtype = "float32" if name == "teacher_score" else "int64"
-                values[name] = frame[name].fillna(_EMPTY[name]).to_numpy(dtype=dtype, copy=True)
+        shape = (len(query_ids), int(column.max(initial=-1)) + 1)
         tables = {}
         for name, empty in _EMPTY.items():
-            dtype = {"teacher_score": torch.float32, "mask": torch.bool}.get(name, torch.int64)
-            shape = (len(query_ids), int(column.max(initial=-1)) + 1)
-            tables[name] = torch.full(shape, empty, dtype=dtype)
-            if name in values:
-                tables[name][where] = torch.from_numpy(values[name])
+            dtype = {"teacher_score": "float32", "mask": "bool"}.get(name, "int64")
+            tables[name] = torch.full(shape, empty, dtype=getattr(torch, dtype))
+            if name == "mask":
+                tables[name][where] = True
+            elif name == "passage_rows":
+                tables[name][where] = torch.from_numpy(rows_of(frame["doc_id"], corpus.doc_ids, "passage"))
+            elif name in frame:
+                values = frame[name].fillna(empty).to_numpy(dtype=dtype, copy=True)
+                tables[name][where] = torch.from_numpy(values)
         query_rows = torch.from_numpy(rows_of(pd.Series(query_ids), corpus.query_ids, "query"))
-        return cls(
-            queries=corpus.queries, passages=corpus.passages, query_rows=query_rows, **tables
-        )
+        return cls(queries=corpus.queries, passages=corpus.passages, query_rows=query_rows, **tables)
 
     @classmethod
     def concat(cls, parts: Sequence[RankedLists]) -> RankedLists:
-        """All lists of several sets over the same corpus, padded to the deepest.
-
-        A query may have a list in each set.
-        """
+        """Lists of several sets over one corpus, padded to the deepest; a query may be in several."""
         depth = max(lists.mask.shape[1] for lists in parts)
         tables = {
             name: torch.cat(
@@ -127,31 +111,22 @@ class RankedLists:
 
 
 def rows_of(ids: pd.Series, store_ids: pd.Index, what: str) -> np.ndarray:
-    """Row of each id in a store; int64 ``[n]``.
-
-    Args:
-        ids: Any number of ids, repeats allowed.
-        store_ids: Ids in the order of the store's rows.
-        what: What has these ids, for the error: ``"query"`` or ``"passage"``.
+    """Row of each id in a store, int64 ``[n]``; repeats are allowed.
 
     Raises:
-        ValueError: An id that is not in the store.
+        ValueError: An id that is not among `store_ids`; `what` says whose, query or passage.
     """
     # The store's ids are looked up among the wanted ones: a hash table of millions of ids would
     # take longer to build than to use.
     number, wanted = pd.factorize(ids)
-    places = pc.index_in(_arrow(store_ids), value_set=_arrow(wanted)).fill_null(-1).to_numpy()
+    stored, sought = (pa.array(x.astype("str"), pa.large_string()) for x in (store_ids, wanted))
+    places = pc.index_in(stored, value_set=sought).fill_null(-1).to_numpy()
     row_of = np.full(len(wanted) + 1, -1)
     row_of[places] = np.arange(len(places))  # the last place is nobody's
     rows = row_of[:-1][number]
     if (rows < 0).any():
-        unknown = ids[rows < 0].iloc[0]
         raise ValueError(
             f"expected every {what} id to be in the collection ({len(store_ids)} ids), but "
-            f"{unknown!r} is not: were the candidates made for another collection?"
+            f"{ids[rows < 0].iloc[0]!r} is not: were the candidates made for another collection?"
         )
     return rows
-
-
-def _arrow(ids: pd.Index) -> pa.Array:
-    return pa.array(ids.astype("str"), pa.large_string())

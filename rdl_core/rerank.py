@@ -1,8 +1,4 @@
-"""Re-ranking: candidates in, run out.
-
-The student scores every candidate of every query, a bounded number of pairs at a time, so that
-memory does not grow with the number of queries. Machines share the work by shards of the queries.
-"""
+"""Re-ranking: candidates in, run out, some pairs at a time; machines share it by shards of queries."""
 
 from __future__ import annotations
 
@@ -41,21 +37,17 @@ _log = logging.getLogger(__name__)
 
 
 def rerank(
-    student: CrossEncoder,
-    candidates: pd.DataFrame,
-    corpus: TokenCorpus,
-    *,
-    token_budget: int | None = None,
-    precision: str = "float32",
-) -> pd.DataFrame:
+    student: CrossEncoder, candidates: pd.DataFrame, corpus: TokenCorpus, *,
+    token_budget: int | None = None, precision: str = "float32",
+) -> pd.DataFrame:  # fmt: skip
     """Score candidates with a student.
 
     Args:
         student: The cross-encoder.
         candidates: ``query_id``, ``doc_id``, ``rank``.
         corpus: Has the texts behind the ids.
-        token_budget: Most tokens in one batch; None takes what suits the device. It is halved, and
-            that is logged, where the device lacks the memory.
+        token_budget: Most tokens in one batch; None takes what suits the device. Halved after each
+            out-of-memory error.
         precision: A key of `rdl_core.devices.PRECISIONS`, or on a CPU ``"int8"``. Scores are float32.
 
     Returns:
@@ -64,7 +56,6 @@ def rerank(
 
     Raises:
         ValueError: An id that the corpus does not have, or a score that is not finite.
-        MemoryError: See `rdl_core.devices.fitting`.
     """
     lists = RankedLists.from_frame(candidates, corpus)
     query_rows = lists.query_rows.repeat_interleave(lists.mask.shape[1])[lists.mask.flatten()]
@@ -106,9 +97,6 @@ def rerank_files(config: RerankConfig) -> None:
 
     The run has strictly decreasing scores; equal ones keep the order of the candidates. It takes its
     name when it is whole. Beside the run of a shard lies ``<out>.json``, which `merge_runs` reads.
-
-    Raises:
-        ValueError: A file, text or model is missing or does not fit.
     """
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     corpus = every.shard(*config.part)
@@ -142,10 +130,6 @@ def rerank_files(config: RerankConfig) -> None:
 def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:
     """Make one run of those of all shards, as if one process had made it; gives its queries.
 
-    Args:
-        shards: Runs of `rerank_files`, all of them, in any order.
-        out: The run; packed if its name ends in ``.gz``.
-
     Raises:
         ValueError: A shard is missing, there twice, made of something else, or changed since.
     """
@@ -159,9 +143,7 @@ def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:
     return len(order)
 
 
-def _write_some(
-    student: CrossEncoder, some: Corpus, out: Path, precision: str, tag: str
-) -> None:
+def _write_some(student: CrossEncoder, some: Corpus, out: Path, precision: str, tag: str) -> None:
     """The run of some whole queries."""
     query_ids, doc_ids = some.ids("query_id"), some.ids("doc_id")
     queries = pd.DataFrame({"query_id": query_ids, "query": some.queries.of(query_ids)})

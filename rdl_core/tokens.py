@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
-from rdl_core.files import content_hash, write_json
+from rdl_core.files import write_json
 from rdl_core.progress import progress
 
 __all__ = ["Packed", "PairTemplate", "TokenCorpus", "TokenStore", "pack", "plan_batches"]
@@ -37,7 +36,6 @@ TOKENS, OFFSETS, UNFINISHED, FINISHED = "tokens.bin", "offsets.bin", "progress.j
 # Texts handed to the tokenizer at once, and fewer where they are long: it spreads them over its own
 # threads and needs some 100 bytes for each token meanwhile.
 _CHUNK, _CHUNK_CHARACTERS = 4096, 2**22
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,77 +51,42 @@ class TokenStore:
     def build(
         cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, *,
         max_tokens: int, total: int,
-    ) -> TokenStore:
-        """Tokenise texts in order and stream them to a folder; resumes a build that was killed.
+    ) -> TokenStore:  # fmt: skip
+        """Tokenise texts in order, stream them to a folder, and map it; resumes where it was killed.
 
-        ``progress.json`` records, chunk by chunk, how far the files are whole. The next build with
-        the same tokenizer and `max_tokens` reads past the texts that are done, checks their hash
-        and goes on; with others it starts again. Memory does not grow with the number of texts.
+        ``progress.json`` records, chunk by chunk, how far the files are whole. Memory does not grow
+        with the number of texts. That the texts are those of the killed build, and that no file
+        changed, is for the folder's manifest to tell (`rdl_core.files.resumable`).
 
         Args:
-            texts: One text per row, read once.
+            texts: One text per row, read once; `total` of them.
             tokenizer: A fast tokenizer; special tokens are left out.
             folder: Gets ``tokens.bin``, ``offsets.bin`` and, last of all, ``store.json``.
             max_tokens: Longer texts are cut to this many tokens.
-            total: Number of texts, for the progress display.
-
-        Returns:
-            The store, memory-mapped from the folder.
-
-        Raises:
-            ValueError: The folder's unfinished store was begun with other texts.
-            TypeError: A text is not a string.
         """
         encoder = _encoder(tokenizer, max_tokens)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FINISHED).unlink(missing_ok=True)  # unfinished from here on
-        done, hashes = _resume(folder, encoder, max_tokens)
-        seen = hashlib.blake2b()
-        texts = _hashed(texts, seen)
-        for _ in islice(texts, done["rows"]):
-            pass  # done before; reading hashes them
-        if done["rows"] and seen.hexdigest() != done["texts"]:
-            raise ValueError(
-                f"{folder} holds an unfinished token store of other texts ({done['rows']} of them): "
-                "give the same texts in the same order, or delete the folder"
-            )
-        rest = progress(texts, total=total, what="tokenising", done=done["rows"])
+        done = _resume(folder, encoder)
+        rest = progress(islice(texts, done["rows"], None), total=total, what="tokenising", done=done["rows"])
         with (folder / TOKENS).open("ab") as tokens, (folder / OFFSETS).open("ab") as offsets:
             for chunk in _chunks(rest):
                 ids, lengths = _tokenise(chunk, encoder, done["dtype"])
-                ends = done["tokens"] + lengths.cumsum()
-                for file, name, written in ((tokens, TOKENS, ids), (offsets, OFFSETS, ends)):
-                    file.write(written)
+                for file, array in ((tokens, ids), (offsets, done["tokens"] + lengths.cumsum())):
+                    file.write(array)
                     file.flush()  # before the record that counts on it
-                    hashes[name].update(written)
-                done |= {
-                    "rows": done["rows"] + len(chunk), "tokens": done["tokens"] + len(ids),
-                    "texts": seen.hexdigest(),
-                    "sha256": {name: hashes[name].hexdigest() for name in hashes},
-                }  # fmt: skip
+                done |= {"rows": done["rows"] + len(chunk), "tokens": done["tokens"] + len(ids)}
                 write_json(folder / UNFINISHED, done)
         os.replace(folder / UNFINISHED, folder / FINISHED)
         return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: Path, *, check: bool = False) -> TokenStore:
-        """Map a finished store; reads its sizes and one offset, however large it is.
-
-        Args:
-            folder: Where it is.
-            check: Whether to read all of it, and compare with the hashes taken when it was written.
-
-        Raises:
-            ValueError: The folder holds no finished store, or its files changed.
-        """
+    def open(cls, folder: Path) -> TokenStore:
+        """Map a finished store, however large; ValueError if there is none or its files disagree."""
         try:
             done = json.loads((folder / FINISHED).read_text())
-            sizes = {name: (folder / name).stat().st_size for name in _sizes(done)}
+            sizes = {name: (folder / name).stat().st_size for name in (TOKENS, OFFSETS)}
             offsets = np.memmap(folder / OFFSETS, np.int64, mode="c")
             if sizes != _sizes(done) or offsets[-1] != done["tokens"]:
                 raise ValueError(f"files of {sizes} bytes for {done['tokens']} tokens")
-            if check and any(content_hash(folder / n) != h for n, h in done["sha256"].items()):
-                raise ValueError("its files changed since they were written")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} holds no whole token store ({error}): build it again") from error
         dtype = done["dtype"].replace("uint16", "int16")  # no file without tokens can be mapped
@@ -157,16 +120,7 @@ class TokenStore:
         return (self.offsets[rows + 1] - self.offsets[rows]).clamp(max=max_tokens)
 
     def gather(self, rows: Tensor, lengths: Tensor, n_tokens: int) -> Tensor:
-        """The first ids of some rows, end to end.
-
-        Args:
-            rows: int64 ``[n]``, in any order, repeats allowed.
-            lengths: int64 ``[n]``, how many ids of each row, from `lengths`.
-            n_tokens: Their sum, known to the caller so that the device need not be waited for.
-
-        Returns:
-            int64 ``[n_tokens]``.
-        """
+        """The first `lengths` ids of each row, end to end; int64 ``[n_tokens]``, their sum."""
         ids = self.flat[_ragged_positions(self.offsets[rows], lengths, n_tokens)].long()
         return ids & 0xFFFF if self.flat.dtype == torch.int16 else ids
 
@@ -203,11 +157,7 @@ class PairTemplate:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
-        """Read the template off the tokenizer's own treatment of a pair.
-
-        Raises:
-            ValueError: Its segments are not one up to the passage and one from there on.
-        """
+        """Read the template off the tokenizer's own treatment of a pair."""
         texts = chain("a0.", tokenizer.get_vocab())  # not every vocabulary knows a given letter
         probe = next(x for x in texts if tokenizer(x, add_special_tokens=False)["input_ids"])
         encoded = tokenizer(probe, probe)
@@ -236,11 +186,9 @@ class Packed:
     """Sequences end to end, as variable-length attention takes them."""
 
     input_ids: Tensor
-    """int64 ``[t]``."""
+    """int64 ``[t]``; so are positions, from 0 in every sequence, and segments."""
     position_ids: Tensor
-    """int64 ``[t]``, from 0 in every sequence."""
     segment_ids: Tensor
-    """int64 ``[t]``."""
     cu_seqlens: Tensor
     """int32 ``[n + 1]``: where each sequence starts, and the end of the last."""
     max_length: int
@@ -267,20 +215,10 @@ class Packed:
 def pack(
     queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
     template: PairTemplate, query_tokens: int, passage_tokens: int,
-) -> Packed:
-    """Build the sequences of some pairs, on the device that holds the stores.
+) -> Packed:  # fmt: skip
+    """Build the sequences of pairs of rows, int64 ``[n]``, on the device that holds the stores.
 
-    Args:
-        queries: Token store of the queries.
-        passages: Token store of the passages.
-        query_rows: int64 ``[n]``, rows of `queries`.
-        passage_rows: int64 ``[n]``, rows of `passages`.
-        template: The encoder's special tokens.
-        query_tokens: Longest query, in tokens.
-        passage_tokens: Longest passage, in tokens.
-
-    Returns:
-        The packed sequences. The host waits for the device once, to read how much to allocate.
+    Texts are cut to `query_tokens` and `passage_tokens`. The host waits for the device once.
 
     >>> import torch
     >>> template = PairTemplate(before=(1,), between=(2,), after=(2,), segments=(0, 1))
@@ -351,55 +289,34 @@ def _sizes(done: dict) -> dict[str, int]:
     return {TOKENS: done["tokens"] * np.dtype(done["dtype"]).itemsize, OFFSETS: 8 * done["rows"] + 8}
 
 
-def _resume(folder: Path, encoder: Tokenizer, max_tokens: int) -> tuple[dict, dict[str, hashlib._Hash]]:
-    """What an earlier build with the same tokenizer finished, else nothing; and hashes to go on with."""
-    key = f"{max_tokens} {encoder.encode_special_tokens} {encoder.to_str()}"
+def _resume(folder: Path, encoder: Tokenizer) -> dict:
+    """What an earlier build with the same tokenizer finished, the files cut to it; else nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FINISHED).unlink(missing_ok=True)  # unfinished from here on
     large = max(encoder.get_vocab().values(), default=0) >= 2**16
-    key, dtype = hashlib.blake2b(key.encode()).hexdigest(), "int32" if large else "uint16"
-    done = {"key": key, "dtype": dtype, "rows": 0, "tokens": 0, "texts": "", "sha256": {}}
+    key = hashlib.sha256(f"{encoder.encode_special_tokens} {encoder.to_str()}".encode()).hexdigest()
+    done = {"key": key, "dtype": "int32" if large else "uint16", "rows": 0, "tokens": 0}
     try:
         earlier = json.loads((folder / UNFINISHED).read_text())
-        hashes = _hashes(folder, _sizes(earlier))
-        whole = {name: each.hexdigest() for name, each in hashes.items()} == earlier["sha256"]
-        if whole and earlier["key"] == key:
+        sizes = _sizes(earlier)
+        if earlier["key"] == key and all((folder / n).stat().st_size >= x for n, x in sizes.items()):
             done = earlier
     except (OSError, KeyError, TypeError, ValueError):
-        pass
+        pass  # nothing was finished
     if not done["rows"]:
         (folder / TOKENS).write_bytes(b"")
         (folder / OFFSETS).write_bytes(bytes(8))
-        hashes = _hashes(folder, _sizes(done))
-        done["sha256"] = {name: each.hexdigest() for name, each in hashes.items()}
         write_json(folder / UNFINISHED, done)
     for name, n_bytes in _sizes(done).items():
         os.truncate(folder / name, n_bytes)
-    return done, hashes
-
-
-def _hashes(folder: Path, sizes: dict[str, int]) -> dict[str, hashlib._Hash]:
-    """SHA-256 of the first bytes of each file."""
-    hashes = {name: hashlib.sha256() for name in sizes}
-    for name, left in sizes.items():
-        with (folder / name).open("rb") as file:
-            while left and (piece := file.read(min(left, 2**20))):
-                hashes[name].update(piece)
-                left -= len(piece)
-    return hashes
-
-
-def _hashed(texts: Iterable[str], seen: hashlib.blake2b) -> Iterator[str]:
-    """Pass texts on; each is hashed behind its length, so that no two sequences look alike."""
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"expected texts, got {text!r} in row {row}: fill it or leave it out")
-        encoded = text.encode()
-        seen.update(len(encoded).to_bytes(8, "little") + encoded)
-        yield text
+    return done
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
     chunk, n_characters = [], 0
     for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"expected texts, got {text!r}: fill it or leave it out")
         chunk.append(text)
         n_characters += len(text)
         if len(chunk) >= _CHUNK or n_characters >= _CHUNK_CHARACTERS:
@@ -411,9 +328,6 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def _encoder(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokenizer:
     """The Rust tokenizer behind a fast one, a fifth faster alone; a copy, as cutting sets it."""
-    if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("off", "false", "no", "0"):
-        # Switched on from here, it could hang a forked process.
-        _log.warning("TOKENIZERS_PARALLELISM is off: one core tokenises; unset it for all")
     encoder = copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.no_padding()
     encoder.enable_truncation(max_tokens)

@@ -1,31 +1,25 @@
-"""The study: profiles, the run store, and what the notebooks ask of them.
+"""The study: profiles, the run store, and what several notebooks share.
 
-A notebook checks its parameters, names some systems, compares them, and shows a sentence, a figure
-and a table; nothing is computed in its cells.
+Names are imported when they are first used, so that ``rdl --help`` and Snakemake need no torch.
 """
 
-from rdl_study import (
-    agreement,
-    figures,
-    inclusion,
-    movers,
-    pictures,
-    recorded,
-    speed,
-    tables,
-    worked,
-)
-from rdl_study.bench.measure import timings
-from rdl_study.claims import ledger
-from rdl_study.exported import exported, loaded_elsewhere
-from rdl_study.bench.full_size import full_size_table
-from rdl_study.grid import Part
-from rdl_study.parameters import parameters
-from rdl_study.bench.precision import recorded_precisions
-from rdl_study.profile import load_profile
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Part", "agreement", "exported", "figures", "full_size_table", "inclusion", "ledger",
-    "load_profile", "loaded_elsewhere", "movers", "parameters", "pictures", "recorded",
-    "recorded_precisions", "speed", "tables", "timings", "worked",
-]  # fmt: skip
+_NAMES = {
+    "bench.measure": "timings", "claims": "ledger",
+    "figures": "INK MARKS OURS PAPER canvas means name_rows",
+    "grid": "Added Part RankingConfig Results measure rank rankings train training_log",
+    "lists": "ListsConfig corpus lists", "notebook": "declared parameters",
+    "profile": "Stage StudentConfig load_profile",
+    "tables": "as_html as_p as_seeds display_table provenance published recorded sentence side_by_side",
+}  # fmt: skip
+#: Module of each name.
+WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{WHERE[name]}"), name)

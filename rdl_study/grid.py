@@ -1,302 +1,256 @@
-"""The grid: which systems each page of the book compares.
+"""What pages compare: systems, the students among them, and the rankings behind their figures.
 
-A page has one or more parts, each a table: systems by label, ranked on the same queries, and the one
-that the others are compared with. Notebooks show parts, `rdl study` computes them, and a recorded
-run keeps them under the same names.
+A configuration names everything by value, down to the stage that another one starts from, so that
+ablations share runs of stages. A student never ranks a query that it was trained on: `rank` refuses.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from rdl_core.data import rank_distillm, trec_dl
-from rdl_study.candidates import ListsConfig
-from rdl_study.jobs import RankingConfig, StudentConfig
-from rdl_study.profile import Profile
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
 
-__all__ = [
-    "Added", "Part", "depth", "effectiveness", "latency", "loss", "negatives", "out_of_domain",
-    "rankings", "teacher", "your_corpus",
-]  # fmt: skip
+from rdl_core.config import Precision, config
+from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.data.collections import load
+from rdl_core.devices import default_device, resolve_precision
+from rdl_core.distill import distill
+from rdl_core.evaluate import per_query, settle_ties
+from rdl_core.lists import RankedLists
+from rdl_core.rerank import rerank
+from rdl_core.teachers.encoders import fuse
+from rdl_study.lists import (
+    CODE,
+    ListsConfig,
+    chosen_queries,
+    corpus,
+    encoder_hashes,
+    lists,
+    order_scores,
+)
+from rdl_study.profile import Profile, Stage, StudentConfig
+from rdl_study.store import Run, obtain
 
-
-#: Teachers that did not rank the candidates of test queries.
-_WITHOUT_ORDER = ("judgments", *rank_distillm.TEACHERS)
-# What the first stage's scores count where others count 1. Of 0.1 to 1, this was the best with each
-# year's judgments for student and bi-encoder, so that each chooses it for the other year.
-_OF_FIRST_STAGE = 0.3
+__all__ = ["Added", "Part", "RankingConfig", "Results", "Stage", "StudentConfig", "measure", "measured",
+           "rank", "rankings", "train", "training_log"]  # fmt: skip
+_IDS = ["query_id", "doc_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Added:
-    """A student or an order with scores of others added, all standardised within each query.
-
-    >>> rankings(profile, Added(system="bi_encoder", others={"first_stage": 0.3}))[0].added
-    {'first_stage': 0.3}
-    """
+    """A student or an order with scores of others added, all standardised within each query."""
 
     system: str | StudentConfig
-    """A student, or a member of `rdl_study.candidates.TEACHERS`."""
-    others: dict[str, float]
-    """Weights of others by name, a member of the same; of the first stage, its scores count."""
-
-
-#: What a part compares: an order, a student, or several together.
-System = str | StudentConfig | Added
+    others: dict[str, float]  # weights by order; of the first stage, its scores count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Systems compared on the same queries."""
+    """Systems that are compared on the same queries: one table of a page.
+
+    A system is an order of `rdl_study.lists.TEACHERS`, a student, or several of these added up.
+    """
+
+    profile: Profile  # whose test queries, seeds and measure
+    systems: dict[str, str | StudentConfig | Added]  # by label
+    baseline: str  # label of the system that the others are compared with
+
+    def __post_init__(self) -> None:
+        if self.baseline not in self.systems:
+            labels = ", ".join(self.systems)
+            raise ValueError(f"baseline: expected one of {labels}; got {self.baseline!r}")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the systems of a part reached."""
 
     profile: Profile
-    """Whose test queries, and whose seeds."""
-    systems: dict[str, System]
-    """By label: an order of `rdl_study.candidates.TEACHERS`, a student, or several together."""
     baseline: str
-    """Label of the system that the others are compared with."""
+    values: pd.DataFrame  # the profile's measure, [query_id, system], mean over seeds
+    runs: dict[str, tuple[Run, ...]]  # each system's rankings, by collection and seed
 
 
-def rankings(profile: Profile, system: System) -> list[RankingConfig]:
-    """The rankings behind a system's figure: one for each collection tested on, and each seed.
+@config
+class RankingConfig:
+    """An order of test candidates."""
 
-    >>> [ranking.system.seed for ranking in rankings(profile, profile.student())]
-    [0]
-    """
+    candidates: ListsConfig
+    """The test queries, and their candidates by one first stage."""
+    system: str | StudentConfig
+    """A student, an order of `rdl_study.lists.TEACHERS` other than judgments, or a file of one."""
+    precision: Precision
+    """In which a student scores."""
+    added: dict[str, float] = Field(default_factory=dict)
+    """Weights of other orders, as `Added.others`."""
+
+    def __post_init__(self) -> None:
+        if len(self.candidates.first_stages) > 1:
+            raise ValueError(f"first_stage: expected one to rank, got {self.candidates.first_stage!r}")
+
+
+def measure(part: Part) -> Results:
+    """Each system's measure of each test query; trains and ranks what the store does not hold."""
+    name, values, runs = part.profile.measure, {}, {}
+    for label, system in part.systems.items():
+        runs[label] = tuple(map(rank, rankings(part.profile, system)))
+        rows = pd.concat([measured(run, (name,)) for run in runs[label]])
+        values[label] = rows.groupby("query_id")[name].mean()
+    return Results(part.profile, part.baseline, pd.DataFrame(values), runs)
+
+
+def measured(run: Run, measures: tuple[str, ...]) -> pd.DataFrame:
+    """A ranking's measures for each of its test queries; one without candidates counts 0."""
+    tested = ListsConfig(**run.manifest["config"]["candidates"])
+    qrels = load(tested.collection).qrels
+    qrels = qrels[qrels["query_id"].isin(chosen_queries(tested))]
+    return per_query(qrels, pd.read_parquet(run.folder / "run.parquet"), measures)
+
+
+def rankings(profile: Profile, system: str | StudentConfig | Added) -> list[RankingConfig]:
+    """The rankings behind a system's figure: one for each collection tested on, and each seed."""
     configs, added = [], {}
     if isinstance(system, Added):
         system, added = system.system, system.others
     for number, test in enumerate(profile.tests):
-        swapped = number and profile.both_ways and isinstance(system, StudentConfig)
-        there = profile.swapped(system) if swapped else system
-        seeded = (
-            [replace(there, seed=seed) for seed in profile.seeds]
-            if isinstance(there, StudentConfig)
-            else [there]
-        )
-        configs += [
-            RankingConfig(
-                candidates=test, system=one, precision=profile.precision, added=added
-            )
-            for one in seeded
-        ]
+        systems = [system]
+        if isinstance(system, StudentConfig):
+            student = profile.swapped(system) if number and profile.both_ways else system
+            systems = [replace(student, seed=seed) for seed in profile.seeds]
+        more = {"candidates": test, "precision": profile.precision, "added": added}
+        configs += [RankingConfig(system=x, **more) for x in systems]
     return configs
 
 
-def effectiveness(profile: Profile, first_stages: Iterable[str]) -> dict[str, Part]:
-    """First stage, encoders, LLMs and students; a part for each first stage that is re-ranked.
+def train(wanted: StudentConfig) -> Run:
+    """A trained student; ``model/`` in the run's folder loads in transformers."""
+    *earlier, stage = wanted.stages
+    if stage.dev:
+        _check_unseen(stage.dev, stage.lists, "dev")
+    before = train(replace(wanted, stages=tuple(earlier))) if earlier else None
+    start = before.folder / "model" if before else wanted.encoder
 
-    >>> list(effectiveness(profile, ["bm25"])["bm25"].systems)
-    ['first stage', 'bi-encoder', ..., 'student + bi-encoder + first stage']
-    """
-    taught_by, more = profile.stage2.lists.teacher, profile.more_encoders
-    student, first_stage = profile.student(), {"first_stage": _OF_FIRST_STAGE}
-    parts = {}
-    for name in first_stages:
-        there = replace(profile, test=replace(profile.test, first_stage=name))
-        others = [llm for llm in _llms(there.tests) if llm != taught_by]
-        teacher = {f"teacher ({taught_by})": taught_by} if taught_by not in _WITHOUT_ORDER else {}
-        parts[name] = Part(
-            profile=there, baseline="first stage",
-            systems={
-                "first stage": "first_stage",
-                "bi-encoder": "bi_encoder",
-                "bi-encoder + first stage": Added(system="bi_encoder", others=first_stage),
-                **{llm: llm for llm in others},
-                **teacher,
-                "student after stage 1": profile.student("first"),
-                "student": student,
-                "student + first stage": Added(system=student, others=first_stage),
-                "student + bi-encoder": Added(system=student, others={"bi_encoder": 1.0}),
-                "student + bi-encoder + first stage": Added(
-                    system=student, others={"bi_encoder": 1.0, **first_stage}
-                ),
-                **{f"student, {x}": replace(profile, encoder=x).student() for x in more},
-            },
+    def compute(folder: Path) -> dict:
+        torch.manual_seed(wanted.seed)  # the head's first weights
+        limits = {"query_tokens": wanted.query_tokens, "passage_tokens": wanted.passage_tokens}
+        student = CrossEncoder.from_pretrained(start, **limits).to(default_device())
+        texts = corpus(stage.lists.collection, wanted.encoder)
+        ranked = [RankedLists.from_frame(lists(each), texts) for each in stage.lists.each()]
+        ranked = RankedLists.concat(ranked)
+        dev = _dev_measure(stage, wanted.encoder) if stage.dev else None
+        distill(student, ranked, stage.training, seed=wanted.seed, folder=folder, dev=dev)
+        drawn = stage.training.steps * stage.training.queries_per_step * stage.training.list_size
+        return {"n_lists": len(ranked), "passages_seen": drawn}
+
+    data = dict.fromkeys(read.fingerprint for read in (stage.lists, stage.dev) if read)
+    return obtain(
+        "train", wanted, data="-".join([*data, *encoder_hashes(wanted.encoder)]),
+        code=("rdl_core.distill", "rdl_core.rerank", *CODE),
+        inputs=[before.manifest["id"]] if before else [], compute=compute,
+    )  # fmt: skip
+
+
+def training_log(wanted: StudentConfig) -> pd.DataFrame:
+    """Stage, step, loss and learning rate of every step of a student."""
+    logs = []
+    for number, stage in enumerate(wanted.stages, start=1):
+        run = train(replace(wanted, stages=wanted.stages[:number]))
+        log = pd.read_json(run.folder / "log.jsonl", lines=True)
+        logs.append(log.assign(stage=f"stage {number}: {stage.training.loss}"))
+    return pd.concat(logs, ignore_index=True)
+
+
+def _dev_measure(stage: Stage, encoder: str) -> Callable[[CrossEncoder], float]:
+    """Mean nDCG@10 of a student on judged queries."""
+    candidates, qrels = lists(stage.dev), load(stage.dev.collection).qrels
+    qrels = qrels[qrels["query_id"].isin(chosen_queries(stage.dev))]
+    texts, precision = corpus(stage.dev.collection, encoder), stage.training.precision
+
+    def measure(student: CrossEncoder) -> float:
+        precise = resolve_precision(precision, student.device)
+        run = settle_ties(rerank(student, candidates, texts, precision=precise), candidates)
+        return float(per_query(qrels, run)["nDCG@10"].mean())
+
+    return measure
+
+
+def _check_unseen(wanted: ListsConfig, seen: ListsConfig, what: str) -> None:
+    """Refuse queries that were trained on, by their ids or, under another id, word for word."""
+
+    def names(of: ListsConfig) -> set[str]:
+        queries = load(of.collection).queries.set_index("query_id")["query"][chosen_queries(of)]
+        return {*queries.index, *queries.str.casefold().str.split().str.join(" ")}
+
+    if both := names(wanted) & names(seen):
+        raise ValueError(
+            f"{what}: expected queries of {wanted.collection!r} that are not trained on, but some "
+            f"are in the lists of {seen.collection!r}, such as {min(both)!r}: choose another split "
+            "or year"
         )
-    return parts
 
 
-def negatives(profile: Profile, first_stages: Iterable[str]) -> dict[str, Part]:
-    """Where training lists come from, with and without the contrastive stage.
+def rank(wanted: RankingConfig) -> Run:
+    """A ranking of the test candidates, ``run.parquet`` in its folder, ties settled."""
+    if wanted.added:
+        return _rank_added(wanted)
+    system, candidates, trained = wanted.system, wanted.candidates, None
+    if isinstance(system, StudentConfig):
+        for seen in (x for stage in system.stages for x in (stage.lists, stage.dev) if x):
+            _check_unseen(candidates, seen, "candidates")
+        trained = train(system)
+        hashes = encoder_hashes(system.encoder)
+    else:  # perhaps a file, whose content then counts for the id
+        candidates = replace(candidates, teacher=system)
+        hashes = encoder_hashes(candidates.teacher_encoder)
 
-    >>> list(negatives(profile, ["bm25"])["first stages"].systems)
-    ['single, lists from bm25', 'dual, lists from bm25']
-    """
-    profile, first_stages = profile.ablation, list(first_stages)
-    systems = {
-        f"{label}, lists from {name}": profile.student(stages, first_stage=name)
-        for stages, label in (("second", "single"), ("both", "dual"))
-        for name in first_stages
-    }
-    own = profile.stage2.lists.first_stage
-    baseline = f"dual, lists from {own if own in first_stages else first_stages[0]}"
-    return {"first stages": _part(profile, systems, baseline)}
+    def compute(folder: Path) -> dict:
+        frame, precision = lists(wanted.candidates), None
+        if trained:
+            precision = resolve_precision(wanted.precision, default_device())
+            student = CrossEncoder.from_pretrained(trained.folder / "model").to(default_device())
+            texts = corpus(wanted.candidates.collection, system.encoder)
+            scored = rerank(student, frame, texts, precision=precision)
+        else:
+            scores = order_scores(frame, wanted.candidates, system)
+            last = scores.min(where=np.isfinite(scores), initial=0) - 1
+            scores = np.maximum(scores, last)  # what was left out comes behind, in its old order
+            scored = frame[_IDS].assign(score=scores)
+        run = settle_ties(scored, frame)
+        run.to_parquet(folder / "run.parquet", index=False)
+        n = run["query_id"].nunique()
+        return {"n_queries": n, "n_pairs": len(run), "precision": precision}
 
-
-def depth(
-    profile: Profile, depths: Iterable[int], n_queries: Iterable[int | None]
-) -> dict[str, Part]:
-    """How deep training lists are, and how many queries have one.
-
-    >>> list(depth(profile, [2, 3], [1, None])["queries"].systems)
-    ['1 query', 'all queries']
-    """
-    profile = profile.ablation
-    by_depth = {f"depth {n}": _student_at(profile, n) for n in depths}
-    by_number = {_queries(n): _student_of(profile, n) for n in n_queries}
-    parts = {"depths": _part(profile, by_depth, list(by_depth)[-1])}
-    if by_number:
-        parts["queries"] = _part(profile, by_number, list(by_number)[-1])
-    return parts
-
-
-def loss(profile: Profile, losses: Iterable[str]) -> dict[str, Part]:
-    """Losses of the second stage, at equal budgets.
-
-    >>> list(loss(profile, ["ranknet", "adr_mse"])["losses"].systems)
-    ['ranknet', 'adr_mse']
-    """
-    profile = profile.ablation
-    systems = {name: profile.student(loss=name, loss_options={}) for name in losses}
-    return {"losses": _part(profile, systems, next(iter(systems)))}
+    return obtain(
+        "rank", wanted, data="-".join([candidates.fingerprint, *hashes]),
+        code=("rdl_core.rerank", "rdl_core.evaluate", *CODE),
+        inputs=[trained.manifest["id"]] if trained else [], compute=compute,
+    )  # fmt: skip
 
 
-def teacher(profile: Profile, teachers: Iterable[str]) -> dict[str, Part]:
-    """Who orders the training lists; and what these orders are worth themselves.
+def _rank_added(wanted: RankingConfig) -> Run:
+    """A ranking with the scores of others added."""
+    alone = rank(replace(wanted, added={}))
 
-    >>> list(teacher(profile, ["fused", "judgments"]))
-    ['students', 'teachers']
-    """
-    profile = profile.ablation
-    parts = _taught(profile, [name for name in teachers if not _one_way(profile, name)])
-    if elsewhere := [name for name in teachers if _one_way(profile, name)]:
-        # Lists of the first test collection alone: it teaches, the other one tests.
-        there = replace(profile, stage2=profile.swapped(profile.stage2), both_ways=False)
-        there = replace(there, test=profile.swapped(profile.test))
-        names = [profile.stage2.lists.teacher, *elsewhere]
-        parts["students, one way"] = _taught(there, names)["students"]
-        here = replace(profile, both_ways=False)
-        parts["teachers, one way"] = _taught(here, names)["teachers"]
-    return parts
+    def compute(folder: Path) -> dict:
+        candidates = lists(wanted.candidates)
+        own = pd.read_parquet(alone.folder / "run.parquet").set_index(_IDS)["score"]
+        own = own.reindex(pd.MultiIndex.from_frame(candidates[_IDS])).to_numpy()
+        total = fuse(candidates, own)
+        for order, weight in wanted.added.items():
+            scores = candidates["score"].to_numpy()
+            if order != "first_stage":
+                scores = order_scores(candidates, wanted.candidates, order)
+            total = total + weight * fuse(candidates, scores)
+        run = settle_ties(candidates[_IDS].assign(score=total), candidates)
+        run.to_parquet(folder / "run.parquet", index=False)
+        return {name: alone.manifest[name] for name in ("n_queries", "n_pairs", "precision")}
 
-
-def out_of_domain(profile: Profile, collections: Iterable[str], depth: int) -> dict[str, Part]:
-    """Collections that nothing was trained on; a part for each corpus, its collections' queries
-    together.
-
-    >>> list(out_of_domain(profile, ["rdl/vaswani"], 100))
-    ['vaswani']
-    """
-    systems = {
-        "first stage": "first_stage",
-        "bi-encoder": "bi_encoder",
-        "student after stage 1": profile.student("first"),
-        "student": profile.student(),
-    }
-    by_corpus: dict[str, list[str]] = {}
-    for name in collections:
-        by_corpus.setdefault(name.removeprefix("rdl/").partition("/")[0], []).append(name)
-    parts = {}
-    for corpus, (first, *others) in by_corpus.items():
-        test = ListsConfig(collection=first, first_stage="bm25", depth=depth)
-        there = replace(profile, test=test, more_tests=tuple(others), both_ways=False)
-        parts[corpus] = Part(profile=there, systems=systems, baseline="first stage")
-    return parts
-
-
-def _taught(profile: Profile, teachers: list[str]) -> dict[str, Part]:
-    students = {
-        f"student of {name}": profile.student(
-            teacher=name, targets="judgments" if name == "judgments" else "teacher"
-        )
-        for name in teachers
-    }
-    orders = {name: name for name in ("first_stage", *teachers) if name not in _WITHOUT_ORDER}
-    return {
-        "students": _part(profile, students, next(iter(students))),
-        "teachers": _part(profile, orders, "first_stage"),
-    }
-
-
-def _one_way(profile: Profile, teacher: str) -> bool:
-    """Whether an LLM ranked lists of the test collection, but none of the training collection."""
-    llm = teacher in trec_dl.TEACHERS
-    return profile.both_ways and llm and teacher not in _llms([profile.stage2.lists])
-
-
-def _part(profile: Profile, systems: dict[str, System], baseline: str) -> Part:
-    return Part(profile=profile, systems=systems, baseline=baseline)
-
-
-def your_corpus(
-    profile: Profile, collection: str, n_train: int, teacher: str
-) -> dict[str, Part]:
-    """A corpus of one's own: the profile's stage 1, a second stage on some of the corpus' queries,
-    and a test on the others.
-
-    >>> list(your_corpus(profile, "rdl/pydocs/dev", 5, "fused")["corpus"].systems)
-    ['first stage', 'teacher', 'student before', 'student']
-    """
-    own = {"collection": collection, "first_stage": "bm25"}
-    stage2 = replace(
-        profile.stage2,
-        lists=replace(profile.stage2.lists, **own, n_queries=n_train, teacher=teacher),
-    )
-    test = replace(profile.test, **own, skip_queries=n_train, n_queries=None)
-    profile = replace(profile, stage2=stage2, test=test, both_ways=False, more_tests=())
-    systems = {
-        "first stage": "first_stage",
-        "teacher": teacher,
-        "student before": profile.student("first"),
-        "student": profile.student(),
-    }
-    return {"corpus": _part(profile, systems, "first stage")}
-
-
-def latency(profile: Profile) -> dict[str, Part]:
-    """What is timed on the efficiency page, for the effectiveness beside it.
-
-    >>> list(latency(profile)["latency"].systems)
-    ['BM25', 'bi-encoder', 'student']
-    """
-    systems = {"BM25": "first_stage", "bi-encoder": "bi_encoder", "student": profile.student()}
-    return {"latency": _part(profile, systems, "BM25")}
-
-
-def _llms(candidates: Iterable[ListsConfig]) -> list[str]:
-    """LLMs that ranked all of these candidates."""
-    of_each = []
-    for config in candidates:
-        year = trec_dl.year_of(config.collection)
-        published = year is not None and config.first_stage in trec_dl.FIRST_STAGES
-        of_each.append(trec_dl.teachers_of(year, config.first_stage) if published else [])
-    return [name for name in of_each[0] if all(name in others for others in of_each)]
-
-
-def _student_at(profile: Profile, depth: int) -> StudentConfig:
-    """Trained on lists of another depth, at as many passages a step or, if need be, queries."""
-    training = profile.stage2.training
-    if profile.alike == "passes":
-        return profile.student(depth=depth, list_size=min(depth, training.list_size))
-    passages = training.list_size * training.queries_per_step
-    return profile.student(
-        depth=depth, list_size=min(depth, training.list_size),
-        queries_per_step=max(1, passages // min(depth, training.list_size)),
-    )
-
-
-def _student_of(profile: Profile, n_queries: int | None) -> StudentConfig:
-    """Trained on the lists of so many queries, for as many steps or, if need be, passes."""
-    most, steps = profile.stage2.lists.n_queries, profile.stage2.training.steps
-    if profile.alike == "passes" and most and n_queries:
-        steps = math.ceil(steps * n_queries / most)
-    return profile.student(n_queries=n_queries, steps=steps)
-
-
-def _queries(n: int | None) -> str:
-    if n is None:
-        return "all queries"
-    return f"{n} quer{'y' if n == 1 else 'ies'}"
+    return obtain(
+        "rank", wanted, data=alone.manifest["data"], code=("rdl_core.evaluate", *CODE),
+        inputs=[alone.manifest["id"]], compute=compute,
+    )  # fmt: skip

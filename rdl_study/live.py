@@ -1,10 +1,9 @@
 """The live page: BM25's candidates, re-ranked in the reader's browser by the student of this build.
 
-Beside the built pages come the student as an ONNX file with weights of 8 bits, its tokenizer, the
-passages of the embedded collection and, from npm, onnxruntime-web; scripts in ``book/_static/live``
-do the rest.
-One example is computed here and stands in the page itself: for browsers that cannot run the model,
-and for builds without npm.
+Beside the built pages lie the student as an ONNX file with weights of 8 bits, its tokenizer, the
+passages of the embedded collection and, from npm, onnxruntime-web; scripts in ``book/_static/live`` do
+the rest. An example is computed here and stands in the page itself: for browsers that cannot run the
+model, and for builds without npm.
 """
 
 from __future__ import annotations
@@ -15,145 +14,88 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pandas as pd
 from bm25s.stopwords import STOPWORDS_EN
-from onnx import helper, numpy_helper
 
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
 from rdl_core.data.retrieval import bm25
 from rdl_core.export import export
-from rdl_study.candidates import ListsConfig, chosen_queries
-from rdl_study.jobs import StudentConfig, student
+from rdl_study.grid import train
+from rdl_study.lists import ListsConfig, chosen_queries
 from rdl_study.npm import ONNXRUNTIME, TOKENIZERS, npm_files
-from rdl_study.profile import Profile, load_profile
+from rdl_study.profile import Profile, StudentConfig, load_profile
 from rdl_study.store import Run, obtain
 
 __all__ = ["make_live"]
 
 _SEARCHED = ListsConfig(collection="rdl/pydocs/test", first_stage="bm25", depth=20, n_queries=20)
 _PAGE = Path("book", "live.html")
-_SCRIPTS = Path("_static", "live")
+_DATA = Path("_static", "live", "data")
 _LARGEST_BYTES = 40_000_000  # of the model: the whole site has to stay under 60 MB
-_FLOAT = onnx.TensorProto.FLOAT
 _MARK = re.compile("<!-- live -->.*?<!-- /live -->", re.DOTALL)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _LiveConfig:
-    student: StudentConfig
-    searched: ListsConfig
-
-
 def make_live(profile_name: str, site: Path) -> str:
-    """Give a built site its live page.
-
-    Args:
-        profile_name: Name of a profile, whose student the page runs.
-        site: Root of the built site; its page ``book/live.html`` is completed.
-
-    Returns:
-        A line that says what the page has, or why it has the example alone.
+    """Complete the live page of a built site; says what it has, or why it has the example alone.
 
     Raises:
-        ValueError: The site has no such page.
-
-    >>> make_live("no such profile", folder)
-    Traceback (most recent call last):
-    ValueError: unknown profile 'no such profile': ...
+        ValueError: The site has no such page, or there is no such profile.
     """
-    profile = load_profile(profile_name)
-    page = site / _PAGE
+    profile, page = load_profile(profile_name), site / _PAGE
     if not page.is_file():
-        raise ValueError(f"expected a page {_PAGE} in {site}; given none: build the book first")
-    run = _obtained(profile.student())
+        raise ValueError(f"{site} has no page {_PAGE}: build the book first")
+    run = _run(profile.student())
     about = json.loads((run.folder / "about.json").read_text())
-    data = site / _SCRIPTS / "data"
-    shutil.rmtree(data, ignore_errors=True)
+    shutil.rmtree(site / _DATA, ignore_errors=True)
     try:
-        size_mb, missing = _copy(run.folder, about, data), None
+        size_mb = _copy(run.folder, about, site / _DATA)
+        line = f"live page: {size_mb:.1f} MB that a reader's first query loads"
     except OSError as error:
-        size_mb, missing = None, error
+        size_mb, line = None, f"live page: an example without the model, because {error}"
     widget = _widget(profile, run, about, size_mb)
     text = page.read_text(encoding="utf-8")
     page.write_text(_MARK.sub(lambda _: widget, text), encoding="utf-8")
-    if missing:
-        return f"live page: an example without the model, because {missing}"
-    return f"live page: {size_mb:.1f} MB that a reader's first query loads"
+    return line
 
 
-def _obtained(config: StudentConfig) -> Run:
+def _run(system: StudentConfig) -> Run:
     """What the page needs of a student and of the collection, as a run of the store."""
-    collection = load(_SEARCHED.collection)
-    trained = student(config)
+    collection, trained = load(_SEARCHED.collection), train(system)
 
-    def write(folder: Path) -> None:
-        model = CrossEncoder.from_pretrained(
-            trained.folder / "model", query_tokens=config.query_tokens,
-            passage_tokens=config.passage_tokens,
-        )
+    def compute(folder: Path) -> None:
+        limits = {name: getattr(system, name) for name in ("query_tokens", "passage_tokens")}
+        model = CrossEncoder.from_pretrained(trained.folder / "model", **limits)
         with tempfile.TemporaryDirectory() as temporary:
             exported = Path(temporary) / "student"
-            export(model, exported)
-            small = exported / "onnx" / "small.onnx"
-            _in_eight_bits(exported / "onnx" / "model.onnx", small)
+            export(model, exported, quantise=True)
+            small = exported / "onnx" / "model_int8.onnx"
             session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
-            _pack(small, folder / "model.onnx.gz")
-            _pack(exported / "tokenizer.json", folder / "tokenizer.json.gz")
-        passages = collection.passages[["doc_id", "text"]]
-        texts = folder / "passages.json"
-        texts.write_text(json.dumps(passages.to_numpy().tolist(), ensure_ascii=False), "utf-8")
-        _pack(texts, folder / "passages.json.gz")
-        texts.unlink()
+            _pack(small.read_bytes(), folder / "model.onnx.gz")
+            _pack((exported / "tokenizer.json").read_bytes(), folder / "tokenizer.json.gz")
+        passages = collection.passages[["doc_id", "text"]].to_numpy().tolist()
+        _pack(json.dumps(passages, ensure_ascii=False).encode(), folder / "passages.json.gz")
         about = {
-            "depth": _SEARCHED.depth, "stop_words": STOPWORDS_EN, "passages": len(passages),
-            "query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens,
+            "depth": _SEARCHED.depth, "stop_words": STOPWORDS_EN, "passages": len(passages), **limits,
             "template": asdict(model.template), "examples": _examples(model, session),
-        }
+        }  # fmt: skip
         (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
-    return obtain(
-        "live", _LiveConfig(student=config, searched=_SEARCHED), data=collection.fingerprint,
-        code=("rdl_core.export", "rdl_core.data.retrieval", "rdl_study.live"),
-        inputs=[trained.manifest["id"]], compute=write,
-    )
+    identity = {"student": asdict(system), "searched": asdict(_SEARCHED)}
+    code = ("rdl_core.export", "rdl_core.data.retrieval", "rdl_study.live")
+    inputs = [trained.manifest["id"]]
+    data = collection.fingerprint
+    return obtain("live", identity, data=data, code=code, inputs=inputs, compute=compute)
 
 
-def _in_eight_bits(source: Path, target: Path) -> None:
-    """The same graph, its matrices stored as 8-bit integers with a scale for each output or token.
-
-    They are made floats again when the file is loaded, so that it computes as the whole one does:
-    in 8-bit arithmetic, scores in a browser differed from those here by up to 0.14.
-    """
-    model = onnx.load(source)
-    graph, nodes = model.graph, []
-    tokens = {node.input[0] for node in graph.node if node.op_type == "Gather"}
-    matrices = [x for x in graph.initializer if len(x.dims) == 2 and x.data_type == _FLOAT]
-    for weight in matrices:
-        name, values = weight.name, numpy_helper.to_array(weight)
-        axis = 1 if name in tokens else 0  # that a scale is shared along
-        scale = np.abs(values).max(axis, keepdims=True).clip(np.finfo(np.float32).tiny) / 127
-        integers = (values / scale).round().astype(np.int8)
-        graph.initializer.remove(weight)
-        graph.initializer.extend(
-            numpy_helper.from_array(part, f"{name}.{what}")
-            for what, part in (("integers", integers), ("scale", scale.astype(np.float32)))
-        )
-        nodes += [
-            helper.make_node("Cast", [f"{name}.integers"], [f"{name}.floats"], to=_FLOAT),
-            helper.make_node("Mul", [f"{name}.floats", f"{name}.scale"], [name]),
-        ]
-    nodes += graph.node
-    del graph.node[:]
-    graph.node.extend(nodes)
-    onnx.save(model, target)
+def _pack(content: bytes, target: Path) -> None:
+    target.write_bytes(gzip.compress(content, mtime=0))
 
 
 def _examples(model: CrossEncoder, session: onnxruntime.InferenceSession) -> list[dict[str, Any]]:
@@ -163,85 +105,69 @@ def _examples(model: CrossEncoder, session: onnxruntime.InferenceSession) -> lis
     """
     collection = load(_SEARCHED.collection)
     queries = collection.queries[collection.queries["query_id"].isin(chosen_queries(_SEARCHED))]
-    passages = collection.passages.set_index("doc_id")["text"]
-    found = _candidates(queries, collection.passages)
-    gains = []
-    for query_id, query in zip(queries["query_id"], queries["query"], strict=True):
-        candidates = found[found["query_id"] == query_id]
-        if query_id in candidates["doc_id"].to_numpy():
-            texts = passages[candidates["doc_id"]]
-            scores = [_score(model, session, query, text) for text in texts]
-            ranked = _ranked(candidates.assign(student=scores, text=texts.to_numpy()))
-            own = ranked.set_index("doc_id").loc[query_id]
-            example = {
-                "query": query, "answer": query_id,
-                "candidates": ranked.drop(columns="query_id").to_dict("records"),
-            }
-            gains.append((int(own["rank"] - own["student_rank"]), query, example))
-    gains.sort(key=lambda one: (-one[0], one[1]))
-    chosen = dict.fromkeys([0, 1, 2, len(gains) // 2, len(gains) - 1])
-    return [gains[place][2] for place in chosen if place < len(gains)]
+    texts, gains = collection.passages.set_index("doc_id")["text"], []
+    candidates = _candidates(queries, collection.passages)
+    for query_id, query in queries[["query_id", "query"]].itertuples(index=False):
+        own = candidates[candidates["query_id"] == query_id].drop(columns="query_id")
+        if query_id in set(own["doc_id"]):
+            own = own.assign(text=texts[own["doc_id"]].to_numpy())
+            own["student"] = [_score(model, session, query, text) for text in own["text"]]
+            # Equal scores stay in BM25's order.
+            own["student_rank"] = own["student"].rank(ascending=False, method="first").astype(int)
+            answer = own.set_index("doc_id").loc[query_id]
+            example = {"query": query, "answer": query_id, "candidates": own.to_dict("records")}
+            gains.append((int(answer["rank"] - answer["student_rank"]), query, example))
+    gains.sort(key=lambda gain: (-gain[0], gain[1]))
+    places = dict.fromkeys([0, 1, 2, len(gains) // 2, len(gains) - 1])
+    return [gains[place][2] for place in places if place < len(gains)]
 
 
 def _candidates(queries: pd.DataFrame, passages: pd.DataFrame) -> pd.DataFrame:
     """By BM25, equal scores in the passages' order, as ``bm25.js`` has them."""
-    found = bm25(queries, passages, depth=2 * _SEARCHED.depth)
+    frame = bm25(queries, passages, depth=2 * _SEARCHED.depth)
     place = pd.Series(range(len(passages)), index=passages["doc_id"])
-    found = found.assign(place=place[found["doc_id"]].to_numpy())
-    found = found.sort_values(["query_id", "score", "place"], ascending=[True, False, True])
-    rank = found.groupby("query_id").cumcount() + 1
-    return found.drop(columns="place").assign(rank=rank)[rank <= _SEARCHED.depth]
-
-
-def _ranked(candidates: pd.DataFrame) -> pd.DataFrame:
-    """With the student's ranks; equal scores stay in BM25's order."""
-    order = candidates["student"].rank(ascending=False, method="first").astype(int)
-    return candidates.assign(student_rank=order)
+    frame = frame.assign(place=place[frame["doc_id"]].to_numpy())
+    frame = frame.sort_values(["query_id", "score", "place"], ascending=[True, False, True])
+    rank = frame.groupby("query_id").cumcount() + 1
+    return frame.drop(columns="place").assign(rank=rank)[rank <= _SEARCHED.depth]
 
 
 def _score(
     model: CrossEncoder, session: onnxruntime.InferenceSession, query: str, passage: str
 ) -> float:
     """Of one pair, alone in its batch, as ``worker.js`` asks for it."""
-
-    def ids(text: str, most: int) -> list[int]:
-        return model.tokenizer(text, add_special_tokens=False)["input_ids"][:most]
-
     template = model.template
-    first = [*template.before, *ids(query, model.query_tokens), *template.between]
-    second = [*ids(passage, model.passage_tokens), *template.after]
-    one, other = template.segments
-    inputs = {
-        "input_ids": first + second,
-        "attention_mask": [1] * len(first + second),
-        "token_type_ids": [one] * len(first) + [other] * len(second),
-    }
-    asked = {x.name: np.array([inputs[x.name]], np.int64) for x in session.get_inputs()}
-    return float(session.run(["logits"], asked)[0][0, 0])
-
-
-def _pack(source: Path, target: Path) -> None:
-    target.write_bytes(gzip.compress(source.read_bytes(), mtime=0))
+    query_ids, passage_ids = (
+        model.tokenizer(text, add_special_tokens=False)["input_ids"][:most]
+        for text, most in ((query, model.query_tokens), (passage, model.passage_tokens))
+    )
+    first = [*template.before, *query_ids, *template.between]
+    second = [*passage_ids, *template.after]
+    segments = [n for n, ids in zip(template.segments, (first, second), strict=True) for _ in ids]
+    ids = first + second
+    inputs = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": segments}
+    arrays = {x.name: np.array([inputs[x.name]], np.int64) for x in session.get_inputs()}
+    return float(session.run(["logits"], arrays)[0][0, 0])
 
 
 def _copy(run: Path, about: dict[str, Any], data: Path) -> float:
     """Everything that the scripts fetch, once npm has given what is not ours; how many MB."""
     if (size := (run / "model.onnx.gz").stat().st_size) > _LARGEST_BYTES:
         raise OSError(f"the student's {size / 1e6:.0f} MB are too many for a page")
-    runtime, tokenizers = npm_files(ONNXRUNTIME), npm_files(TOKENIZERS)
+    paths = [path for package in (ONNXRUNTIME, TOKENIZERS) for path in npm_files(package).iterdir()]
     data.mkdir(parents=True)
-    for path in (*runtime.iterdir(), *tokenizers.iterdir()):
+    for path in (*paths, *run.glob("*.gz")):
         if path.suffix == ".wasm":
-            _pack(path, data / "runtime.wasm.gz")
+            _pack(path.read_bytes(), data / "runtime.wasm.gz")
         else:
             shutil.copyfile(path, data / path.name)
-    names = ("model.onnx.gz", "tokenizer.json.gz", "passages.json.gz")
-    for name in names:
-        shutil.copyfile(run / name, data / name)
-    sizes = {name: (data / name).stat().st_size for name in ("runtime.wasm.gz", *names)}
+    names = ("runtime.wasm", "model.onnx", "tokenizer.json", "passages.json")  # as worker.js reads them
+    sizes = {f"{name}.gz": (data / f"{name}.gz").stat().st_size for name in names}
     (data / "about.json").write_text(json.dumps({"files": sizes, **about}), encoding="utf-8")
     return sum(sizes.values()) / 1e6
 
+
+# --- the page's own HTML --------------------------------------------------------------------------
 
 _ROW = """<li class="rdl-hit{own}" data-moved="{way}" style="--rdl-share: {share}">
 <span class="rdl-rank" data-part="rank">{rank}</span>
@@ -267,13 +193,15 @@ _WIDGET = """<!-- live -->
 <p class="rdl-by"><span class="rdl-badge rdl-badge-{scale}">{scale}</span> student
 <code>{student}</code> of profile <code>{profile}</code>: {label}</p>
 {form}
-<div class="rdl-state"><p data-part="status" role="status">{status}</p>
+<div class="rdl-state"><p data-part="status" role="status">An example, computed when the book was
+ built.</p>
 <progress data-part="progress" max="1" aria-label="Loading" hidden></progress>
 <span data-part="loaded"></span></div>
 <section data-part="answer" class="rdl-answer" aria-label="Result" data-own="{answer}">
 <h2 class="rdl-asked" data-part="asked">{query}</h2>
-<dl class="rdl-times"><div><dt>BM25</dt><dd data-part="first-ms">{first}</dd></div>
-<div><dt>Student</dt><dd data-part="second-ms">{second}</dd></div></dl>
+<dl class="rdl-times"><div><dt>BM25</dt><dd data-part="first-ms">finds {n_rows} of {n_passages:,}
+ passages</dd></div>
+<div><dt>Student</dt><dd data-part="second-ms">re-ranks them</dd></div></dl>
 <fieldset data-part="orders" class="rdl-orders" hidden><legend>Order</legend>
 <label><input type="radio" name="rdl-order" value="student" checked> student</label>
 <label><input type="radio" name="rdl-order" value="bm25"> BM25</label></fieldset>
@@ -285,40 +213,31 @@ _WIDGET = """<!-- live -->
 
 
 def _widget(profile: Profile, run: Run, about: dict[str, Any], size_mb: float | None) -> str:
-    """The page's own HTML: form, chips, and the first example in the student's order."""
-    example = about["examples"][0]
-    shown = sorted(example["candidates"], key=lambda one: one["student_rank"])
-    scores = [one["student"] for one in shown]
-    rows = [_row(one, one["doc_id"] == example["answer"], scores) for one in shown]
-    chips = [
-        _CHIP.format(query=html.escape(one["query"]), answer=html.escape(one["answer"]))
-        for one in about["examples"]
-    ]
-    live = size_mb is not None
-    return _WIDGET.format(
-        ready=" data-ready" if live else "", scale=profile.scale, profile=html.escape(profile.name),
-        student=run.manifest["inputs"][0], label=html.escape(profile.label),
-        form=_FORM.format(chips="".join(chips), size=size_mb) if live else "",
-        status="An example, computed when the book was built.",
-        query=html.escape(example["query"]), answer=html.escape(example["answer"]),
-        first=f"finds {len(shown)} of {about['passages']:,} passages", second="re-ranks them",
-        rows="".join(rows), blank=_blank(),
-    )
-
-
-def _row(one: dict[str, Any], own: bool, scores: list[float]) -> str:
-    up = one["rank"] - one["student_rank"]
-    way, arrow = ("up", "▲") if up > 0 else ("down", "▼") if up < 0 else ("same", "=")
-    best, worst = max(scores), min(scores)
-    share = (one["student"] - worst) / (best - worst) if best > worst else 1
-    return _ROW.format(
-        own=" rdl-own" if own else "", way=way, share=f"{share:.3f}", rank=one["student_rank"],
-        name=html.escape(one["doc_id"]).replace(".", ".<wbr>"), was=f"BM25: {one['rank']}",
-        moved=f"{arrow} {abs(up)}" if up else arrow, score=f"{one['student']:.2f}",
-        text=html.escape(one["text"]),
-    )
-
-
-def _blank() -> str:
+    """Form, chips, and the first example in the student's order; without a size no form."""
+    examples = about["examples"]
+    chips = [{name: html.escape(x[name]) for name in ("query", "answer")} for x in examples]
+    ranked = sorted(examples[0]["candidates"], key=lambda candidate: candidate["student_rank"])
+    scores = [candidate["student"] for candidate in ranked]
+    rows = [_row(x, x["doc_id"] == examples[0]["answer"], scores) for x in ranked]
+    buttons = "".join(_CHIP.format(**chip) for chip in chips)
     names = ("own", "way", "rank", "name", "moved", "was", "score", "text")
-    return _ROW.format(**dict.fromkeys(names, ""), share=0)
+    return _WIDGET.format(
+        ready="" if size_mb is None else " data-ready", scale=profile.scale, **chips[0],
+        profile=html.escape(profile.name), student=run.manifest["inputs"][0],
+        label=html.escape(profile.label), n_rows=len(rows), n_passages=about["passages"],
+        form="" if size_mb is None else _FORM.format(chips=buttons, size=size_mb),
+        rows="".join(rows), blank=_ROW.format(**dict.fromkeys(names, ""), share=0),
+    )  # fmt: skip
+
+
+def _row(candidate: dict[str, Any], own: bool, scores: list[float]) -> str:
+    worst, best = min(scores), max(scores)
+    up = candidate["rank"] - candidate["student_rank"]
+    way, arrow = ("up", "▲") if up > 0 else ("down", "▼") if up < 0 else ("same", "=")
+    share = (candidate["student"] - worst) / (best - worst) if best > worst else 1
+    return _ROW.format(
+        own=" rdl-own" if own else "", way=way, share=f"{share:.3f}", rank=candidate["student_rank"],
+        name=html.escape(candidate["doc_id"]).replace(".", ".<wbr>"), was=f"BM25: {candidate['rank']}",
+        moved=f"{arrow} {abs(up)}" if up else arrow, score=f"{candidate['student']:.2f}",
+        text=html.escape(candidate["text"]),
+    )  # fmt: skip

@@ -1,188 +1,92 @@
-"""From rankings to tables and sentences: what a result page shows comes from here.
+"""Tables and sentences that several pages share: published, recorded and this run's figures.
 
-`compare` turns named systems into per-query values; every table, sentence and provenance strip is
-computed from its result, so that none of them can drift from another.
+Recorded runs were measured once, on real data: ``results/<profile>/<page>.csv`` has a row for each
+part, system, collection, seed and query, ``<page>.json`` the manifest of every run behind them.
 """
 
 from __future__ import annotations
 
 import html
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML, Markdown
 
-from rdl_core.data.collections import load
-from rdl_core.evaluate import compare as compare_values
-from rdl_core.evaluate import equivalence, per_query
-from rdl_study.candidates import ListsConfig, chosen_queries
-from rdl_study.grid import Part, rankings
-from rdl_study.jobs import StudentConfig, ranking, student
+from rdl_core.evaluate import compare
+from rdl_study.grid import Results, measured
 from rdl_study.profile import Profile
-from rdl_study.store import Run
+from rdl_study.store import Run, project_folder, stored
 
-__all__ = [
-    "Results", "as_html", "as_p", "as_seeds", "compare", "differences", "display_table", "matching",
-    "measured", "provenance", "published", "sentence", "training_log",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Results:
-    """Systems compared on the same queries."""
-
-    profile: Profile
-    """The profile that they ran at."""
-    baseline: str
-    """The system that the others are compared with."""
-    values: pd.DataFrame
-    """The profile's measure, ``[query_id, system]``, mean over seeds."""
-    rankings: dict[str, tuple[Run, ...]]
-    """For each system, its rankings, one per seed."""
-
-
-def compare(part: Part) -> Results:
-    """Run, or fetch from the store, the systems of a part of a page.
-
-    >>> part = Part(profile=profile, systems={"BM25": "first_stage"}, baseline="BM25")
-    >>> compare(part).values.shape
-    (6, 1)
-    """
-    found = {
-        label: tuple(map(ranking, rankings(part.profile, system)))
-        for label, system in part.systems.items()
-    }
-    columns = {label: _mean_over_seeds(runs, part.profile) for label, runs in found.items()}
-    return Results(part.profile, part.baseline, pd.DataFrame(columns), found)
-
-
-def measured(run: Run, measures: tuple[str, ...]) -> pd.DataFrame:
-    """A ranking's measures for each of its test queries; one without candidates counts 0.
-
-    >>> run = results.rankings["BM25"][0]
-    >>> measured(run, ("nDCG@10", "RR")).columns.tolist()
-    ['query_id', 'nDCG@10', 'RR']
-    """
-    asked = ListsConfig(**run.manifest["config"]["candidates"])
-    qrels = load(asked.collection).qrels
-    judged = qrels[qrels["query_id"].isin(chosen_queries(asked))]
-    return per_query(judged, pd.read_parquet(run.folder / "run.parquet"), measures)
-
-
-def differences(results: Results) -> pd.DataFrame:
-    """Means, intervals and tests against the baseline; see `rdl_core.evaluate.compare`.
-
-    >>> bool(differences(results).loc["BM25", "delta"] == 0)
-    True
-    """
-    return compare_values(results.values, results.baseline)
-
-
-def display_table(differences: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """A table for people: means and differences with their intervals, p after Holm.
-
-    >>> display_table(differences(results), "nDCG@10")["system"].tolist()
-    ['BM25', 'student']
-    """
-    baseline = differences["p_value"].isna()
-    table = pd.DataFrame(
-        {
-            measure: differences["mean"].map("{:.3f}".format),
-            "95 % interval": _intervals(differences, "ci_low", "ci_high", "{:.3f}"),
-            "difference": differences["delta"].map("{:+.3f}".format).mask(baseline, "baseline"),
-            "95 % interval of it": _intervals(
-                differences, "delta_low", "delta_high", "{:+.3f}"
-            ).mask(baseline, ""),
-            "p (Holm)": differences["p_holm"].map(as_p).mask(baseline, ""),
-        }
-    )
-    table.index.name = "system"
-    return table.reset_index()
+__all__ = ["Recorded", "as_html", "as_p", "as_seeds", "display_table", "provenance", "published",
+           "record", "recorded", "sentence", "side_by_side"]  # fmt: skip
+_KEYS = ["part", "system", "collection", "seed", "query_id"]
+_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def as_p(value: float) -> str:
-    """A p-value to three digits, and never as 0.
-
-    >>> as_p(0.0123), as_p(1e-9)
-    ('0.012', '< 0.001')
-    """
+    """A p-value to three digits, and never as 0."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def as_seeds(number: int) -> str:
-    """How many trainings of a student a figure is the mean of.
-
-    >>> as_seeds(1), as_seeds(5)
-    ('1 seed', '5 seeds')
-    """
+    """Number of trainings of a student that a figure is the mean of, such as ``5 seeds``."""
     return f"{number} seed{'s' * (number > 1)}"
 
 
 def as_html(table: pd.DataFrame) -> HTML:
-    """A table as the book shows it: numbers to three digits, an index only where it says something.
-
-    >>> "<td>0.500</td>" in as_html(pd.DataFrame({"mean": [0.5]})).data
-    True
-    """
-    named = not isinstance(table.index, pd.RangeIndex)
-    return HTML(
-        table.to_html(
-            index=named, border=0, na_rep="", float_format="{:.3f}".format,
-            classes="rdl-wide" if table.shape[1] > 6 else None,
-        )
-    )
+    """A table as the book shows it: numbers to three digits, an index only where it says something."""
+    named, wide = not isinstance(table.index, pd.RangeIndex), table.shape[1] > 6
+    looks = {"border": 0, "na_rep": "", "classes": "rdl-wide" if wide else None}
+    return HTML(table.to_html(index=named, float_format="{:.3f}".format, **looks))
 
 
-def sentence(differences: pd.DataFrame, results: Results) -> Markdown:
-    """The answer in words: the best system, and which differ from the baseline.
+def display_table(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """`rdl_core.evaluate.compare`'s table for people: intervals as text, p after Holm."""
+    baseline = table["p_value"].isna()
 
-    >>> sentence(differences(results), results).data.startswith("On 6 queries")
-    True
-    """
-    measure, n = results.profile.measure, len(results.values)
-    baseline = differences.index[differences["p_value"].isna()][0]
-    best = differences["mean"].idxmax()
-    row = differences.loc[best]
+    def interval(name: str, number: str) -> pd.Series:
+        low, high = (table[f"{name}_{end}"].map(number.format) for end in ("low", "high"))
+        return low + " to " + high
+
+    columns = {
+        measure: table["mean"].map("{:.3f}".format),
+        "95 % interval": interval("ci", "{:.3f}"),
+        "difference": table["delta"].map("{:+.3f}".format).mask(baseline, "baseline"),
+        "95 % interval of it": interval("delta", "{:+.3f}").mask(baseline, ""),
+        "p (Holm)": table["p_holm"].map(as_p).mask(baseline, ""),
+    }
+    return pd.DataFrame(columns).rename_axis("system").reset_index()
+
+
+def sentence(table: pd.DataFrame, results: Results) -> Markdown:
+    """The best system, and which differ from the baseline, in words; of `compare`'s table."""
+    profile, best = results.profile, table["mean"].idxmax()
+    row, differ = table.loc[best], table.index[table["significant"].fillna(False).astype(bool)]
     head = (
-        f"On {n} queries of {_tested_on(results.profile)}, with "
-        f"{as_seeds(len(results.profile.seeds))}, **{best}** has the highest {measure}: "
+        f"On {len(results.values)} queries of {_tested_on(profile)}, with "
+        f"{as_seeds(len(profile.seeds))}, **{best}** has the highest {profile.measure}: "
         f"{row['mean']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f})."
     )
-    differ = differences.index[differences["significant"].fillna(False).astype(bool)]
     if len(differ):
-        listed = ", ".join(f"{name} ({differences.loc[name, 'delta']:+.3f})" for name in differ)
-        tail = f"Significantly different from {baseline} (p < .05 after Holm): {listed}."
-    else:
-        tail = (
-            f"None differs significantly from {baseline}, which does not show that they are equal: "
-            f"the widest interval reaches from {differences['delta_low'].min():+.3f} to "
-            f"{differences['delta_high'].max():+.3f}."
-        )
-    return Markdown(f"{head} {tail}")
+        systems = ", ".join(f"{name} ({table.loc[name, 'delta']:+.3f})" for name in differ)
+        tail = f"Significantly different from {results.baseline} (p < .05 after Holm): {systems}."
+        return Markdown(f"{head} {tail}")
+    low, high = table["delta_low"].min(), table["delta_high"].max()
+    return Markdown(
+        f"{head} None differs significantly from {results.baseline}, which does not show that they are "
+        f"equal: the widest interval is from {low:+.3f} to {high:+.3f}."
+    )
 
 
 def provenance(results: Results, page: str) -> HTML:
-    """Where a page's figures come from: data, teacher, machine, runs, command.
-
-    Args:
-        results: What it compares.
-        page: Its notebook's name.
-
-    >>> "rdl-badge-smoke" in provenance(results, "loss").data
-    True
-    """
-    profile = results.profile
-    trained = {
-        run.manifest["inputs"][0]: run
-        for runs in results.rankings.values()
-        for run in runs
-        if run.manifest["inputs"]
-    }
-    first = next(iter(results.rankings.values()))[0].manifest
-    seconds = sum(run.manifest["wall_s"] for runs in results.rankings.values() for run in runs)
+    """Where a page's figures come from: data, teacher, machine, runs, command."""
+    profile, runs = results.profile, [run for x in results.runs.values() for run in x]
+    trained = {run.manifest["inputs"][0] for run in runs if run.manifest["inputs"]}
+    first = runs[0].manifest
     entries = {
         "Data and teacher": profile.label,
         "Test": f"{_tested_on(profile).replace('`', '')}, {len(results.values)} queries, "
@@ -190,7 +94,7 @@ def provenance(results: Results, page: str) -> HTML:
         "Seeds": ", ".join(map(str, profile.seeds)),
         "Machine": f"{first['device']}, {first['threads']} threads",
         "Versions": ", ".join(f"{name} {v}" for name, v in first["versions"].items()),
-        "Ranking took": f"{seconds:.0f} s in all",
+        "Ranking took": f"{sum(run.manifest['wall_s'] for run in runs):.0f} s in all",
         "Students": ", ".join(sorted(trained)) or "none",
         "Commit": first["commit"] or "not in git",
         "Command": f"papermill notebooks/{page}.ipynb out.ipynb -p profile {profile.name}",
@@ -204,74 +108,173 @@ def provenance(results: Results, page: str) -> HTML:
     )
 
 
-def published(table: str) -> pd.DataFrame:
-    """A table of the paper (Schlatt et al., ECIR 2025), as nDCG@10.
-
-    Args:
-        table: ``"trec_dl"`` and ``"loss"`` (rows by columns), ``"depth"`` and ``"queries"`` (one
-            row per depth or number of queries), ``"tirex"``, or ``"efficiency"``.
-
-    >>> published("loss").loc["RankNet"].round(3).tolist()
-    [0.72, 0.711, 0.768, 0.77]
-    """
-    data = _paper()[table]
-    if "x" in data:
-        columns = {name: data[name] for name in ("bm25", "colbert")}
-        return pd.DataFrame(columns, index=pd.Index(data["x"], name=table))
-    if table == "efficiency":
-        return pd.DataFrame.from_dict(dict(data["rows"]), orient="index")
-    return pd.DataFrame({name: row[0] for name, *row in data["rows"]}, index=data["columns"]).T
-
-
-def training_log(config: StudentConfig) -> pd.DataFrame:
-    """Loss and learning rate of every step of every stage of a student.
-
-    >>> training_log(profile.student())["stage"].unique().tolist()
-    ['stage 1: info_nce', 'stage 2: ranknet']
-    """
-    stages = []
-    for n in range(1, len(config.stages) + 1):
-        run = student(replace(config, stages=config.stages[:n]))
-        log = pd.read_json(run.folder / "log.jsonl", lines=True)
-        stages.append(log.assign(stage=f"stage {n}: {config.stages[n - 1].training.loss}"))
-    return pd.concat(stages, ignore_index=True)
-
-
 def _tested_on(profile: Profile) -> str:
     return " and ".join(f"`{test.collection}`" for test in profile.tests)
 
 
-def _mean_over_seeds(runs: tuple[Run, ...], profile: Profile) -> pd.Series:
-    """The profile's measure for every query of every collection tested on."""
-    values = pd.concat([measured(run, (profile.measure,)) for run in runs])
-    return values.groupby("query_id")[profile.measure].mean()
-
-
-def _intervals(frame: pd.DataFrame, low: str, high: str, number: str) -> pd.Series:
-    return frame[low].map(number.format) + " to " + frame[high].map(number.format)
-
-
-@lru_cache(maxsize=1)
+@lru_cache
 def _paper() -> dict:
-    return json.loads(resources.files(__package__).joinpath("paper_tables.json").read_text())
+    return json.loads(Path(__file__).with_name("paper_tables.json").read_text())
 
 
-def matching(values: pd.DataFrame, system: str, reference: str, measure: str) -> Markdown:
-    """Whether a system matches a reference, in words: a test of equivalence, not of difference.
+def published(table: str) -> pd.DataFrame:
+    """A table of the paper (Schlatt et al., ECIR 2025): trec_dl, loss, tirex, depth, queries (all
+    nDCG@10) or efficiency (seconds per query, GB).
+    """
+    data = _paper()[table]
+    index = pd.Index([row[0] for row in data["rows"]], name=table if "note" in data else None)
+    values = [row[1] for row in data["rows"]]
+    return pd.DataFrame(values, index=index, columns=data["columns"], dtype="float64")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One part of a page as it was recorded."""
+
+    values: pd.DataFrame  # the main measure, [query_id, system], mean over seeds
+    measure: str
+    baseline: str
+    candidates: str  # first stage and depth
+    seeds: tuple[int, ...]
+    collections: tuple[str, ...]  # tested on
+    device: str  # that trained its students
+    label: str  # data and teacher
+    runs: tuple[dict, ...]  # manifests of its rankings and trainings
+
+
+def recorded(
+    page: str, part: str, profile: str = "trec-dl", *, folder: Path | None = None
+) -> Recorded | None:
+    """A part of a page, if it was recorded; `folder` stands for the project's ``results/<profile>``."""
+    folder = folder or project_folder() / "results" / profile
+    if not (folder / f"{page}.csv").exists():
+        return None
+    table = pd.read_csv(folder / f"{page}.csv", dtype={"query_id": "str"})
+    table = table[table["part"] == part]
+    if table.empty:
+        return None
+    about = json.loads((folder / f"{page}.json").read_text())
+    main, entry = table.columns[len(_KEYS)], about["parts"][part]
+    runs = tuple(about["runs"][name] for name in entry["runs"])
+    # Students of the study are runs of kind train, those of `rdl distill` of kind distill.
+    devices = {run["device"] for run in runs if run["kind"] in ("train", "distill")}
+    values = table.groupby(["query_id", "system"])[main].mean().unstack()
+    return Recorded(
+        values=values[table["system"].unique()], measure=main, baseline=entry["baseline"],
+        candidates=entry["candidates"], seeds=tuple(sorted(set(table["seed"]) - {-1})),
+        collections=tuple(table["collection"].unique()), device=", ".join(sorted(devices)),
+        label=about["label"], runs=runs,
+    )  # fmt: skip
+
+
+def record(page: str, results: Mapping[str, Results], folder: Path) -> Path:
+    """Write ``<page>.csv`` and ``<page>.json`` with a page's results, by part; gives the csv file."""
+    profile = next(iter(results.values())).profile
+    measures = (profile.measure, *profile.more_measures)
+    rows, manifests, parts = [], {}, {}
+    for part, result in results.items():
+        ids: set[str] = set()
+        for system, runs in result.runs.items():
+            for run in runs:
+                config = run.manifest["config"]
+                seed = config["system"]["seed"] if isinstance(config["system"], dict) else -1
+                keys = part, system, config["candidates"]["collection"], seed
+                named = dict(zip(_KEYS, keys, strict=False))
+                rows.append(measured(run, measures).round(4).assign(**named))
+                behind = _manifests(run)
+                manifests |= behind
+                ids |= behind.keys()
+        test = result.profile.test
+        candidates = f"{test.first_stage} top {test.depth}"
+        parts[part] = {"baseline": result.baseline, "candidates": candidates, "runs": sorted(ids)}
+    about = {"profile": profile.name, "label": profile.label, "parts": parts, "runs": manifests}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{page}.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    pd.concat(rows)[[*_KEYS, *measures]].to_csv(folder / f"{page}.csv", index=False)
+    return folder / f"{page}.csv"
+
+
+def _manifests(run: Run) -> dict[str, dict]:
+    """A ranking's manifest, and those of the runs that trained its student."""
+    manifests, waiting = {}, [run]
+    while waiting:
+        manifest = waiting.pop().manifest
+        manifests[manifest["id"]] = manifest
+        waiting += [stored(run_id) for run_id in manifest["inputs"]]
+    return manifests
+
+
+def side_by_side(
+    page: str, results: Mapping[str, Results], paper: Mapping[str, pd.Series] | None = None,
+    profile: str = "trec-dl",
+) -> HTML:
+    """Published, recorded and this run's figures: a table for each part that was run or recorded.
 
     Args:
-        values: Of the measure, ``[query_id, system]``.
-        system: One column.
-        reference: Another.
-        measure: Its name.
-
-    >>> "TOST p =" in matching(results.values, "student", "BM25", "nDCG@10").data
-    True
+        page: The page's name.
+        results: This run's results, by part.
+        paper: Published figures by part, each by the labels of the part's systems.
+        profile: The recorded one.
     """
-    test = equivalence(values, system, reference)
-    found = "matches" if test.equivalent else "is not shown to match"
-    return Markdown(
-        f"**{system}** {found} **{reference}** within {test.margin} {measure} "
-        f"(difference {test.delta:+.3f}, 90 % interval {test.delta_low:+.3f} to "
-        f"{test.delta_high:+.3f}, TOST p = {test.p_value:.3f})."
+    path = project_folder() / "results" / profile / f"{page}.csv"
+    kept = pd.read_csv(path, usecols=["part"])["part"].unique() if path.exists() else ()
+    blocks = []
+    for part in dict.fromkeys([*results, *kept]):
+        source = recorded(page, part, profile), results.get(part), (paper or {}).get(part)
+        blocks.append(f"<h3>{html.escape(part)}</h3>{_one_part(*source)}")
+    nothing = '<p class="rdl-note">Nothing was recorded for this page, nor run here.</p>'
+    return HTML("".join(blocks) or nothing)
+
+
+def _one_part(kept: Recorded | None, results: Results | None, paper: pd.Series | None) -> str:
+    columns: dict[tuple[str, str], pd.Series] = {}
+    if paper is not None:
+        columns["published", "mean"] = paper.map("{:.3f}".format)
+        baseline = (kept or results).baseline
+        if baseline in paper:
+            delta = (paper - paper[baseline]).map("{:+.3f}".format)
+            columns["published", "difference"] = delta.mask(paper.index == baseline, "baseline")
+    for where, source in (("recorded", kept), ("this run", results)):
+        if source is not None:
+            columns |= _columns(where, compare(source.values, source.baseline))
+    table = pd.DataFrame(columns).dropna(how="all")
+    order = [*(kept.values if kept else []), *(results.values if results else [])]
+    table = table.reindex(dict.fromkeys([*order, *table.index]))
+    table.columns = pd.MultiIndex.from_tuples(table.columns)
+    # Three runs beside each other fit a page if figures are as short as in the field's tables.
+    table = table.rename_axis(None).replace(r"\b0\.(?=\d)", ".", regex=True)
+    table.index = table.index.str.replace("_", "_\N{ZERO WIDTH SPACE}")
+    notes = "".join(f'<p class="rdl-note">{html.escape(x)}</p>' for x in _notes(kept, results))
+    return table.to_html(border=0, na_rep="", classes="rdl-wide") + notes
+
+
+def _columns(where: str, table: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
+    baseline = table["p_value"].isna()
+    delta, low, high = (
+        table[name].map("{:+.3f}".format) for name in ("delta", "delta_low", "delta_high")
     )
+    interval = "(" + low + _SPACE + "to" + _SPACE + high + ")"  # on a line of its own
+    return {
+        (where, "mean"): table["mean"].map("{:.3f}".format),
+        (where, "difference"): delta.str.cat(interval, sep=" ").mask(baseline, "baseline"),
+        (where, "p (Holm)"): table["p_holm"].map(as_p).str.replace(" ", _SPACE).mask(baseline, ""),
+    }
+
+
+def _notes(kept: Recorded | None, results: Results | None) -> tuple[str, str]:
+    ours, here = "Recorded: nothing yet for this table.", "This run: not run at this profile."
+    if kept is not None:
+        trained = f"; {as_seeds(len(kept.seeds))}, trained on {kept.device}" if kept.seeds else ""
+        ours = (
+            f"Recorded: {kept.measure} on {len(kept.values)} queries of "
+            f"{' and '.join(kept.collections)}, {kept.candidates}; {kept.label}{trained}."
+        )
+    if results is not None:
+        profile = results.profile
+        here = (
+            f"This run: {profile.measure} on {len(results.values)} queries of "
+            f"{_tested_on(profile).replace('`', '')}, {profile.test.first_stage} top "
+            f"{profile.test.depth}; {profile.label}; {as_seeds(len(profile.seeds))}; scale "
+            f"{profile.scale}."
+        )
+    return ours, here

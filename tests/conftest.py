@@ -1,15 +1,20 @@
-"""Tiny encoders and token stores, made from configurations: no test needs a network."""
+"""Tiny encoders, token stores and files, made from configurations: no test needs a network."""
 
+import json
+import logging
 import random
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     ElectraConfig,
     ElectraForSequenceClassification,
     ModernBertConfig,
@@ -21,34 +26,26 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from rdl_core.conftest import _logging_as_before  # noqa: F401 - for all tests here, too
+from rdl_core import cli
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.tokens import TokenStore
-from rdl_core.similarity import BertSimilarityConfig, BertSimilarityForSequenceClassification
 
 torch.set_num_threads(1)
 
 WORDS = [f"w{i}" for i in range(40)]
-KINDS = ("bert", "electra", "roberta", "modernbert", "bert-similarity")
+KINDS = ("bert", "electra", "roberta", "modernbert")
 _ROBERTA = {"type_vocab_size": 1, "max_position_embeddings": 66}
+_MODERN = {  # layers are global, local, global, ...; a local one sees three places to either side
+    "global_attn_every_n_layers": 2, "local_attention": 6, "bos_token_id": 0, "cls_token_id": 0,
+    "eos_token_id": 2, "sep_token_id": 2,
+}  # fmt: skip
 _MODELS = {
     "bert": (BertConfig, BertForSequenceClassification, {}),
-    "bert-similarity": (
-        BertSimilarityConfig, BertSimilarityForSequenceClassification, {"similarity_scale": 2.0}
-    ),
     "electra": (ElectraConfig, ElectraForSequenceClassification, {"embedding_size": 12}),
     "roberta": (RobertaConfig, RobertaForSequenceClassification, _ROBERTA),
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _ROBERTA),
-    "modernbert": (
-        ModernBertConfig,
-        ModernBertForSequenceClassification,
-        # Layers are global, local, global, ...; a local one sees three places to either side.
-        {
-            "global_attn_every_n_layers": 2, "local_attention": 6, "bos_token_id": 0,
-            "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2,
-        },
-    ),
+    "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, _MODERN),
 }
 
 
@@ -58,24 +55,19 @@ def make_tokenizer(kind, words=WORDS):
     Only those of BERT and ELECTRA give segment ids.
     """
     of_roberta = "roberta" in kind
-    special = ["<s>", "<pad>", "</s>", "<unk>"] if of_roberta else [
-        "[CLS]", "[PAD]", "[SEP]", "[UNK]"
-    ]
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if of_roberta else ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
     cls, pad, sep, unknown = special
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    ends = ((sep, vocabulary[sep]), (cls, vocabulary[cls]))
-    if of_roberta:
-        tokenizer.post_processor = processors.RobertaProcessing(*ends)
-    else:
-        tokenizer.post_processor = processors.BertProcessing(*ends)
+    pair = processors.RobertaProcessing if of_roberta else processors.BertProcessing
+    tokenizer.post_processor = pair((sep, vocabulary[sep]), (cls, vocabulary[cls]))
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    segments = kind in ("bert", "electra", "bert-similarity")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=64, pad_token=pad, unk_token=unknown,
-        cls_token=cls, sep_token=sep, model_input_names=inputs[:: 1 if segments else 2],
-    )
+        cls_token=cls, sep_token=sep,
+        model_input_names=inputs[:: 1 if kind in ("bert", "electra") else 2],
+    )  # fmt: skip
 
 
 def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
@@ -86,7 +78,7 @@ def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
         "vocab_size": len(WORDS) + 4, "hidden_size": 24, "num_hidden_layers": layers,
         "num_attention_heads": 3, "intermediate_size": 32, "max_position_embeddings": 64,
         "pad_token_id": 1,
-    }
+    }  # fmt: skip
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": 0.0}
     if kind == "modernbert":
         dropouts = {f"{part}_dropout": dropout for part in ("embedding", "mlp", "classifier")}
@@ -96,11 +88,8 @@ def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
 
 def make_student(kind="bert", *, query_tokens=5, passage_tokens=20, **own):
     """A cross-encoder of two layers in evaluation mode."""
-    student = CrossEncoder(
-        make_model(kind, **own), make_tokenizer(kind), query_tokens=query_tokens,
-        passage_tokens=passage_tokens,
-    )
-    return student.eval()
+    limits = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
+    return CrossEncoder(make_model(kind, **own), make_tokenizer(kind), **limits).eval()
 
 
 def make_texts(n, *, seed, longest):
@@ -114,6 +103,21 @@ def small_stage(stage, *, steps, lists=(), **training):
     few = {"steps": steps, "queries_per_step": 2, "list_size": 3, **training}
     own = replace(stage.lists, n_queries=6, **dict(lists))
     return replace(stage, lists=own, training=replace(stage.training, **few))
+
+
+def weights(student):
+    """A copy of every weight by its name."""
+    return {name: weight.detach().clone() for name, weight in student.model.named_parameters()}
+
+
+def moved(before, after):
+    """Names of weights that are not equal, bit for bit."""
+    return {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+
+
+def read_log(folder):
+    """The lines of a training's log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(params=KINDS)
@@ -147,3 +151,67 @@ def encoder_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
     return str(folder)
+
+
+# --- files for commands ---------------------------------------------------------------------------
+
+QUERIES = {f"q{i}": text for i, text in enumerate(make_texts(6, seed=1, longest=8))}
+PASSAGES = {f"d{i}": text for i, text in enumerate(make_texts(13, seed=2, longest=30))}
+PASSAGES |= {"twin": PASSAGES["d0"]}  # two passages that any model scores alike
+
+
+def make_candidates():
+    """Four to nine candidates of each query, both twins among them, either before the other."""
+    rows = []
+    for number, query_id in enumerate(QUERIES):
+        others = [f"d{(number + 5 * place) % 12 + 1}" for place in range(2 + number)]
+        twins = ["twin", "d0"] if number % 2 else ["d0", "twin"]
+        docs = [twins[0], *others, twins[1]]
+        rows += [(query_id, doc_id, place) for place, doc_id in enumerate(docs, start=1)]
+    frame = pd.DataFrame(rows, columns=["query_id", "doc_id", "rank"])
+    return frame.assign(score=-frame["rank"] / 2)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A folder: first.run, taught.parquet (turned round), beir, qrels.txt, student, encoder, two."""
+    folder, frame = tmp_path_factory.mktemp("files"), make_candidates()
+    rows = frame.itertuples(index=False)
+    (folder / "first.run").write_text("".join(f"{q} Q0 {d} {r} {s} t\n" for q, d, r, s in rows))
+    turned = frame.groupby("query_id")["rank"].rank(ascending=False).astype(int)
+    frame.assign(teacher_rank=turned).to_parquet(folder / "taught.parquet")
+    (folder / "beir").mkdir()
+    for name, texts in (("queries", QUERIES), ("corpus", PASSAGES)):
+        records = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
+        (folder / "beir" / f"{name}.jsonl").write_text("\n".join(records))
+    (folder / "qrels.txt").write_text("".join(f"{q} 0 d{i} {i % 3}\n" for q in QUERIES for i in range(13)))
+    make_student().save_pretrained(folder / "student")
+    make_model("bert", num_labels=2).save_pretrained(folder / "two")
+    BertModel(make_model("bert").config).save_pretrained(folder / "encoder")
+    make_tokenizer("bert").save_pretrained(folder / "encoder")
+    return folder
+
+
+@pytest.fixture
+def rdl(files, monkeypatch):
+    """Run a command in the folder of the files; gives its result."""
+    monkeypatch.setattr(cli, "log_plainly", lambda: None)  # it would change logging for all tests
+    monkeypatch.chdir(files)
+
+    def run(*words, code=0):
+        done = CliRunner().invoke(cli.app, list(map(str, words)))
+        assert done.exit_code == code, done.output
+        return done
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    """Commands and notebooks configure logging, and tests that read messages come after them."""
+    loggers = [logging.getLogger(name) for name in ("rdl_core", "rdl_study", "papermill")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)

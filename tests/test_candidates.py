@@ -12,55 +12,34 @@ import pandas as pd
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from rdl_core.data import trec_dl
+from rdl_core.data import published
 from rdl_core.data.collections import load
 from rdl_core.evaluate import per_query
-from rdl_study.candidates import (
-    ListsConfig,
-    candidates_of,
-    chosen_queries,
-    lists,
-    order_scores,
-)
-from rdl_study.jobs import RankingConfig, ranking
 from rdl_core.teachers.encoders import fuse
+from rdl_study.grid import RankingConfig, rank
+from rdl_study.lists import ListsConfig, candidates_of, chosen_queries, lists, order_scores
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("RDL_MIRROR"), reason="RDL_MIRROR names no folder of files"
 )
 BM25 = ListsConfig(collection="rdl/trec-dl-2019", first_stage="bm25", depth=100)
+DEV = ListsConfig(collection="rdl/pydocs/dev", first_stage="bm25", depth=10, n_queries=40)
+IDS = ["query_id", "doc_id"]
 
 
-def ndcg(frame):
-    run = frame.assign(score=-frame["teacher_rank"].astype(float))[["query_id", "doc_id", "score"]]
-    return per_query(load(BM25.collection).qrels, run)["nDCG@10"].mean()
-
-
-@needs_data
-def test_the_teachers_order_is_the_published_one():
-    assert round(ndcg(lists(replace(BM25, teacher="rank_vicuna"))), 4) == 0.6682
-
-
-@needs_data
-def test_the_mean_of_five_repetitions_is_the_mean_of_their_ranks():
-    frame = lists(replace(BM25, teacher="gpt_3.5_mean"))
-    runs = trec_dl.teacher_runs(2019, "bm25", "gpt_3.5")
-    query_id = frame["query_id"].iloc[0]
-    rows = frame[frame["query_id"] == query_id].set_index("doc_id")
-    ranks = pd.concat(
-        [run[run["query_id"] == query_id].set_index("doc_id")["teacher_rank"] for run in runs], axis=1
-    )
-    expected = ranks.mean(axis=1).reindex(rows.index)
-    by_hand = sorted(rows.index, key=lambda doc_id: (expected[doc_id], rows["rank"][doc_id]))
-    assert rows["teacher_rank"].sort_values().index.tolist() == by_hand
-    single = lists(replace(BM25, teacher="gpt_3.5"))
-    assert (single["teacher_rank"] != frame["teacher_rank"]).any()
+@pytest.fixture(autouse=True, scope="module")
+def store(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RDL_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
 
 
 @needs_data
-def test_a_shallower_list_keeps_the_deep_lists_order():
+def test_the_teachers_order_is_the_published_one_and_a_cut_keeps_it():
     deep, cut = (lists(replace(BM25, teacher="rank_vicuna", depth=depth)) for depth in (100, 10))
-    both = cut.merge(deep, on=["query_id", "doc_id"], suffixes=("", "_deep"))
+    run = deep.assign(score=-deep["teacher_rank"].astype(float))[[*IDS, "score"]]
+    assert round(per_query(load(BM25.collection).qrels, run)["nDCG@10"].mean(), 4) == 0.6682
+    both = cut.merge(deep, on=IDS, suffixes=("", "_deep"))
     assert len(both) == len(cut) == 430
     for _, rows in both.groupby("query_id"):
         assert sorted(rows["teacher_rank"]) == list(range(1, 11))
@@ -68,23 +47,24 @@ def test_a_shallower_list_keeps_the_deep_lists_order():
 
 
 @needs_data
-def test_what_splade_did_not_find_is_left_out_of_its_order():
-    frame = lists(replace(BM25, teacher="splade"))
-    found = trec_dl.candidates(2019, "splade")[["query_id", "doc_id", "rank"]]
-    joined = frame.merge(found, on=["query_id", "doc_id"], how="left", suffixes=("", "_splade"))
-    assert (joined["teacher_rank"].eq(0) == joined["rank_splade"].isna()).all()
-    assert 0 < joined["teacher_rank"].eq(0).sum() < len(joined)
+def test_the_mean_of_five_repetitions_is_the_mean_of_their_ranks():
+    frame = lists(replace(BM25, teacher="gpt_3.5_mean"))
+    runs = published.teacher_runs(BM25.collection, "bm25", "gpt_3.5")
+    assert len(runs) == 5
+    mean = pd.concat(runs).groupby(IDS)["teacher_rank"].mean()
+    for query_id, rows in list(frame.groupby("query_id"))[:3]:
+        first = dict(zip(rows["doc_id"], rows["rank"], strict=True))
+        by_hand = sorted(first, key=lambda doc_id: (mean[query_id, doc_id], first[doc_id]))
+        assert rows.sort_values("teacher_rank")["doc_id"].tolist() == by_hand
 
 
 @needs_data
-def test_an_order_with_gaps_can_be_ranked_with(tmp_path, monkeypatch):
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
+def test_what_a_teacher_left_out_comes_behind_in_its_old_order():
     some = replace(BM25, n_queries=2, depth=20)
-    run = ranking(RankingConfig(candidates=some, system="splade", precision="float32"))
+    run = rank(RankingConfig(candidates=some, system="splade", precision="float32"))
     order = pd.read_parquet(run.folder / "run.parquet").merge(
-        lists(replace(some, teacher="splade")), on=["query_id", "doc_id"]
+        lists(replace(some, teacher="splade")), on=IDS
     )
-    assert len(order) == 40
     assert order["teacher_rank"].eq(0).any()
     for _, rows in order.sort_values("rank_x").groupby("query_id"):
         found = rows["teacher_rank"] > 0
@@ -93,62 +73,54 @@ def test_an_order_with_gaps_can_be_ranked_with(tmp_path, monkeypatch):
         assert rows.loc[~found, "rank_y"].is_monotonic_increasing
 
 
-def test_candidates_and_a_teachers_order_may_come_from_files(tmp_path, monkeypatch):
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
-    first = load("rdl/pydocs/dev").queries["query_id"][0]
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"collection": "rdl/trec-dl-2020", "teacher": "vicuna_7b"}, "got 'vicuna_7b'"),
+        ({"collection": "rdl/trec-dl-2022", "first_stage": "ada2"}, "got 'ada2'"),
+        ({"collection": DEV.collection, "first_stage": "splade"}, "bm25, bi_encoder, random for coll"),
+        ({"collection": DEV.collection, "n_queries": 2, "teacher": "gpt_3.5"}, "teacher: .*'gpt_3.5'"),
+    ],
+)
+def test_lists_that_nobody_made_are_refused(changes, says):
+    if "rdl/trec-dl" in changes["collection"] and not os.environ.get("RDL_MIRROR"):
+        pytest.skip("RDL_MIRROR names no folder of files")
+    with pytest.raises(ValueError, match=says):
+        lists(replace(BM25, **changes))
+
+
+def test_candidates_and_a_teachers_order_may_come_from_files(tmp_path):
+    first = load(DEV.collection).queries["query_id"][0]
     for name, order in (("own.run", "abc"), ("teacher.run", "cab")):
         lines = [f"{first} Q0 {doc} {rank} {-rank} own" for rank, doc in enumerate(order, start=1)]
         (tmp_path / name).write_text("\n".join(lines))
-    config = ListsConfig(
-        collection="rdl/pydocs/dev", first_stage=str(tmp_path / "own.run"), depth=2,
-        teacher=str(tmp_path / "teacher.run"),
-    )
-    frame = lists(config)
-    assert frame[["query_id", "doc_id", "teacher_rank"]].values.tolist() == [
-        [first, "a", 1], [first, "b", 2]
-    ]
+    own, teacher = (str(tmp_path / name) for name in ("own.run", "teacher.run"))
+    config = replace(DEV, first_stage=own, depth=2, teacher=teacher, n_queries=None)
+    assert lists(config)[["doc_id", "teacher_rank"]].values.tolist() == [["a", 1], ["b", 2]]
     before = config.fingerprint
     (tmp_path / "teacher.run").write_text(f"{first} Q0 b 1 1 own")
     assert config.fingerprint != before
     assert lists(config)["teacher_rank"].tolist() == [0, 1]
 
 
-def test_encoders_scores_can_be_learnt_from_and_are_standardised(
-    encoder_folder, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
-    config = ListsConfig(
-        collection="rdl/pydocs/dev", first_stage="bm25", depth=9, n_queries=3, teacher="bi_encoder",
-        teacher_encoder=encoder_folder,
-    )
-    frame = lists(config)
-    own = order_scores(frame, config, "bi_encoder")
-    for _, rows in frame.assign(own=own).groupby("query_id"):
-        assert rows["teacher_score"].rank(ascending=False).eq(rows["teacher_rank"]).all()
-        np.testing.assert_allclose(rows["teacher_score"].agg(["mean", "sem"]), [0, 8**-0.5], atol=1e-6)
-        np.testing.assert_allclose(np.corrcoef(rows["teacher_score"], rows["own"]), 1)
-    assert "teacher_score" not in lists(replace(config, teacher="first_stage"))
-
-
-def test_several_bi_encoders_teach_together(encoder_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
+def test_bi_encoders_teach_alone_and_together_by_standardised_scores(encoder_folder, tmp_path):
     other = str(tmp_path / "other")
     model = SentenceTransformer(encoder_folder, device="cpu")
     model.prompts = {"query": "the fox asks:", "document": "the whale says:"}
     model.save(other)
-    config = ListsConfig(
-        collection="rdl/pydocs/dev", first_stage="bm25", depth=5, n_queries=3, teacher="bi_encoder"
-    )
-    plain, prompted, both = (
-        replace(config, teacher_encoder=names)
-        for names in (encoder_folder, other, f"{encoder_folder}+{other}")
-    )
+    names = (encoder_folder, other, f"{encoder_folder}+{other}")
+    config = replace(DEV, depth=5, n_queries=3, teacher="bi_encoder")
+    plain, prompted, both = (replace(config, teacher_encoder=name) for name in names)
     frame = candidates_of(config)
     each = [order_scores(frame, one, "bi_encoder") for one in (plain, prompted)]
     assert not np.allclose(*each)  # the weights are the same: prompts were read
     np.testing.assert_allclose(order_scores(frame, both, "bi_encoder"), fuse(frame, *each))
     scores = frame["score"].to_numpy()
     np.testing.assert_allclose(order_scores(frame, both, "fused"), fuse(frame, *each, scores))
+    for _, rows in lists(plain).groupby("query_id"):
+        assert rows["teacher_score"].rank(ascending=False).eq(rows["teacher_rank"]).all()
+        np.testing.assert_allclose(rows["teacher_score"].agg(["mean", "sem"]), [0, 0.5], atol=1e-6)
+    assert "teacher_score" not in lists(replace(plain, teacher="first_stage"))
     prints = {both.fingerprint}
     model.prompts = {"query": "the whale asks:"}
     model.save(other)
@@ -160,40 +132,24 @@ def test_several_bi_encoders_teach_together(encoder_folder, tmp_path, monkeypatc
         replace(both, first_stage="bi_encoder")
 
 
-@needs_data
-def test_held_out_queries_are_the_others():
-    few, rest = replace(BM25, n_queries=30), replace(BM25, skip_queries=30)
-    assert {*chosen_queries(few), *chosen_queries(rest)} == set(chosen_queries(BM25))
-    assert not set(chosen_queries(few)) & set(chosen_queries(rest))
-    assert set(lists(rest)["query_id"]) == set(chosen_queries(rest))
+def test_held_out_queries_are_the_others_and_more_hold_the_fewer():
+    few, rest = replace(DEV, n_queries=9), replace(DEV, skip_queries=9, n_queries=None)
+    everyone = chosen_queries(replace(DEV, n_queries=None))
+    assert sorted(chosen_queries(few) + chosen_queries(rest)) == sorted(everyone)
+    assert chosen_queries(replace(DEV, n_queries=3)) == chosen_queries(few)[:3]
+    assert set(lists(few)["query_id"]) == set(chosen_queries(few))
 
 
-@needs_data
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"collection": "rdl/trec-dl-2020", "teacher": "vicuna_7b"}, "expected a teacher of bm25"),
-        ({"collection": "rdl/trec-dl-2022", "first_stage": "ada2"}, "a first stage of 2022 among"),
-        ({"collection": "rdl/pydocs/dev", "first_stage": "splade"}, "bm25, bi_encoder for coll"),
-        (
-            {"collection": "rdl/pydocs/dev", "n_queries": 2, "teacher": "gpt_3.5"},
-            "no LLM's lists are published; got 'gpt_3.5'",
-        ),
-    ],
-)
-def test_lists_that_nobody_made_are_refused(changes, says, tmp_path, monkeypatch):
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
-    with pytest.raises(ValueError, match=says):
-        lists(replace(BM25, **changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"first_stage": "bm25+tfidf"}, "first_stage: .*got 'tfidf'"),
-        ({"skip_queries": -1}, "skip_queries: expected at least 0"),
-    ],
-)
-def test_a_wrong_value_is_named(changes, says):
-    with pytest.raises(ValueError, match=says):
-        replace(BM25, **changes)
+@pytest.mark.parametrize("first_stage", ["bm25", "random"])
+def test_lists_are_cut_and_missing_positives_come_behind(first_stage):
+    config = replace(DEV, first_stage=first_stage, depth=3, add_relevant=True)
+    frame, qrels = lists(config), load(DEV.collection).qrels
+    relevant = qrels[qrels["query_id"].isin(chosen_queries(config)) & (qrels["relevance"] > 0)]
+    assert len(frame.merge(relevant, on=IDS)) == len(relevant)
+    behind = frame[frame["rank"] > 3]
+    assert len(behind) > 0
+    assert (behind["relevance"] > 0).all()
+    bare = lists(replace(config, add_relevant=False))
+    assert bare.groupby("query_id").size().max() == 3 == bare["rank"].max()
+    near = lists(replace(DEV, depth=100)).merge(bare, on=IDS)
+    assert (len(near) == len(bare)) == (first_stage == "bm25")  # random ones are far from the query

@@ -1,64 +1,68 @@
-"""Races: everybody in turns, each in a process of its own, timed inside it.
+"""Races: everybody in turns, each in a process of its own; and what the pages make of their figures.
 
-Seen to fail: the first system always first in its turn; warm-up counted; one number for all calls;
-what a library prints taken for a reply; seconds for milliseconds; a ratio upside down; energy of a
-round of calls taken for one call's, or in millijoules; time or energy of several lists taken for one's.
+Seen to fail: the first system always first in its turn; warm-up counted; one number for all calls; what
+a library prints taken for a reply; seconds for milliseconds; a ratio upside down; energy of a round of
+calls taken for one call's, or in millijoules; time or energy of several lists taken for one's; lists of
+another order trained on; eight machines that take longer than one; scores of all systems compared.
 """
 
+import ast
 import json
 import os
 import sys
+from contextlib import suppress
+from dataclasses import replace
+from io import StringIO
+from typing import get_args
 
+import numpy as np
 import pandas as pd
 import pytest
+from conftest import small_stage
+from pydantic import ValidationError
 
-from rdl_study.bench import Job, System, race, ratios, summary
+from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_study import notebook
+from rdl_study.bench import measure, systems, training
+from rdl_study.bench.config import BenchConfig, Part, PrecisionConfig, SizeConfig
+from rdl_study.bench.race import Measured, System, race, ratios, recorded, summary
+from rdl_study.profile import load_profile
 
 FILE = """
 import os, time
-from pathlib import Path
 
-def echo(work, said="", log=None, wait=0.0):
+def echo(work, name="", log=None, wait=0.0):
     print("a library prints as it loads")
     def call(number):
         print("and as it works")
         if log:
             with open(log, "a") as file:
-                file.write(f"{said}{number} ")
+                file.write(f"{name}{number} ")
         time.sleep(wait)
         return [work["times"] * number, os.getpid()]
     return call
 
-def together(work, wait=0.0, log=None):
-    def call(number):
-        time.sleep(wait)
-        if log:
-            with open(log, "a") as file:
-                file.write("both ")
+def together(work, **options):
+    call = echo(work, **options)
     call.lists_at_once = 2
     return call
 
-def fails(work):
-    def call(number):
-        raise RuntimeError(f"no list {number}")
-    return call
+def loop(work, log, steps):
+    def train(step_ended):
+        for n in range(steps):
+            with open(log, "a") as file:
+                file.write(f"{n} ")
+            step_ended()
+    train.is_loop = True
+    return train
 """
-
 # As nvidia-ml-py has it, for a counter that is the number of words in a file.
 DRIVER = """
 import os
 from pathlib import Path
-
-class NVMLError(Exception): pass
-
 def nvmlInit(): pass
-
-def nvmlDeviceGetHandleByIndex(index):
-    return index
-
-def nvmlDeviceGetHandleByUUID(uuid):
-    raise NVMLError(uuid)
-
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetHandleByUUID(uuid): raise LookupError(uuid)
 def nvmlDeviceGetTotalEnergyConsumption(device):
     file = Path(os.environ["COUNTER"])
     return 6000 * len(file.read_text().split()) if file.exists() else 0
@@ -72,76 +76,214 @@ def system(tmp_path):
     return lambda function="echo", **options: System(function=function, options=options, file=file)
 
 
+def run(system, *calls, times=1):
+    _, machines, results = race({"x": system}, {"times": times}, calls=list(calls), repetitions=1)
+    return machines["x"], results["x"]
+
+
 def test_systems_take_turns_and_each_opens_as_often(system, tmp_path):
     log = tmp_path / "log"
-    systems = {name: system(said=name, log=str(log)) for name in "ab"}
-    job = Job(systems=systems, work={"times": 10}, calls=[1, 2], repetitions=2, warmup=1)
-    timings, machines, results = race(job)
-    assert log.read_text().split() == ["a1", "b1", "a1", "b1", "b2", "a2", "a1", "b1", "b2", "a2"]
+    both = {name: system(name=name, log=str(log)) for name in "ab"}
+    timings, machines, results = race(both, {"times": 10}, calls=[1, 2], repetitions=2)
+    expected = ["a1", "b1", "a1", "b1", "b2", "a2", "a1", "b1", "b2", "a2"]
+    assert log.read_text().split() == expected
     assert len(timings) == 8  # without the warm-up
     assert [results["a"][n][0] for n in (1, 2)] == [10, 20]
     assert results["a"][1][1] != results["b"][1][1]  # processes
-    assert (machines["peak_bytes"] > 0).all()
-    assert (machines["peak_bytes"] >= machines["loaded_bytes"] / 2).all()
+    assert all(x["peak_bytes"] >= x["loaded_bytes"] / 2 > 0 for x in machines.values())
 
 
-def test_times_are_those_of_the_calls(system):
-    systems = {"slow": system(wait=0.05), "slower": system(wait=0.15)}
-    timings, _, _ = race(Job(systems=systems, work={"times": 1}, calls=[0], repetitions=3))
-    table = summary(timings)
-    assert 50 <= table.loc["slow", "median_ms"] < 150 <= table.loc["slower", "median_ms"]
-    assert table["n_timings"].tolist() == [3, 3]
+def test_times_are_those_of_the_calls_and_of_one_list(system):
+    slow = {"a": system(wait=0.05), "b": system(wait=0.15), "two": system("together", wait=0.2)}
+    table = summary(race(slow, {"times": 1}, calls=[0], repetitions=3)[0])
+    assert 50 <= table["median_ms"]["a"] < 150 <= table["median_ms"]["b"]
+    assert 100 <= table["median_ms"]["two"] < 200
+    assert table["n_timings"].tolist() == [3, 3, 3]
 
 
 def test_ratios_are_taken_turn_by_turn():
     """A machine that gets slower by half changes no ratio."""
-    timings = pd.DataFrame(
-        {
-            "system": ["a", "b"] * 2, "call": 0, "turn": [0, 0, 1, 1],
-            "ms": [6.0, 2.0, 9.0, 3.0],
-        }
-    )  # fmt: skip
-    found = ratios(timings, "a")
-    assert found.loc["b"].tolist() == [3.0, 3.0, 3.0]
-    assert found.index.tolist() == ["a", "b"]
+    turns = {"system": ["a", "b"] * 2, "call": 0, "turn": [0, 0, 1, 1], "ms": [6.0, 2.0, 9.0, 3.0]}
+    table = ratios(pd.DataFrame(turns), "a")
+    assert table.loc["b"].tolist() == [3.0, 3.0, 3.0]
+    assert table.index.tolist() == ["a", "b"]
 
 
-def test_a_system_that_fails_is_named_with_its_last_words(system):
-    job = Job(systems={"x": system("fails")}, work={}, calls=[7], repetitions=1)
-    with pytest.raises(ChildProcessError, match="x: expected a reply.*(?s:.*)no list 7"):
-        race(job)
-
-
-def test_a_call_of_several_lists_is_timed_per_list(system):
-    job = Job(systems={"x": system("together", wait=0.2)}, work={}, calls=[0], repetitions=3)
-    assert 50 <= race(job)[0]["ms"].min() < 150
+def test_a_training_loop_goes_on_step_by_step_and_its_last_words_are_told(system, tmp_path):
+    log = tmp_path / "log"
+    run(system("loop", log=str(log), steps=9), 0, 1)
+    assert log.read_text().split() == ["0", "1", "2", "3"]  # one to load, one to warm up
+    with pytest.raises(ChildProcessError, match="(?s)x: expected a reply.*training loop ended"):
+        run(system("loop", log=str(log), steps=2), 0, 1)
 
 
 def test_energy_is_told_per_list_where_the_driver_counts_it(system, tmp_path, monkeypatch):
     """A driver whose counter, in millijoules, moves by 6,000 with every call of whatever works."""
+    log = str(tmp_path / "counter")
+    assert "joules" not in run(system(log=log), 0, 1)[0]  # no driver
     (tmp_path / "pynvml.py").write_text(DRIVER)
-    monkeypatch.setenv("COUNTER", str(tmp_path / "counter"))
-    systems = {"x": system(log=str(tmp_path / "counter")), "y": system("together", log=str(tmp_path / "counter"))}
-    job = Job(systems=systems, work={"times": 1}, calls=[0, 1], repetitions=1)
-    assert "joules" not in race(job)[1]  # no driver
+    monkeypatch.setenv("COUNTER", log)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    machines = race(job)[1]
-    assert machines["joules"].to_dict() == {"x": 6.0, "y": 3.0}
+    assert run(system(log=log), 0, 1)[0]["joules"] == 6.0
+    assert run(system("together", log=log), 0, 1)[0]["joules"] == 3.0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-elsewhere")
-    assert "joules" not in race(job)[1]  # no such device
+    assert "joules" not in run(system(log=log), 0)[0]  # no such device
 
 
-def test_a_job_of_nothing_is_refused(system):
-    with pytest.raises(ValueError, match="at least one system, call and repetition"):
-        Job(systems={}, work={}, calls=[1], repetitions=1)
-
-
-def test_an_interpreter_of_one_s_own(system, tmp_path):
+def test_an_interpreter_of_its_own(system, tmp_path):
     """As Lightning IR needs one: the worker imports nothing of ours."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec env -u PYTHONPATH {sys.executable} -I "$@"\n')
     python.chmod(0o755)
-    given = system()
-    alone = System(function="echo", file=given.file, python=str(python))
-    results = race(Job(systems={"x": alone}, work={"times": 2}, calls=[3], repetitions=1))[2]
-    assert json.loads(json.dumps(results["x"][3]))[0] == 6
+    assert run(replace(system(), python=str(python)), 3, times=2)[1][3][0] == 6
+
+
+# --- systems --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def work(encoder_folder):
+    lists = [{"query": "red fox", "passages": ["a fox is red", "whales"]}] * 10
+    lists.append({"query": "blue whale", "passages": ["noise and more noise", "whales sing"]})
+    return {"model": encoder_folder, "bi_encoder": encoder_path(EMBEDDED_ENCODER), "query_tokens": 8,
+            "passage_tokens": 8, "pair_tokens": 19, "lists": lists}  # fmt: skip
+
+
+def lengths(work, number):
+    """Tokens in the sequence of each pair of a list."""
+    query, passages = work["lists"][number].values()
+    tokenizer = systems.load_student(work).tokenizer
+    return [len(tokenizer(query, text)["input_ids"]) for text in passages]
+
+
+def test_ours_scores_as_sentence_transformers_does_in_every_way(work):
+    theirs = systems.rank_sentence_transformers(work, batch_size=2)(10)
+    off = {"stored": True}, {"laid_out": False}, {"fill": 1}, {"keep_pages": False}, {"workers": 1}
+    for options in ({}, *off):
+        ours = systems.rank_ours(work, **options)(10).numpy()
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=str(options))
+    electra = {"embedding_size": 8, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    assert len(systems.rank_ours(work, sizes=electra)(10)) == 2
+    assert len(systems.rank_bi_encoder(work)(10)) == len(systems.rank_bm25(work)(10)) == 2
+
+
+@pytest.mark.parametrize("mode", ["free", "constrained", "first_token"])
+def test_a_listwise_llm_ranks_several_lists_at_once(work, mode):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    rank = systems.rank_listwise_llm(work, sizes=sizes, mode=mode, batch_size=2)
+    assert (sorted(rank(10)), rank.lists_at_once) == ([1, 2], 2)
+
+
+def test_operations_are_counted(work):
+    """By sequence, of width 8 everywhere; the last of two layers has one query and one output."""
+    sequences = [n * (6 * 64 + 2 * 64 + 16) + 16 * n * n + 4 * 64 for n in lengths(work, 0)]
+    assert systems.encode_ours(work, precision="float32")(0) == 2 * sum(sequences)
+    assert systems.matrix_products(work, precision="float32")(0) == 2 * 2048**3
+
+
+def test_a_step_trains_on_the_list_of_its_number(work, monkeypatch):
+    """With ids as text, list 10 once came before list 2."""
+    seen, step = [], training.Training.step
+    monkeypatch.setattr(training.Training, "step", lambda self, x, *rest, **own: (
+        seen.append(x), step(self, x, *rest, **own))[1])  # fmt: skip
+    assert training.train_ours(work)(10) > 0
+    [lists] = seen
+    tokens = lists.passages.lengths(lists.passage_rows[0], 99)
+    tokens += lists.queries.lengths(lists.query_rows, 99) + 3
+    assert tokens.tolist() == lengths(work, 10) != lengths(work, 0)
+    one_list = work | {"lists": work["lists"][10:]}
+    assert training.sample_ours(one_list, n_lists=1, list_size=2)(0) == sum(lengths(work, 10))
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def test_figures_are_kept_with_all_that_pages_need(encoder_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
+    mini = load_profile("mini")
+    stage, test = small_stage(mini.stage1, steps=1), replace(mini.test, n_queries=3, depth=5)
+    tiny = replace(mini, encoder=encoder_folder, stage1=stage, stage2=stage, test=test)
+    monkeypatch.setattr(measure, "load_profile", lambda name: tiny)
+    own = {"out": str(tmp_path)}
+    assert "sample: A batch" in measure.bench(BenchConfig(parts=("sample",), repetitions=1, **own))
+    kept = measure.read(tmp_path / "sample.json")
+    assert kept.timings["system"].unique().tolist() == ["ours"]  # peers were not asked for
+    assert recorded("sample").manifest.keys() <= kept.manifest.keys()
+    measure.precision(PrecisionConfig(model=encoder_folder, **own))
+    n_queries = pd.read_csv(tmp_path / "precision.csv").groupby("precision")["query_id"].nunique()
+    assert n_queries.to_dict() == {"float32": 3, "bfloat16": 3, "int8": 3}
+    assert json.loads((tmp_path / "precision.json").read_text())["weights"]
+
+
+def test_the_way_of_data_in_made_up_files(tmp_path):
+    made_up = measure._made_up(SizeConfig(passages=300, queries=40), tmp_path)
+    steps = {step: training.data_path(made_up, step=step)(0) for step in ("open", "lists", "batch")}
+    assert steps["lists"] == 40
+    assert 70 < steps["batch"] / (32 * 100) < 100  # 74 of a passage, 8 of a query, three special ones
+
+
+def test_options_that_do_not_fit_are_refused():
+    parts = measure.parts({"lists": [{"query": "q", "passages": ["a b"]}]}, "toy")
+    assert tuple(parts) == get_args(Part)
+    for wrong in ({"parts": ("speed",)}, {"queries": 0}, {"repetitions": 0}, {"llm": "70B"}, {"x": 1}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            BenchConfig(**wrong)
+    with pytest.raises(ValidationError, match="passages"):
+        SizeConfig(passages=99)
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def names_of(page):
+    """Functions, imports and constants of a notebook's cells."""
+    names = {}
+    for node in (node for _, source in notebook.cells(page) for node in ast.parse(source).body):
+        constant = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").isupper()
+        if constant or isinstance(node, (ast.FunctionDef, ast.Import, ast.ImportFrom)):
+            with suppress(NameError):  # of a value that another cell computes
+                exec(compile(ast.Module([node], []), page, "exec"), names)
+    return names
+
+
+def measured(**manifest):
+    rows = [(s, n, t, ms) for t in range(3) for n in range(2) for s, ms in (("a", 10.0), ("b", 25.0))]
+    machine = {"loaded_bytes": 1e6, "peak_bytes": 2e6, "joules": 3.0}
+    timings = pd.DataFrame(rows, columns=["system", "call", "turn", "ms"])
+    return Measured(timings, manifest | {"machines": {"a": machine, "b": machine}})
+
+
+def test_the_table_divides_the_baseline_by_each_system():
+    compared = names_of("efficiency")["compared"]
+    table = StringIO(compared(measured(differences={"b": 3e-8}), "b").data)
+    [a, b] = pd.read_html(table, keep_default_na=False)[0].astype(str).to_dict("records")
+    assert (a["times as fast"], b["times as fast"]) == ("2.50", "baseline")
+    assert (b["scores differ by"], a["peak, MB"], b["J"], a["timings"]) == ("3e-08", "2", "3.0", "6")
+    # A bi-encoder's scores differ from a cross-encoder's by what they are.
+    assert "scores differ" not in compared(measured(differences={"b": 0.7}), "b").data
+
+
+def test_the_sentence_names_both_and_the_number():
+    assert names_of("efficiency")["times_as_fast"](measured(), "a", "b", "ranks") == (
+        "**a** ranks 2.50 times as fast as **b** (median of 6 turns; the middle half of them 2.50 to "
+        "2.50)."
+    )
+
+
+def test_costs_by_hand():
+    names = names_of("costs")
+    rates = pd.DataFrame({"work": ["labelling", "training"], "passages per s": [10.0, 50.0]})
+    table = names["scaled"](rates)
+    assert table["10,000 pairs"].tolist() == ["16.7 minutes", "3.3 minutes"]
+    assert table["1,000,000,000 on eight"].tolist() == ["144.7 days", "28.9 days"]
+    assert names["price"](rates)["time"].tolist() == ["1.2 days", "16.7 hours"]
+    assert names["duration"](0.5) == "0.5 seconds"
+
+
+@pytest.mark.parametrize("part", [*get_args(Part), "full_size"])
+def test_every_part_that_a_page_shows_is_recorded(part):
+    timings, manifest = recorded(part)
+    assert manifest["part"] == part
+    assert set(manifest["machines"]) == set(timings["system"]) != set()
+    assert "dirty" not in manifest["commit"]

@@ -1,108 +1,157 @@
-"""The grid: every part can be named, both ways stay apart, and what is recorded comes back."""
+"""What pages compare: stages share runs, test and dev queries stay apart, scores add up.
+
+Mutations seen to fail: dev queries that are trained on accepted; added scores' weights ignored, ranks
+added for scores, scores added as they are.
+"""
 
 import json
+import logging
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from rdl_study import grid, recorded
-from rdl_study.parameters import NOTEBOOKS, check_parameters
+from rdl_core.data.collections import load
+from rdl_study import grid
+from rdl_study.grid import Added, Part, RankingConfig, StudentConfig
+from rdl_study.lists import lists
 from rdl_study.profile import load_profile
-from rdl_study.store import project_folder
 
-TREC = load_profile("trec-dl")
-PAGES = {
-    (profile, page): values
-    for profile in ("mini", "trec-dl")
-    for page, values in load_profile(profile).notebooks.items()
-}
+MINI, TREC = load_profile("mini"), load_profile("trec-dl")
 
 
-@pytest.mark.parametrize(("profile", "page"), PAGES)
-def test_the_baseline_is_one_of_the_systems(profile, page):
-    given = check_parameters(page, {"profile": profile, **PAGES[profile, page]})
-    for part in given.parts.values():
-        assert part.baseline in part.systems
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RDL_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
+
+
+def small(stage, **of_lists):
+    """A stage of four steps that draws three passages of each of six queries."""
+    own = replace(stage.lists, n_queries=6, **of_lists)
+    training = replace(stage.training, steps=4, queries_per_step=2, list_size=3)
+    return replace(stage, lists=own, training=training)
+
+
+@pytest.fixture
+def config(encoder_folder):
+    """Two short stages; the second learns the order of the first stage, which costs nothing."""
+    stages = (small(MINI.stage1), small(MINI.stage2, teacher="first_stage"))
+    return StudentConfig(
+        encoder=encoder_folder, query_tokens=8, passage_tokens=8, stages=stages, seed=0
+    )
+
+
+def with_dev(config, collection):
+    *earlier, last = config.stages
+    dev = replace(last.lists, collection=collection, teacher="judgments", n_queries=5)
+    last = replace(last, dev=dev, training=replace(last.training, dev_every=2, patience=9))
+    return replace(config, stages=(*earlier, last))
+
+
+def ranking(candidates, system, **more):
+    return RankingConfig(candidates=candidates, system=system, precision="float32", **more)
+
+
+def test_students_share_the_stages_that_they_share(config, caplog):
+    def n_trained(student):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "rdl_study"):
+            grid.train(student)
+        return sum(x.startswith("train-") and "computing" in x for x in caplog.messages)
+
+    first, last = config.stages
+    other = replace(last, training=replace(last.training, loss="adr_mse"))
+    assert n_trained(config) == 2
+    assert n_trained(replace(config, stages=(first, other))) == 1
+    assert n_trained(replace(config, seed=1)) == 2
+    manifest = json.loads((grid.train(config).folder / "manifest.json").read_text())
+    assert (manifest["n_lists"], manifest["passages_seen"]) == (6, 4 * 2 * 3)
+    log = grid.training_log(config)
+    assert log["stage"].tolist() == ["stage 1: info_nce"] * 4 + ["stage 2: ranknet"] * 4
+
+
+def test_dev_queries_are_measured_while_training(config):
+    run = grid.train(with_dev(config, "rdl/pydocs/dev"))
+    measured = pd.read_json(run.folder / "log.jsonl", lines=True)["dev"].dropna()
+    assert measured.index.tolist() == [1, 3]
+    assert measured.between(0, 1).all()
+    assert (measured > 0).any()
+
+
+def test_queries_that_were_trained_on_are_refused_in_dev_and_test(config, monkeypatch):
+    """A test query that stage 1 alone has seen is a leak as much as one of stage 2; TREC DL's years
+    number their queries anew, so that the id alone would let one through.
+    """
+    with pytest.raises(ValueError, match="dev: expected queries of .* not trained on"):
+        grid.train(with_dev(config, "rdl/pydocs/train"))
+    trained_on = replace(config.stages[0].lists, add_relevant=False)
+    tested = replace(trained_on, n_queries=3)
+    for seen in (0, 1):
+        skipped = [0 if number == seen else 10 for number in (0, 1)]
+        stages = tuple(
+            replace(stage, lists=replace(stage.lists, skip_queries=n))
+            for stage, n in zip(config.stages, skipped, strict=True)
+        )
+        with pytest.raises(ValueError, match="candidates: expected queries of .* not trained on"):
+            grid.rank(ranking(tested, replace(config, stages=stages)))
+    queries = load(trained_on.collection).queries
+    renamed = queries.assign(query_id=queries["query_id"] + "-2", query=queries["query"].str.upper())
+    monkeypatch.setitem(vars(load("rdl/pydocs/dev")), "queries", renamed)
+    with pytest.raises(ValueError, match="not trained on"):
+        grid.rank(ranking(replace(trained_on, collection="rdl/pydocs/dev", n_queries=None), config))
+
+
+def test_candidates_of_several_first_stages_are_learnt_from_and_not_ranked(config):
+    several = replace(MINI.test, first_stage="bm25+random")
+    with pytest.raises(ValueError, match="first_stage: expected one to rank, got 'bm25\\+random'"):
+        ranking(several, "bi_encoder")
+    first, last = config.stages
+    last = replace(last, lists=replace(last.lists, first_stage="bm25+random"))
+    assert grid.train(replace(config, stages=(first, last))).manifest["n_lists"] == 12
+
+
+def test_scores_of_others_are_added_by_weight():
+    test = replace(MINI.test, n_queries=3, depth=10)
+    run = grid.rank(ranking(test, "first_stage", added={"first_stage": 0.3}))
+    frame = lists(test)
+    expected = sum(
+        weight * values.groupby(frame["query_id"]).transform(lambda x: (x - x.mean()) / x.std(ddof=0))
+        for weight, values in ((1.0, -frame["rank"]), (0.3, frame["score"]))
+    )
+    keys, written = ["query_id", "doc_id"], pd.read_parquet(run.folder / "run.parquet")
+    both = written.merge(frame[keys].assign(expected=expected), on=keys, validate="1:1")
+    assert len(both) == 30
+    np.testing.assert_allclose(both["score"], both["expected"], atol=1e-5)
+
+
+def test_a_measure_is_the_mean_over_seeds(config):
+    test = replace(MINI.test, n_queries=4, depth=5)
+    profile = replace(MINI, test=test, seeds=(0, 1), precision="float32")
+    systems = {"BM25": "first_stage", "student": config, "sum": Added(system=config, others={})}
+    results = grid.measure(Part(profile=profile, systems=systems, baseline="BM25"))
+    assert results.values.shape == (4, 3)
+    seeds = [grid.measured(run, ("nDCG@10",))["nDCG@10"].mean() for run in results.runs["student"]]
+    assert len(seeds) == 2
+    assert results.values["student"].mean() == pytest.approx(np.mean(seeds))
+    pd.testing.assert_series_equal(
+        results.values["sum"], results.values["student"], check_names=False
+    )
 
 
 def test_each_year_is_ranked_by_a_student_of_the_other():
     configs = grid.rankings(TREC, TREC.student())
-    seen = {
+    pairs = {
         (config.candidates.collection, config.system.stages[-1].lists.collection)
         for config in configs
     }
     years = "rdl/trec-dl-2019", "rdl/trec-dl-2020"
-    assert seen == {years, years[::-1]}
+    assert pairs == {years, years[::-1]}
     assert len(configs) == 2 * len(TREC.seeds)
-
-
-def test_no_student_of_the_grid_learnt_from_a_year_that_it_is_tested_on():
-    """By the collections' names, for every page at once; `jobs.ranking` checks the queries. One's
-    own corpus is cut in two instead.
-    """
-    for (profile, page), values in PAGES.items():
-        if page == "your_corpus":
-            continue
-        given = check_parameters(page, {"profile": profile, **values})
-        for part in given.parts.values():
-            for system in part.systems.values():
-                for config in grid.rankings(part.profile, system):
-                    stages = getattr(config.system, "stages", ())
-                    names = {stage.lists.collection for stage in stages}
-                    assert config.candidates.collection not in names
-
-
-def test_teachers_with_lists_of_one_year_are_tested_on_the_other():
-    parts = grid.teacher(TREC, ["rank_vicuna", "vicuna_7b"])
-    assert "student of vicuna_7b" not in parts["students"].systems
-    there = parts["students, one way"]
-    (config, *_) = grid.rankings(there.profile, there.systems["student of vicuna_7b"])
-    assert config.candidates.collection == "rdl/trec-dl-2020"
-    assert config.system.stages[-1].lists.collection == "rdl/trec-dl-2019"
-
-
-def test_who_did_not_order_the_test_is_no_system_of_it():
-    lists = replace(TREC.stage2.lists, teacher="judgments")
-    profile = replace(TREC, stage2=replace(TREC.stage2, lists=lists))
-    systems = grid.effectiveness(profile, ["bm25"])["bm25"].systems
-    assert "judgments" not in systems.values()
-    assert "teacher (rank_vicuna)" in grid.effectiveness(TREC, ["bm25"])["bm25"].systems
-
-
-def test_depths_cost_the_same_number_of_passages():
-    for student in grid.depth(TREC, [10, 20, 50, 100], [])["depths"].systems.values():
-        training = student.stages[-1].training
-        assert training.list_size * training.queries_per_step == 200
-        assert training.list_size == student.stages[-1].lists.depth
-
-
-RECORDED = [x for x in project_folder().glob("results/*/*.csv") if x.stem in NOTEBOOKS]
-
-
-@pytest.mark.parametrize("path", sorted(RECORDED), ids=lambda path: path.stem)
-def test_what_is_recorded_has_its_manifests(path):
-    table = pd.read_csv(path, dtype={"query_id": "str"})
-    assert not table.duplicated(["part", "system", "collection", "seed", "query_id"]).any()
-    about = json.loads(path.with_suffix(".json").read_text())
-    rankings = [m for m in about["runs"].values() if m["kind"] == "rank"]
-    recorded_for = set(map(tuple, table[["collection", "seed"]].drop_duplicates().to_numpy()))
-    behind = {
-        (
-            m["config"]["candidates"]["collection"],
-            m["config"]["system"]["seed"] if isinstance(m["config"]["system"], dict) else -1,
-        )
-        for m in rankings
-    }
-    assert recorded_for == behind
-    for manifest in rankings:
-        assert all(name in about["runs"] for name in manifest["inputs"])
-        assert manifest["commit"]
-    for part, known in about["parts"].items():
-        kept = recorded.read(path.stem, part, profile=path.parent.name)
-        assert kept.values.notna().all(axis=None)
-        assert known["baseline"] in kept.values
-
-
-def test_nothing_recorded_is_none(tmp_path):
-    assert recorded.read("loss", "losses", folder=tmp_path) is None
+    further = replace(TREC, both_ways=False, more_tests=("rdl/vaswani",), seeds=(0,))
+    configs = grid.rankings(further, TREC.student())  # a further collection is no swap
+    assert [config.system for config in configs] == [TREC.student()] * 2
+    with pytest.raises(ValueError, match="more_tests: expected none with both_ways"):
+        replace(TREC, more_tests=("rdl/vaswani",))

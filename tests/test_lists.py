@@ -1,10 +1,4 @@
-"""Ranked lists: whatever the order of the rows, column j is first-stage rank j + 1.
-
-Mutations seen to fail: what a left join leaves empty kept as NaN; rows in their own order instead of
-by rank; ranks of a cut from one sorting instead of two, or 1 where nobody ranked; unknown ids taken;
-a passage that stands twice taken, where its rank differs; scores 0 where nobody scored or where
-lists end, or moved by a cut.
-"""
+"""Ranked lists: whatever the order of the rows, column j is first-stage rank j + 1."""
 
 import numpy as np
 import pandas as pd
@@ -13,21 +7,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rdl_core.lists import RankedLists
+from rdl_core.lists import RankedLists, rows_of
+from rdl_core.tokens import TokenCorpus, TokenStore
 
 few = settings(derandomize=True, deadline=None, max_examples=60, database=None)
-QUERY_IDS, DOC_IDS = pd.Index(["q0", "q1", "q2"]), pd.Index(["d0", "d1", "d2", "d3"])
+QUERIES, PASSAGES = TokenStore.from_lists([[1], [2], [3]]), TokenStore.from_lists([[4], [5], [6], [7]])
+CORPUS = TokenCorpus(pd.Index(["q0", "q1", "q2"]), QUERIES, pd.Index(["d0", "d1", "d2", "d3"]), PASSAGES)
 FRAME = pd.DataFrame(
     [
         ("q2", "d3", 1, 2, 0), ("q2", "d0", 2, 3, 3), ("q2", "d1", 3, 1, None),
         ("q0", "d1", 1, 1, None), ("q0", "d2", 4, 2, 1),
     ],
     columns=["query_id", "doc_id", "rank", "teacher_rank", "relevance"],
-)
+)  # fmt: skip
 
 
-def make(frame):
-    return RankedLists.from_frame(frame, QUERY_IDS, DOC_IDS)
+def make(frame=FRAME):
+    return RankedLists.from_frame(frame, CORPUS)
 
 
 def by_query(lists):
@@ -45,14 +41,16 @@ def test_any_order_of_rows_gives_the_same_padded_lists(order):
         0: [[1, 2, 0], [1, 2, 0], [-1, 1, -1], [True, True, False]],
     }
     assert {lists.query_rows.dtype, lists.teacher_rank.dtype, lists.relevance.dtype} == {torch.int64}
-    assert len(lists) == 2
+    assert (len(lists), lists.queries, lists.passages) == (2, QUERIES, PASSAGES)
 
 
 def test_what_nobody_ranked_or_judged_is_0_and_minus_1():
+    """A left join leaves NaN, which once became the rank -9223372036854775808."""
     lists = make(FRAME[["query_id", "doc_id", "rank"]])
     assert (lists.teacher_rank == 0).all()
     assert (lists.relevance == -1).all()
     assert lists.mask.sum() == 5
+    assert by_query(make(FRAME.assign(teacher_rank=[2, 3, 1, 1, np.nan])))[0][1] == [1, 0, 0]
 
 
 def test_teacher_scores_are_nan_where_there_are_none():
@@ -62,92 +60,44 @@ def test_teacher_scores_are_nan_where_there_are_none():
     assert rows[0][0] == 0.0
     assert rows[0][1:].isnan().all()
     assert rows[0].dtype == torch.float32
-    assert make(FRAME).teacher_score.isnan().all()
-    both = RankedLists.concat([scored.cut(1), scored])
-    assert both.teacher_score[:2, 1:].isnan().all()
+    assert make().teacher_score.isnan().all()
+    both = RankedLists.concat([make(FRAME[FRAME["rank"] == 1]), scored])
+    assert both.teacher_score[:2].isnan().all()
     assert torch.allclose(both.teacher_score[2:], scored.teacher_score, equal_nan=True)
-
-
-def test_candidates_that_the_teacher_left_out_have_rank_0():
-    """A left join gives NaN for them, which once became the rank -9223372036854775808."""
-    left_out = FRAME.assign(teacher_rank=[2, 3, 1, 1, np.nan])
-    assert by_query(make(left_out))[0][1] == [1, 0, 0]
+    assert both.mask[:2].tolist() == [[True, False, False]] * 2
 
 
 def test_no_candidates_give_no_lists():
     lists = make(FRAME[:0])
-    assert len(lists) == 0
-    assert lists.mask.shape == (0, 0)
+    assert (len(lists), lists.mask.shape) == (0, (0, 0))
 
 
 def test_take_and_to_keep_lists_whole():
-    lists = make(FRAME)
+    lists = make()
     taken = lists.take(torch.tensor([1, 0, 1]))
-    both = by_query(lists)
     assert taken.query_rows.tolist() == [lists.query_rows[i].item() for i in (1, 0, 1)]
-    assert by_query(taken) == both == by_query(lists.to("cpu"))
-    assert make(FRAME).to("meta").mask.device.type == "meta"
+    assert by_query(taken) == by_query(lists) == by_query(lists.to("cpu"))
+    moved = lists.to("meta")
+    assert {moved.mask.device.type, moved.passages.flat.device.type} == {"meta"}
 
 
-# --- cutting ------------------------------------------------------------------------------------
-
-
-@st.composite
-def teacher_ranks(draw):
-    """Teacher's ranks of up to five lists of a common depth, short and partly ranked ones too."""
-    depth = draw(st.integers(1, 8))
-    rows = []
-    for _ in range(draw(st.integers(1, 5))):
-        ranks = draw(st.permutations(range(1, depth + 1)))
-        ranked = draw(st.lists(st.booleans(), min_size=depth, max_size=depth))
-        rows.append([r if keep else 0 for r, keep in zip(ranks, ranked, strict=True)])
-    return torch.tensor(rows)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        *((lambda f, c=c: f.drop(columns=c), rf"missing: \['{c}'\]") for c in ("query_id", "doc_id", "rank")),
+        (lambda f: f.replace("q0", "nobody"), r"every query id .* \(3 ids\), but 'nobody' is not"),
+        (lambda f: f.replace("d1", "nobody"), r"every passage id .* \(4 ids\), but 'nobody' is not"),
+        (lambda f: pd.concat([f, f[1:2].assign(rank=9)]), "'d0' stands twice for query 'q2'"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        make(change(FRAME))
 
 
 @few
-@given(ranks=teacher_ranks(), depth=st.integers(1, 10))
-def test_cut_ranks_again_from_1_in_the_same_order(ranks, depth):
-    n, full = ranks.shape
-    columns = torch.arange(n * full).view(n, full)
-    lists = RankedLists(
-        query_rows=torch.arange(n), passage_rows=columns, teacher_rank=ranks,
-        teacher_score=-columns.float(), relevance=columns + 1, mask=torch.ones(n, full, dtype=torch.bool),
-    )
-    cut = lists.cut(depth)
-    kept = min(depth, full)
-    for before, after in zip(ranks[:, :kept].tolist(), cut.teacher_rank.tolist(), strict=True):
-        places = {rank: i + 1 for i, rank in enumerate(sorted(r for r in before if r))}
-        assert after == [places.get(rank, 0) for rank in before]
-    assert cut.passage_rows.tolist() == columns[:, :kept].tolist()
-    assert cut.teacher_score.tolist() == (-columns[:, :kept]).tolist()
-    assert cut.relevance.tolist() == (columns[:, :kept] + 1).tolist()
-    assert cut.mask.shape == (n, kept)
-    assert lists.teacher_rank is ranks  # the lists that were cut stay as they were
-
-
-def test_cut_needs_a_depth():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        make(FRAME).cut(0)
-
-
-# --- errors -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("column", ["query_id", "doc_id", "rank"])
-def test_missing_column_is_named(column):
-    with pytest.raises(ValueError, match=rf"missing: \['{column}'\]"):
-        make(FRAME.drop(columns=column))
-
-
-@pytest.mark.parametrize(("column", "what"), [("query_id", "query"), ("doc_id", "passage")])
-def test_unknown_id_is_named(column, what):
-    frame = FRAME.copy()
-    frame.loc[3, column] = "nobody"
-    with pytest.raises(ValueError, match=f"every {what} id to be in .*'nobody' is not"):
-        make(frame)
-
-
-def test_passage_twice_is_named():
-    frame = pd.concat([FRAME, FRAME.iloc[[1]].assign(rank=9)])
-    with pytest.raises(ValueError, match="'d0' stands twice for query 'q2'"):
-        make(frame)
+@given(st.lists(st.integers(0, 9), max_size=20), st.permutations(range(10)))
+def test_rows_are_where_the_store_has_the_ids(wanted, order):
+    ids = pd.Index([f"d{i}" for i in order])
+    rows = rows_of(pd.Series([f"d{i}" for i in wanted], dtype="str"), ids, "passage")
+    assert rows.tolist() == [order.index(i) for i in wanted]

@@ -1,16 +1,20 @@
 """Profiles and notebook parameters: every mistake is named before anything runs.
 
 Mutations seen to fail: unknown keys ignored; strings that spell numbers refused; the list of valid
-names left out; a change given to the wrong part of a stage.
+names left out; names that a set-up cell imports taken for parameters.
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 import yaml
+from tiny_notebooks import write_notebook
 
-from rdl_core.settings import checked
-from rdl_study.parameters import check_parameters, parameters
+from rdl_core.files import checked
+from rdl_study import notebook
+from rdl_study.grid import Part
+from rdl_study.notebook import declared
 from rdl_study.profile import Profile, load_profile
 from rdl_study.store import project_folder
 
@@ -31,17 +35,23 @@ def with_value(key, value):
     ("key", "value", "says"),
     [
         ("stage1.training.steps", "many", "stage1.training.steps: .*integer.*got 'many'"),
-        ("stage1.training.steps", 0, "stage1.training.steps: expected at least 1, got 0"),
-        ("stage2.training.loss", "rnknet", "stage2.training.loss: .*adr_mse.*ranknet.*got 'rnknet'"),
-        ("stage2.training.sampler", "bes", "stage2.training.sampler: .*single_relevant.*got 'bes'"),
-        ("stage2.lists.teacher", "gpt", "stage2.lists.teacher: .*fused.*got 'gpt'"),
-        ("stage2.lists.first_stage", "tfidf", "stage2.lists.first_stage: .*bm25.*got 'tfidf'"),
-        ("stage2.lists.depth", 101, "stage2.lists.depth: expected 1 to 100, got 101"),
-        ("stage2.training.learning_rate", 2.0, "learning_rate: expected between 0 and 1"),
+        ("stage1.training.steps", 0, "stage1.training.steps: .*greater than or equal to 1, got 0"),
+        ("stage2.training.loss", "rnknet", "loss: expected one of .*adr_mse.*got 'rnknet'"),
+        ("stage2.training.sampler", "bes", "sampler: .*single_relevant.*got 'bes'"),
+        ("stage2.training.learning_rate", 2.0, "stage2.training.learning_rate: .*less than 1"),
         ("stage2.training.learning_rat", 0.1, "stage2.training.learning_rat: unknown key"),
-        ("head", "pooled", "head: expected one of own, similarity; got 'pooled'"),
-        ("bogus", 1, "bogus: unknown key"),
-        ("scale", "huge", "scale: expected smoke, subset or full, got 'huge'"),
+        ("stage2.lists.teacher", "gpt", "teacher: .*fused.*got 'gpt'"),
+        ("stage2.lists.first_stage", "bm25+tfidf", "first_stage: .*bm25.*got 'tfidf'"),
+        ("stage2.lists.depth", 101, "depth: expected 1 to 100, got 101"),
+        ("test.skip_queries", -1, "test.skip_queries: .*got -1"),
+        ("stage2.lists.add_relevant", True, "add_relevant: expected teacher 'judgments', got 'fused'"),
+        ("stage2.training.dev_every", 2, "dev: expected dev queries if and only if"),
+        ("seeds", [], "seeds: "),
+        ("alike", "steps", "alike: .*'passages' or 'passes'"),
+        ("ablation_queries", 1, "ablation_queries: .*got 1"),
+        ("scale", "huge", "scale: .*'smoke', 'subset' or 'full', got 'huge'"),
+        ("head", "similarity", "head: unknown key"),
+        ("more_encoders", "electra", "more_encoders: .*got 'electra'"),
     ],
 )
 def test_a_wrong_value_is_named(key, value, says):
@@ -51,15 +61,14 @@ def test_a_wrong_value_is_named(key, value, says):
 
 def test_every_mistake_is_named_at_once():
     values = with_value("stage1.training.steps", 0) | {"bogus": 1}
-    with pytest.raises(ValueError, match=r"(?s)stage1.training.steps.*bogus"):
+    with pytest.raises(ValueError, match=r"(?s)stage1.training.steps.*bogus: unknown key"):
         checked(Profile, values, what="a profile")
 
 
 def test_a_rate_that_yaml_reads_as_text_is_a_number():
     values = with_value("stage2.training.learning_rate", yaml.safe_load("1e-5"))
     assert values["stage2"]["training"]["learning_rate"] == "1e-5"
-    profile = checked(Profile, values, what="a profile")
-    assert profile.stage2.training.learning_rate == 1e-5
+    assert checked(Profile, values, what="a profile").stage2.training.learning_rate == 1e-5
 
 
 def test_an_unknown_profile_lists_the_known():
@@ -67,63 +76,74 @@ def test_an_unknown_profile_lists_the_known():
         load_profile("mny")
 
 
-def test_students_differ_in_the_named_things_alone():
-    profile = load_profile("mini")
-    base, changed = profile.student(), profile.student(loss="listnet", depth=5, seed=7)
-    assert changed.stages[0] == base.stages[0]
-    assert changed.stages[1].training.loss == "listnet"
-    assert changed.stages[1].lists.depth == 5
-    assert changed.seed == 7
-    assert profile.student("first").stages == base.stages[:1]
-    assert profile.student("second").stages == base.stages[1:]
+def test_a_student_is_trained_in_the_named_stages_in_the_profiles_precision():
+    profile = replace(load_profile("mini"), precision="bfloat16")
+    both, second = profile.student(), profile.student(profile.stage2, seed=7)
+    assert [stage.lists for stage in both.stages] == [profile.stage1.lists, profile.stage2.lists]
+    assert (second.stages, second.seed) == (both.stages[1:], 7)
+    assert {stage.training.precision for stage in both.stages} == {"bfloat16"}
+    assert load_profile(profile) is profile
+
+
+# --- parameters of notebooks ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """A notebook of its own, and what it declares with other values."""
+    monkeypatch.setattr(notebook, "project_folder", lambda: tmp_path)
+    write_notebook(tmp_path, "loss", "this = is never run")
+    return lambda **values: declared("loss", values)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("values", "says"),
     [
-        ({"stages": "third"}, "stages: expected one of both, first, second; got 'third'"),
-        ({"los": "listnet"}, r"unknown change \['los'\]: expected names among .*loss"),
-        ({"loss": "nope"}, "loss: expected one of .*ranknet.*got 'nope'"),
+        ({"depths": [5, 1]}, r"depths: expected one or more .* values of 2 to 100; got \[5, 1\]"),
+        ({"depths": [5, 5]}, "depths: expected one or more different"),
+        ({"depths": []}, "depths: expected one or more different"),
+        ({"depths": "many"}, 'depths: expected a list of whole numbers, got "many"'),
+        ({"depths": "[5,"}, "depths: expected a list of whole numbers"),
+        ({"depths": [0.5]}, "depths: expected a list of whole numbers"),
+        ({"dephts": [7]}, "'loss' has no parameter dephts: expected profile, losses, depths"),
+        ({"losses": ["nope"]}, r'losses: .*ranknet.*got \["nope"\]'),
+        ({"losses": "ranknet"}, "losses: expected a list of text"),
+        ({"n_train": True}, "n_train: expected a whole number, got true"),
+        ({"n_train": "few"}, 'n_train: expected a whole number, got "few"'),
+        ({"profile": "nope"}, "unknown profile 'nope'"),
     ],
 )
-def test_a_wrong_change_is_named(arguments, says):
+def test_a_wrong_parameter_is_named_before_anything_is_declared(page, values, says):
     with pytest.raises(ValueError, match=says):
-        load_profile("mini").student(**arguments)
+        page(**values)
 
 
-@pytest.mark.parametrize(
-    ("notebook", "values", "says"),
-    [
-        ("depth", {"depths": [5, 1]}, "depths: expected .*2 to 100; got"),
-        ("depth", {"depths": [5, 5]}, "depths: expected one or more different"),
-        ("depth", {"depths": "five"}, "depths: "),
-        ("depth", {"depths": [5], "dephts": [7]}, r"dephts: unknown key\n.*profile, depths"),
-        ("depth", {}, "depths: missing"),
-        ("loss", {"losses": ["nope"]}, "losses: .*ranknet.*got"),
-        ("effectiveness", {"profile": "nope", "first_stages": ["bm25"]}, "unknown profile 'nope'"),
-        ("efficiency", {"n_queries": 0, "repetitions": 1}, "n_queries: expected at least 1"),
-        ("other", {}, "expected a notebook of effectiveness"),
-    ],
-)
-def test_a_wrong_parameter_is_named(notebook, values, says):
-    with pytest.raises(ValueError, match=says):
-        check_parameters(notebook, values)
+def test_a_notebook_declares_what_it_compares_with_the_values_that_it_is_given(page):
+    part = page()["losses"]
+    assert (list(part.systems), part.baseline) == (["ranknet"], "ranknet")
+    tiny = replace(load_profile("mini"), name="tiny", encoder="another")
+    part = page(profile=tiny, losses=["listnet", "adr_mse"])["losses"]
+    assert list(part.systems) == ["listnet", "adr_mse"]
+    assert {student.encoder for student in part.systems.values()} == {"another"}
+    with pytest.raises(ValueError, match="notebook: expected one of loss; got 'nope'"):
+        declared("nope", {})
+    with pytest.raises(ValueError, match="baseline: expected one of listnet, adr_mse; got 'BM25'"):
+        Part(profile=tiny, systems=part.systems, baseline="BM25")
 
 
-def test_a_notebook_finds_what_papermill_injected_and_may_be_run_again():
-    namespace = {"profile": "mini", "depths": [5], "_private": 1, "In": [], "pytest": pytest}
-    assert parameters("depth", namespace).depths == (5,)
-    namespace["results"] = "of a later cell"
-    namespace["depths"] = [7]
-    assert parameters("depth", namespace).depths == (7,)
-    with pytest.raises(ValueError, match="dephts: unknown key"):
-        parameters("depth", {"profile": "mini", "depths": [5], "dephts": [7]})
-
-
-def test_a_list_arrives_from_papermills_command_line_as_text():
+def test_values_arrive_from_papermills_command_line_as_text(page):
     """``-p depths "[5,10,20]"`` gives the text; it was once refused as no list."""
-    assert check_parameters("depth", {"profile": "mini", "depths": "[5,10,20]"}).depths == (5, 10, 20)
-    losses = '["ranknet", "adr_mse"]'
-    assert check_parameters("loss", {"profile": "mini", "losses": losses}).losses[1] == "adr_mse"
-    with pytest.raises(ValueError, match="depths: "):
-        check_parameters("depth", {"profile": "mini", "depths": "[5,"})
+    names = {"profile": "mini", "losses": '["ranknet", "adr_mse"]', "depths": "[5,10,20]"}
+    namespace = names | {"n_train": "7", "rate": 1}
+    notebook.parameters("loss", namespace)
+    assert (namespace["losses"], namespace["depths"]) == (["ranknet", "adr_mse"], [5, 10, 20])
+    assert (namespace["n_train"], namespace["rate"]) == (7, 1)
+
+
+def test_a_set_up_cell_may_be_run_again_by_hand(page):
+    namespace = {"profile": "mini", "losses": ["ranknet"], "depths": [5], "n_train": 1, "rate": 1.0}
+    namespace |= {"LOSSES": {}, "_private": 1, "In": [], "pytest": pytest}
+    notebook.parameters("loss", namespace)
+    namespace |= {"later": "of another cell", "depths": [7], "profile": load_profile("mini")}
+    notebook.parameters("loss", namespace)
+    assert namespace["depths"] == [7]

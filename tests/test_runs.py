@@ -1,27 +1,19 @@
-"""The run store: one computation per configuration, data and code; never a half one taken as whole.
+"""The run store: one computation per configuration, data and code; nothing half computed counts.
 
 Mutations seen to fail: data left out of the id; the manifest written before computing; docstrings
 counted as code; imports not followed.
 """
 
 import importlib
-import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 
 import rdl_core
-from rdl_study import runs
-
-CODE = ("rdl_core.losses",)
-
-
-@dataclass(frozen=True)
-class Config:
-    steps: int
+import rdl_study
+from rdl_study import store
 
 
 @pytest.fixture(autouse=True)
@@ -30,35 +22,37 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write(text):
-    return lambda folder: (folder / "result").write_text(text) and None
-
-
-def obtain(config=Config(1), data="d", compute=None, kind="test", **more):
-    return runs.obtain(kind, config, data=data, code=CODE, compute=compute or write("x"), **more)
+def obtain(config=None, data="d", compute=None, kind="test", **more):
+    compute = compute or (lambda folder: (folder / "result").write_text("x") and {"n_lists": 3})
+    wanted = {"config": config or {"steps": 1}, "data": data, "compute": compute, **more}
+    return store.obtain(kind, code=("rdl_core.progress",), **wanted)
 
 
 def never(folder):
     raise AssertionError("computed again")
 
 
-def test_a_finished_run_is_reused_and_says_so(caplog):
+def test_a_finished_run_is_reused_and_tells_what_a_reader_must_know(caplog):
     first = obtain()
-    with caplog.at_level(logging.INFO, "rdl_core"):
+    with caplog.at_level(logging.INFO, "rdl_study"), store.noted() as ids:
         again = obtain(compute=never)
-    assert again == first
+    assert again == first == store.stored(first.manifest["id"])
     assert (again.folder / "result").read_text() == "x"
     assert f"{first.manifest['id']}: reused" in caplog.text
+    assert list(ids) == [first.manifest["id"]]
+    assert (first.manifest["config"], first.manifest["n_lists"]) == ({"steps": 1}, 3)
+    known = {"versions", "device", "threads", "python", "commit", "wall_s", "code"}
+    assert known <= first.manifest.keys()
 
 
 @pytest.mark.parametrize(
-    "change", [{"config": Config(2)}, {"data": "e"}, {"kind": "other"}, {"inputs": ["train-1"]}]
+    "change", [{"config": {"steps": 2}}, {"data": "e"}, {"kind": "other"}, {"inputs": ["train-1"]}]
 )
 def test_whatever_can_change_the_result_changes_the_id(change):
     assert obtain(**change).manifest["id"] != obtain().manifest["id"]
 
 
-def test_a_failed_run_is_handed_its_folder_again(folder):
+def test_a_failed_run_is_handed_its_folder_again_and_a_damaged_one_is_computed_again(folder):
     def fail(folder):
         (folder / "checkpoint").write_text("half")
         raise RuntimeError("power cut")
@@ -66,41 +60,35 @@ def test_a_failed_run_is_handed_its_folder_again(folder):
     with pytest.raises(RuntimeError, match="power cut"):
         obtain(compute=fail)
     assert not list(folder.glob("*/manifest.json"))
-    seen = []
-    obtain(compute=lambda folder: seen.append((folder / "checkpoint").read_text()))
-    assert seen == ["half"]
-
-
-def test_the_manifest_tells_what_a_reader_must_know():
-    run = obtain(compute=lambda folder: {"n_lists": 3})
-    saved = json.loads((run.folder / "manifest.json").read_text())
-    assert saved == run.manifest
-    assert saved["config"] == {"steps": 1}
-    assert saved["n_lists"] == 3
-    assert {"versions", "device", "threads", "python", "commit", "wall_s", "code"} <= set(saved)
-
-
-def hash_of(folder, monkeypatch, **sources):
-    """Code hash of ``rdl_core.fake`` with the given sources."""
-    for name, source in sources.items():
-        (folder / f"{name}.py").write_text(source)
-    monkeypatch.setattr(rdl_core, "__path__", [*rdl_core.__path__, str(folder)])
-    importlib.invalidate_caches()
-    runs.code_hash.cache_clear()
-    return runs.code_hash("rdl_core.fake")
+    run = obtain(compute=lambda folder: {"found": (folder / "checkpoint").read_text()})
+    assert run.manifest["found"] == "half"
+    for name in ("checkpoint", "manifest.json", "config.json"):
+        obtain(compute=never)
+        (run.folder / name).write_text("y")
+        obtain(compute=lambda folder: (folder / "checkpoint").write_text("again") and None)
 
 
 def test_code_hash_follows_imports_and_is_blind_to_prose(tmp_path, monkeypatch):
-    plain = {"fake": "from rdl_core.helper import f\nx = f(1)\n", "helper": "def f(a): return a\n"}
-    before = hash_of(tmp_path, monkeypatch, **plain)
-    commented = '"""New words."""\nfrom rdl_core.helper import f  # why\n\nx = f(1)\n'
-    assert hash_of(tmp_path, monkeypatch, **plain | {"fake": commented}) == before
-    documented = 'def f(a):\n    """Say more."""\n    return a\n'
-    assert hash_of(tmp_path, monkeypatch, **plain | {"helper": documented}) == before
-    assert hash_of(tmp_path, monkeypatch, **plain | {"helper": "def f(a): return -a\n"}) != before
+    """In both packages: a core module's code, and that of a module of the study."""
+    for package in (rdl_core, rdl_study):
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+
+    def hash_of(main, helper):
+        (tmp_path / "fake.py").write_text(main)
+        (tmp_path / "helper.py").write_text(helper)
+        importlib.invalidate_caches()
+        store.code_hash.cache_clear()
+        return store.code_hash("rdl_core.fake")
+
+    main, helper = "from rdl_study.helper import f\nx = f(1)\n", "def f(a): return a\n"
+    before = hash_of(main, helper)
+    assert hash_of(f'"""Words."""\n{main}  # why\n', helper) == before
+    assert hash_of(main, 'def f(a):\n    """Say more."""\n    return a\n') == before
+    assert hash_of(main, "def f(a): return -a\n") != before
+    store.code_hash.cache_clear()
 
 
-def test_two_that_ask_at_once_compute_once(folder):
+def test_two_that_ask_at_once_compute_once():
     def slow(folder):
         time.sleep(0.2)
         with (folder / "count").open("a") as file:

@@ -12,17 +12,13 @@ def site(folder, **pages):
     return broken_links(folder)
 
 
-def test_whole_links_are_no_finding(tmp_path):
+def test_whole_links_and_templates_of_a_theme_are_no_finding(tmp_path):
+    """A build copies templates to ``_static``; their placeholders once failed the first whole build."""
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static" / "macros.html").write_text('<script src="{{ pathto(1) }}"></script>')
     (tmp_path / "a b.png").write_bytes(b"")
     body = '<a href="two.html#here">x</a><img src="a%20b.png"><a href="https://example.org/x">y</a>'
     assert site(tmp_path, one=body, two='<p id="here"><a href="#here">up</a></p>') == []
-
-
-def test_templates_of_a_theme_are_no_pages(tmp_path):
-    """A build copies them to ``_static``; their placeholders once failed the first whole build."""
-    (tmp_path / "_static").mkdir()
-    (tmp_path / "_static" / "macros.html").write_text('<script src="{{ pathto(1) }}"></script>')
-    assert site(tmp_path, one="") == []
 
 
 def test_what_leads_nowhere_is_named(tmp_path):

@@ -1,19 +1,14 @@
-"""One door to every test collection: `load` takes an ir_datasets id and gives frames.
+"""One door to every collection: `load` takes an id and gives frames, `read_corpus` ranked candidates.
 
-Ids are ir_datasets' own (``msmarco-passage/trec-dl-2019/judged``, ``vaswani``, ``beir/...``) and
-ours, which importing this module registers with ir_datasets as real datasets, so that any tool that
-speaks ir_datasets can read them too:
+An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...``), or one of ours, which
+importing this module registers with ir_datasets, for all tools that speak it:
 
 - ``rdl/pydocs/{train,dev,test}``: the embedded collection, which needs no network;
-- ``rdl/trec-dl-{2019,2020,2022}``: the passages that RankLLM's candidate lists carry (see
-  `rdl_core.data.trec_dl`); 2022 has no judgments;
-- ``rdl/vaswani`` and ``rdl/cranfield``: ir_datasets' ``vaswani`` and ``cranfield`` from files that
-  `rdl_core.data.downloads` fetches. Cranfield's judgments are coarser: 1 where ir_datasets has
-  grades 1 to 4, 0 where it has -1;
-- a folder of one's own, in BEIR's layout or with ``queries.tsv``, ``collection.tsv`` and, where there
-  are judgments, ``qrels.tsv``; its path is the id;
-- any of all these with ``/crops`` behind it: the same passages with a pseudo-query from each, to
-  which only that passage is relevant (see `rdl_core.data.crops`).
+- ``rdl/trec-dl-{2019,2020,2022}``: the passages of RankLLM's lists; 2022 has no judgments;
+- ``rdl/vaswani`` and ``rdl/cranfield``: those of ir_datasets, from files of the registry. Cranfield's
+  judgments are coarser: 1 where ir_datasets has grades 1 to 4, 0 where it has -1;
+- a folder in BEIR's layout, or with ``queries.tsv``, ``collection.tsv`` and perhaps ``qrels.tsv``;
+- any of these with ``/crops`` behind it: the same passages, and pseudo-queries from `crops`.
 
 Files are fetched when a collection is first read, not when it is opened.
 """
@@ -22,37 +17,39 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from itertools import islice, starmap
+from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 import ir_datasets
 import pandas as pd
 from ir_datasets.datasets.cranfield import CranfieldDoc
-from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrels
+from ir_datasets.formats import BaseDocs, BaseQrels, BaseQueries, GenericDoc, GenericQuery, TrecQrel
+from ir_datasets.indices import Docstore
 
-from rdl_core.data import pydocs, trec_dl
-from rdl_core.data._parts import Docs, Fetched, Qrels, Queries
-from rdl_core.data.crops import crops
+from rdl_core.data import published, pydocs
 from rdl_core.data.downloads import fetch
-from rdl_core.data.formats import read_passages, read_qrels, read_queries
+from rdl_core.data.formats import read_candidates, read_passages, read_qrels, read_queries
 
-__all__ = ["Collection", "fingerprint", "load"]
+__all__ = [
+    "Collection", "Corpus", "Texts", "crops", "fingerprint", "load", "read_corpus", "read_judgments",
+]  # fmt: skip
 
 _CHUNK = 2**16  # passages read at once
+_LOOKED_UP = 4096  # texts looked up at once
+
+
+# --- collections ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Queries, passages and judgments of one ir_datasets id, as frames, each read when asked for.
-
-    Args:
-        id: An ir_datasets id.
-    """
+    """Queries, passages and judgments of one id, as frames, each read when it is asked for."""
 
     id: str
 
@@ -64,7 +61,7 @@ class Collection:
     @cached_property
     def queries(self) -> pd.DataFrame:
         """``query_id`` and ``query``, in the collection's order."""
-        rows = ((q.query_id, q.default_text()) for q in self._each("queries"))
+        rows = ((q.query_id, q.default_text()) for q in self._rows("queries"))
         return pd.DataFrame(rows, columns=["query_id", "query"], dtype="str")
 
     @cached_property
@@ -77,15 +74,15 @@ class Collection:
         if "passages" in vars(self):  # read before
             yield self.passages
             return
-        rows = ((d.doc_id, d.default_text()) for d in self._each("docs"))
-        while part := list(islice(rows, _CHUNK)):
-            yield _passages(part)
+        rows = ((d.doc_id, d.default_text()) for d in self._rows("docs"))
+        while chunk := list(islice(rows, _CHUNK)):
+            yield _passages(chunk)
 
     def passages_of(self, doc_ids: Iterable[str]) -> pd.DataFrame:
         """The same of some ids alone, in the collection's order."""
         wanted = set(doc_ids)
-        found = (part[part["doc_id"].isin(wanted)] for part in self.passage_chunks())
-        return pd.concat([_passages([]), *found], ignore_index=True)
+        chunks = (chunk[chunk["doc_id"].isin(wanted)] for chunk in self.passage_chunks())
+        return pd.concat([_passages([]), *chunks], ignore_index=True)
 
     @property
     def doc_ids(self) -> pd.Index:
@@ -100,20 +97,16 @@ class Collection:
     @cached_property
     def _read_through(self) -> tuple[pd.Index, str]:
         """Ids and fingerprint of the passages, from one reading, without keeping their texts."""
-        ids = []
-
-        def parts() -> Iterator[pd.DataFrame]:
-            for part in self.passage_chunks():
-                ids.append(part["doc_id"].copy())
-                yield part
-
-        of_all = _fingerprint(parts())
-        return pd.Index(pd.concat([_passages([])["doc_id"], *ids])), of_all
+        ids, rows = [_passages([])["doc_id"]], hashlib.sha256()
+        for chunk in self.passage_chunks():
+            ids.append(chunk["doc_id"].copy())
+            rows.update(pd.util.hash_pandas_object(chunk, index=False).to_numpy())
+        return pd.Index(pd.concat(ids)), rows.hexdigest()[:16]
 
     @cached_property
     def qrels(self) -> pd.DataFrame:
         """``query_id``, ``doc_id`` and ``relevance``."""
-        rows = ((q.query_id, q.doc_id, q.relevance) for q in self._each("qrels"))
+        rows = ((q.query_id, q.doc_id, q.relevance) for q in self._rows("qrels"))
         return pd.DataFrame(rows, columns=["query_id", "doc_id", "relevance"])
 
     @cached_property
@@ -129,218 +122,360 @@ class Collection:
         """Whether the collection has ``docs``, ``queries`` or ``qrels``."""
         return getattr(self.dataset, f"has_{part}")()
 
-    def _each(self, part: str) -> Iterator[NamedTuple]:
-        self._require(part)
-        try:
-            yield from getattr(self.dataset, f"{part}_iter")()
-        except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
-            tried = error.args[1] if len(error.args) == 2 else [(error, None)]
-            raise ValueError(
-                f"expected {part} of collection {self.id!r} in {ir_datasets.util.home_path()} or at "
-                + ", ".join(f"{source} ({type(why).__name__})" for source, why in tried)
-                + ": set IR_DATASETS_HOME to a copy of that folder from a machine with a network"
-            ) from error
-
-    def _require(self, part: str) -> None:
+    def _rows(self, part: str) -> Iterator[NamedTuple]:
         if not self.has(part):
             has = [p for p in ("docs", "queries", "qrels") if self.has(p)]
             subsets = (i for i in ir_datasets.registry if i.startswith(f"{self.id}/"))
             near = list(islice((i for i in subsets if Collection(i).has(part)), 8))
             raise ValueError(
-                f"expected collection {self.id!r} to have {part}, but it has only "
-                + (", ".join(has) or "nothing")
+                f"collection {self.id!r} has no {part}, only {', '.join(has) or 'nothing'}"
                 + (f": try one of {', '.join(near)}" if near else "")
             )
+        try:
+            yield from getattr(self.dataset, f"{part}_iter")()
+        except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
+            tried = error.args[1] if len(error.args) == 2 else [(error, None)]
+            raise ValueError(
+                f"{part} of collection {self.id!r} are neither in {ir_datasets.util.home_path()} nor at "
+                + ", ".join(f"{source} ({type(why).__name__})" for source, why in tried)
+                + ": set IR_DATASETS_HOME to a copy of that folder from a machine with a network"
+            ) from error
 
 
 @lru_cache(maxsize=8)
 def load(collection_id: str) -> Collection:
-    """Open a collection.
-
-    Args:
-        collection_id: An id that ir_datasets knows, ours included; a folder; or either with
-            ``/crops`` behind it.
+    """Open a collection: an id that ir_datasets knows, ours included; a folder; either with ``/crops``.
 
     Raises:
         ValueError: An unknown id; lists ours. Or a folder without queries and passages.
-
-    >>> load("rdl/pydocs/test").queries.columns.tolist()
-    ['query_id', 'query']
     """
     base, _, last = collection_id.rpartition("/")
-    if collection_id in ir_datasets.registry:
-        return Collection(collection_id)
-    if last == "crops" and base:
-        _register_crops(load(base), collection_id)
-    elif Path(collection_id).is_dir():
-        _register_folder(Path(collection_id))
-    else:
-        ours = sorted(i for i in ir_datasets.registry if i.startswith("rdl/"))
-        raise ValueError(
-            f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one of "
-            f"ours: {', '.join(ours)}"
-        )
+    if collection_id not in ir_datasets.registry:
+        if last == "crops" and base:
+            _register_crops(load(base), collection_id)
+        elif Path(collection_id).is_dir():
+            _register_folder(Path(collection_id))
+        else:
+            ours = ", ".join(sorted(i for i in ir_datasets.registry if i.startswith("rdl/")))
+            raise ValueError(
+                f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one of "
+                f"ours: {ours}"
+            )
     return Collection(collection_id)
 
 
 def fingerprint(frame: pd.DataFrame) -> str:
-    """16 hexadecimal digits that change with any value of a frame, or the order of its rows.
+    """16 hexadecimal digits that change with any value of a frame, or the order of its rows."""
+    rows = pd.util.hash_pandas_object(frame, index=False).to_numpy()
+    return hashlib.sha256(rows).hexdigest()[:16]
 
-    >>> fingerprint(pd.DataFrame({"a": ["x"]})) == fingerprint(pd.DataFrame({"a": ["y"]}))
-    False
+
+def crops(passages: pd.DataFrame) -> pd.DataFrame:
+    """A pseudo-query from each passage: 4 to 9 words in a row of one of its sentences.
+
+    Args:
+        passages: ``doc_id`` and ``text``; each draws from its own id and text alone.
+
+    Returns:
+        ``query_id``, the passage's id with ``.crop`` behind it, and ``query``: lower case, without
+        punctuation, stop words at either end taken off. A passage has none if fewer than two words are
+        left, or all its sentences are shorter.
+
+    Reference: Baldelli et al., TWOLAR, ECIR 2024; Lee et al., ACL 2019.
     """
-    return _fingerprint([frame])
+    from bm25s.stopwords import STOPWORDS_EN_PLUS  # nearly a second; few processes crop
 
-
-def _fingerprint(parts: Iterable[pd.DataFrame]) -> str:
-    """Of a frame in parts, the same however it is cut."""
-    rows = hashlib.sha256()
-    for part in parts:
-        rows.update(pd.util.hash_pandas_object(part, index=False).to_numpy())
-    return rows.hexdigest()[:16]
+    rows, stop_words = [], frozenset(STOPWORDS_EN_PLUS)
+    for doc_id, text in zip(passages["doc_id"], passages["text"], strict=True):
+        sentences = re.split(r"(?<=[.!?:;])\s+", text)
+        words_of = [re.sub(r"[^\w' -]", "", sentence).lower().split() for sentence in sentences]
+        if long_enough := [words for words in words_of if len(words) >= 4]:
+            draw = Random(f"{doc_id} {text}")  # of text: the same draws in every process and version
+            words = draw.choice(long_enough)
+            size = min(len(words), draw.randint(4, 9))
+            start = draw.randrange(len(words) - size + 1)
+            crop = words[start : start + size]
+            telling = [n for n, word in enumerate(crop) if word not in stop_words]
+            if len(telling) > 1:
+                rows.append((f"{doc_id}.crop", " ".join(crop[telling[0] : telling[-1] + 1])))
+    return pd.DataFrame(rows, columns=["query_id", "query"], dtype="str")
 
 
 def _passages(rows: list[tuple[str, str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["doc_id", "text"], dtype="str")
 
 
-# --- the embedded collection --------------------------------------------------------------------
+# --- ranked candidates and the texts behind them --------------------------------------------------
 
 
-def _pydocs_qrels(split: str) -> Iterator[tuple[str, str, int]]:
-    own = {query.query_id for query in _pydocs_queries(split)}
-    return (row for row in pydocs.load().qrels.itertuples(index=False, name=None) if row[0] in own)
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts by id."""
+
+    what: str
+    """``"query"`` or ``"passage"``."""
+    source: str
+    """Where they are from, for errors."""
+    find: Callable[[list[str]], Mapping[str, str]]
+    """Gives the texts of some ids, as far as there are any."""
+
+    def each(self, ids: Sequence[str]) -> Iterator[str]:
+        """The text of each id, looked up some thousands at a time; ValueError for an id without one."""
+        rest = iter(ids)
+        while some := list(islice(rest, _LOOKED_UP)):
+            texts = self.find(some)
+            if missing := [x for x in some if x not in texts]:
+                raise ValueError(
+                    f"{self.source} has no text for {len(missing)} of {len(some)} {self.what} ids, such "
+                    f"as {missing[0]!r}: name the collection that was ranked (--collection)"
+                )
+            yield from (texts[x] for x in some)
+
+    def of(self, ids: Sequence[str]) -> list[str]:
+        """The same as a list."""
+        return list(self.each(ids))
 
 
-def _pydocs_docs() -> Iterator[GenericDoc]:
-    return (GenericDoc(*row) for row in pydocs.load().passages.itertuples(index=False))
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Ranked candidates, and the texts behind their ids."""
+
+    candidates: pd.DataFrame
+    """What `read_candidates` gives, without texts."""
+    queries: Texts
+    """Of the candidates' queries."""
+    passages: Texts
+    """Of the candidates."""
+
+    def parts(self, n_pairs: int) -> Iterator[Corpus]:
+        """Whole queries, as many at a time as hold some `n_pairs` candidates."""
+        sizes = self.candidates.groupby("query_id", sort=False).size()
+        part = self.candidates["query_id"].map((sizes.cumsum() - sizes) // n_pairs)
+        for _, rows in self.candidates.groupby(part, sort=False):
+            yield replace(self, candidates=rows)
+
+    def shard(self, number: int, of: int) -> Corpus:
+        """The queries of a shard: of eight, the second has queries 2, 10, 18, ..."""
+        queries = self.ids("query_id")
+        if of > len(queries):
+            raise ValueError(f"{len(queries)} queries cannot be shared by {of} shards: use fewer shards")
+        own = self.candidates["query_id"].isin(queries[number - 1 :: of])
+        return replace(self, candidates=self.candidates[own])
+
+    def ids(self, column: str) -> pd.Index:
+        """Each id of a column once, as it first appears."""
+        return pd.Index(self.candidates[column].unique().astype(object))
 
 
-def _pydocs_queries(split: str) -> Iterator[GenericQuery]:
-    queries = pydocs.load().queries
-    own = queries.loc[queries["split"] == split, ["query_id", "query"]]
-    return (GenericQuery(*row) for row in own.itertuples(index=False))
+def read_corpus(
+    path: str | Path, *, format: str | None = None, collection: str | None = None
+) -> Corpus:
+    """Read ranked candidates, and find out where their texts are.
+
+    Args:
+        path: Candidates, in any format of `rdl_core.data.formats.FORMATS`.
+        format: Its name there; without it, the file tells.
+        collection: What `load` takes; its texts come before those in the file.
+
+    Raises:
+        ValueError: As for `read_candidates` and `load`; an id has two texts in the file; or neither the
+            file nor the collection has queries, or passages.
+    """
+    candidates, texts = read_candidates(path, format), {}
+    for what, key, column in (("query", "query_id", "query"), ("passage", "doc_id", "text")):
+        if column in candidates:
+            pairs = candidates[[key, column]].drop_duplicates()
+            if (twice := pairs[key].duplicated()).any():
+                raise ValueError(
+                    f"{path} has two texts for {what} {pairs.loc[twice, key].iloc[0]!r}: give each text "
+                    "an id of its own"
+                )
+            texts[what] = _looked_up(what, str(path), pairs)
+    if collection:
+        opened, source = load(collection), f"collection {collection!r}"
+        if opened.has("queries"):
+            texts["query"] = _looked_up("query", source, opened.queries)
+        if opened.has("docs"):
+            store = opened.dataset.docs_store()
+
+            def find(ids: list[str]) -> dict[str, str]:
+                return {key: doc.default_text() for key, doc in store.get_many(ids).items()}
+
+            texts["passage"] = Texts(what="passage", source=source, find=find)
+    for what in ("query", "passage"):
+        if what not in texts:
+            either = f" and {collection!r} has none either" if collection else ""
+            raise ValueError(
+                f"{path} has no {what} texts{either}: name a folder or an ir_datasets id that has them "
+                "(--collection)"
+            )
+    candidates = candidates.drop(columns=["query", "text"], errors="ignore")
+    return Corpus(candidates=candidates, queries=texts["query"], passages=texts["passage"])
 
 
-# --- TREC Deep Learning -------------------------------------------------------------------------
+def read_judgments(source: str | Path) -> pd.DataFrame:
+    """Judgments of a file, or of a collection: ``query_id``, ``doc_id``, ``relevance``."""
+    if Path(source).is_dir():
+        splits = [str(path) for path in sorted(Path(source).glob("qrels/*.tsv"))]
+        raise ValueError(
+            f"{source} is a folder: name a file of judgments in it, such as {splits or 'qrels/test.tsv'}"
+        )
+    if Path(source).exists():
+        return read_qrels(source)
+    try:
+        return load(str(source)).qrels
+    except ValueError as error:
+        raise ValueError(f"{source} is no file of judgments, and {error}") from None
 
 
-def _trec_dl_docs(year: int) -> Iterator[GenericDoc]:
-    return (GenericDoc(*item) for item in trec_dl.load_texts(year).passages.items())
+def _looked_up(what: str, source: str, texts: pd.DataFrame) -> Texts:
+    by_id = dict(texts.itertuples(index=False, name=None))
+    return Texts(what=what, source=source, find=lambda ids: by_id)
 
 
-def _trec_dl_queries(year: int) -> Iterator[GenericQuery]:
-    return (GenericQuery(*item) for item in trec_dl.load_texts(year).queries.items())
+# --- our own, for ir_datasets ---------------------------------------------------------------------
+
+_Rows = Callable[[], Iterable[tuple]]
 
 
-# --- Vaswani and Cranfield ----------------------------------------------------------------------
+@dataclass
+class _Docs(BaseDocs):
+    """Passages that fit into memory."""
+
+    rows: _Rows
+
+    def docs_iter(self) -> Iterator[GenericDoc]:
+        return map(GenericDoc._make, self.rows())
+
+    def docs_count(self) -> int:
+        return sum(1 for _ in self.rows())
+
+    def docs_store(self, options: object = None) -> Docstore:
+        store, by_id = Docstore(GenericDoc), lru_cache(lambda: {d.doc_id: d for d in self.docs_iter()})
+        store.get_many_iter = lambda doc_ids: (by_id()[x] for x in doc_ids if x in by_id())
+        return store
 
 
-def _vaswani_docs() -> Iterator[GenericDoc]:
-    for number in _elements("vaswani/doc-text.trec", "DOCNO"):
-        yield GenericDoc(number.text, number.tail.removeprefix("\n"))
+@dataclass
+class _Queries(BaseQueries):
+    rows: _Rows
+
+    def queries_iter(self) -> Iterator[GenericQuery]:
+        return map(GenericQuery._make, self.rows())
 
 
-def _vaswani_queries() -> Iterator[GenericQuery]:
-    for topic in _elements("vaswani/query-text.trec", "top"):
-        yield GenericQuery(topic.findtext("num"), topic.findtext("title").removeprefix("\n"))
+@dataclass
+class _Qrels(BaseQrels):
+    rows: _Rows
+    grades: dict[int, str]
+
+    def qrels_iter(self) -> Iterator[TrecQrel]:
+        return (TrecQrel(*row, "0") for row in self.rows())
+
+    def qrels_cls(self) -> type:
+        return TrecQrel
+
+    def qrels_defs(self) -> dict[int, str]:
+        return self.grades
 
 
-def _cranfield_docs() -> Iterator[CranfieldDoc]:
-    for doc in _elements("cranfield/cran.all.1400.xml", "doc"):
-        fields = ("docno", "title", "text", "author", "bib")
-        yield CranfieldDoc(*(doc.findtext(field).strip() for field in fields))
+def _register(name: str, *parts: object) -> None:
+    """Make a dataset of its parts; of two that have passages, queries or judgments the first counts."""
+    ir_datasets.registry.register(name, ir_datasets.Dataset(*filter(None, parts)))
 
 
-def _cranfield_queries() -> Iterator[GenericQuery]:
-    """Numbered 1 to 225 as the judgments number them; the file's own numbers go up to 365."""
-    for number, topic in enumerate(_elements("cranfield/cran.qry.xml", "top"), start=1):
-        yield GenericQuery(str(number), topic.findtext("title").strip())
-
-
-def _elements(name: str, tag: str) -> Iterator[ElementTree.Element]:
-    """Elements of a file that may lack the one element around all."""
-    text = re.sub(r"^<\?xml[^>]*\?>", "", fetch(name).read_text(encoding="utf-8"))
-    return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
-
-
-def _register_pydocs() -> None:
-    docs = Docs("rdl/pydocs", _pydocs_docs)
-    ir_datasets.registry.register("rdl/pydocs", ir_datasets.Dataset(docs))
-    for split in pydocs.SPLITS:
-        queries = Queries("rdl/pydocs", partial(_pydocs_queries, split))
-        grades = {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
-        qrels = Qrels(partial(_pydocs_qrels, split), grades)
-        dataset = ir_datasets.Dataset(docs, queries, qrels)
-        ir_datasets.registry.register(f"rdl/pydocs/{split}", dataset)
-
-
-def _register_trec_dl() -> None:
-    grades = {3: "perfectly relevant", 2: "highly relevant", 1: "related", 0: "irrelevant"}
-    for year, judged in trec_dl.YEARS.items():
-        name = f"rdl/trec-dl-{year}"
-        parts = [Docs(name, partial(_trec_dl_docs, year))]
-        parts.append(Queries(name, partial(_trec_dl_queries, year)))
-        if judged:
-            parts.append(TrecQrels(Fetched(trec_dl.qrels_name(year)), grades))
-        ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
-
-
-def _register_classics() -> None:
-    vaswani = ir_datasets.Dataset(
-        Docs("rdl/vaswani", _vaswani_docs),
-        Queries("rdl/vaswani", _vaswani_queries),
-        TrecQrels(Fetched("vaswani/qrels"), {1: "relevant"}),
-    )
-    cranfield = ir_datasets.Dataset(
-        Docs("rdl/cranfield", _cranfield_docs, CranfieldDoc),
-        Queries("rdl/cranfield", _cranfield_queries),
-        TrecQrels(
-            Fetched("cranfield/cranqrel.trec.txt"),
-            {3: "relevant (one slip of the file)", 1: "relevant", 0: "of no interest"},
-        ),
-    )
-    ir_datasets.registry.register("rdl/vaswani", vaswani)
-    ir_datasets.registry.register("rdl/cranfield", cranfield)
-
-
-# --- what has no name beforehand ----------------------------------------------------------------
+def _tuples(frame: Callable[[], pd.DataFrame]) -> _Rows:
+    return lambda: frame().itertuples(index=False, name=None)
 
 
 def _register_crops(base: Collection, name: str) -> None:
-    def queries() -> Iterator[GenericQuery]:
-        return (GenericQuery(*row) for row in crops(base.passages).itertuples(index=False))
+    def queries() -> pd.DataFrame:
+        return crops(base.passages)
 
-    def judgments() -> Iterator[tuple[str, str, int]]:
-        return ((query.query_id, query.query_id.removesuffix(".crop"), 1) for query in queries())
+    def qrels() -> Iterator[tuple]:
+        return ((query_id, query_id.removesuffix(".crop"), 1) for query_id in queries()["query_id"])
 
     grades = {1: "the passage that the query was cut from"}
-    parts = (Queries(name, queries), Qrels(judgments, grades), base.dataset)  # the first counts
-    ir_datasets.registry.register(name, ir_datasets.Dataset(*parts))
+    _register(name, _Queries(_tuples(queries)), _Qrels(qrels, grades), base.dataset)
 
 
 def _register_folder(folder: Path) -> None:
     """Files of a folder, in BEIR's layout or as tsv; the first of each kind that is there."""
 
-    def found(*names: str) -> Path | None:
+    def first(*names: str) -> Path | None:
         return next((folder / name for name in names if (folder / name).is_file()), None)
 
-    queries, passages = found("queries.jsonl", "queries.tsv"), found("corpus.jsonl", "collection.tsv")
+    queries, passages = first("queries.jsonl", "queries.tsv"), first("corpus.jsonl", "collection.tsv")
     if not (queries and passages):
         raise ValueError(
-            f"{folder}: expected queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv; "
-            f"found {sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
+            f"{folder}: expected queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv; got "
+            f"{sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
         )
-    parts = [
-        Docs(str(folder), lambda: starmap(GenericDoc, read_passages(passages).to_numpy())),
-        Queries(str(folder), lambda: starmap(GenericQuery, read_queries(queries).to_numpy())),
-    ]
-    if qrels := found("qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv"):
-        parts.append(Qrels(lambda: map(tuple, read_qrels(qrels).to_numpy()), {1: "relevant"}))
-    ir_datasets.registry.register(str(folder), ir_datasets.Dataset(*parts))
+    qrels = first("qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv")
+    _register(
+        str(folder), _Docs(_tuples(partial(read_passages, passages))),
+        _Queries(_tuples(partial(read_queries, queries))),
+        qrels and _Qrels(_tuples(partial(read_qrels, qrels)), {1: "relevant"}),
+    )  # fmt: skip
+
+
+def _register_pydocs() -> None:
+    def queries(split: str) -> pd.DataFrame:
+        every = pydocs.load().queries
+        return every.loc[every["split"] == split, ["query_id", "query"]]
+
+    def qrels(split: str) -> pd.DataFrame:
+        every = pydocs.load().qrels
+        return every[every["query_id"].isin(queries(split)["query_id"])]
+
+    docs = _Docs(_tuples(lambda: pydocs.load().passages))
+    _register("rdl/pydocs", docs)
+    grades = {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
+    for split in pydocs.SPLITS:
+        own, judged = (_tuples(partial(part, split)) for part in (queries, qrels))
+        _register(f"rdl/pydocs/{split}", docs, _Queries(own), _Qrels(judged, grades))
+
+
+def _register_fetched() -> None:
+    """TREC DL, Vaswani, Cranfield."""
+
+    def elements(name: str, tag: str) -> Iterator[ElementTree.Element]:  # may lack one around all
+        text = re.sub(r"^<\?xml[^>]*\?>", "", fetch(name).read_text(encoding="utf-8"))
+        return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
+
+    def judged(name: str, grades: dict[int, str]) -> _Qrels:
+        return _Qrels(_tuples(lambda: read_qrels(fetch(name))), grades)
+
+    def vaswani_docs() -> Iterator[tuple]:
+        numbers = elements("vaswani/doc-text.trec", "DOCNO")
+        return ((number.text, number.tail.removeprefix("\n")) for number in numbers)
+
+    def vaswani_queries() -> Iterator[tuple]:
+        topics = elements("vaswani/query-text.trec", "top")
+        return ((t.findtext("num"), t.findtext("title").removeprefix("\n")) for t in topics)
+
+    def cranfield_docs() -> Iterator[tuple]:
+        for doc in elements("cranfield/cran.all.1400.xml", "doc"):
+            fields = (doc.findtext(x).strip() for x in ("docno", "title", "text", "author", "bib"))
+            made = CranfieldDoc(*fields)
+            yield made.doc_id, made.default_text()
+
+    def cranfield_queries() -> Iterator[tuple]:  # numbered 1 to 225 as its judgments number them
+        topics = enumerate(elements("cranfield/cran.qry.xml", "top"), start=1)
+        return ((str(number), topic.findtext("title").strip()) for number, topic in topics)
+
+    grades = {3: "perfectly relevant", 2: "highly relevant", 1: "related", 0: "irrelevant"}
+    for year, has_qrels in published.YEARS.items():
+        queries, docs = (_tuples(lambda year=year, n=n: published.texts(year)[n]) for n in (0, 1))
+        qrels = judged(published.qrels_name(year), grades) if has_qrels else None
+        _register(f"rdl/trec-dl-{year}", _Docs(docs), _Queries(queries), qrels)
+    qrels = judged("vaswani/qrels", {1: "relevant"})
+    _register("rdl/vaswani", _Docs(vaswani_docs), _Queries(vaswani_queries), qrels)
+    grades = {3: "relevant (one slip of the file)", 1: "relevant", 0: "of no interest"}
+    qrels = judged("cranfield/cranqrel.trec.txt", grades)
+    _register("rdl/cranfield", _Docs(cranfield_docs), _Queries(cranfield_queries), qrels)
 
 
 if "rdl/pydocs" not in ir_datasets.registry:
     _register_pydocs()
-    _register_trec_dl()
-    _register_classics()
+    _register_fetched()

@@ -1,7 +1,6 @@
-"""First stages: BM25 and a dense bi-encoder, from frames of text to frames of candidates.
+"""First stages: BM25, a dense bi-encoder, random passages; from frames of text to frames of candidates.
 
-Both return ``query_id``, ``doc_id``, ``rank`` (1 is best) and ``score``, at most `depth` rows per
-query. The work is bm25s' and sentence-transformers'.
+All return ``query_id``, ``doc_id``, ``rank`` (1 is best) and ``score``, at most `depth` rows per query.
 
 Reference: Robertson & Zaragoza, Foundations and Trends in IR 2009 (BM25); Lù, 2024 (bm25s);
 Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
@@ -9,6 +8,7 @@ Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ from rdl_core.data.downloads import encoder_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.progress import progress
 
-__all__ = ["bm25", "dense", "encode"]
+__all__ = ["bm25", "dense", "encode", "random_candidates"]
 
 _CHUNK = 512
 
@@ -35,23 +35,36 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
         queries: ``query_id`` and ``query``.
         passages: ``doc_id`` and ``text``.
         depth: Most candidates per query; passages that share no word with it are left out.
-
-    >>> passages = pd.DataFrame({"doc_id": ["a", "b"], "text": ["red fox", "blue whale"]})
-    >>> queries = pd.DataFrame({"query_id": ["q"], "query": ["whale song"]})
-    >>> bm25(queries, passages, depth=2)["doc_id"].tolist()
-    ['b']
     """
     if queries.empty:  # which bm25s does not take
-        return _candidates(
-            queries["query_id"], passages["doc_id"], np.empty((0, 0), np.int64), np.empty((0, 0))
-        )
-    index = bm25s.BM25(k1=1.2, b=0.75)
-    index.index(_words(passages["text"]), show_progress=_bars())
-    rows, scores = index.retrieve(
-        _words(queries["query"]), k=min(depth, len(passages)), show_progress=_bars()
+        return _candidates(queries, passages, np.empty((0, 0), np.int64), np.empty((0, 0)))
+    bars, stemmer, index = sys.stderr.isatty(), Stemmer("english"), bm25s.BM25(k1=1.2, b=0.75)
+    words, query_words = (
+        bm25s.tokenize(texts.tolist(), stopwords="en", stemmer=stemmer, show_progress=False)
+        for texts in (passages["text"], queries["query"])
     )
-    frame = _candidates(queries["query_id"], passages["doc_id"], rows.astype(np.int64), scores)
+    index.index(words, show_progress=bars)
+    rows, scores = index.retrieve(query_words, k=min(depth, len(passages)), show_progress=bars)
+    frame = _candidates(queries, passages, rows.astype(np.int64), scores)
     return frame[frame["score"] > 0].reset_index(drop=True)
+
+
+def random_candidates(
+    queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int, seed: int = 0
+) -> pd.DataFrame:
+    """Passages drawn uniformly for each query, in the order in which they were drawn.
+
+    A draw depends on the query's id, the seed and the number of passages alone; the score is minus the
+    rank. Time and memory do not grow with the corpus.
+    """
+    depth = min(depth, len(passages))
+    rows = np.empty((len(queries), depth), np.int64)
+    for row, query_id in zip(rows, queries["query_id"], strict=True):
+        key = hashlib.blake2b(f"{seed} {query_id}".encode(), digest_size=8).digest()
+        generator = np.random.default_rng(int.from_bytes(key))
+        row[:] = generator.choice(len(passages), depth, replace=False)
+    scores = np.broadcast_to(-np.arange(1.0, depth + 1), rows.shape)
+    return _candidates(queries, passages, rows, scores)
 
 
 def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool) -> np.ndarray:
@@ -65,9 +78,6 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
 
     Returns:
         float32 ``[n, dim]``.
-
-    >>> encode(["a fox", "a whale"], "all-MiniLM-L6-v2", max_tokens=8, queries=False).shape
-    (2, 384)
     """
     from sentence_transformers import SentenceTransformer  # two seconds; most processes encode nothing
 
@@ -76,7 +86,7 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
     model = SentenceTransformer(
         encoder_path(encoder), device=str(device), trust_remote_code=False,
         model_kwargs={"dtype": dtype, "use_safetensors": True},
-    )
+    )  # fmt: skip
     model.max_seq_length = max_tokens
     by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]
     vectors = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
@@ -84,63 +94,31 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
     to_vectors = model.encode_query if queries else model.encode_document
     what = f"encoding {'queries' if queries else 'passages'}"
     for chunk in progress(chunks, total=len(chunks), what=what):
+        chunk_texts = [texts[i] for i in chunk]
         encoded = to_vectors(
-            [texts[i] for i in chunk], batch_size=32, convert_to_tensor=True,
-            show_progress_bar=False,
+            chunk_texts, batch_size=32, convert_to_tensor=True, show_progress_bar=False
         )
         vectors[chunk] = normalize(encoded.float()).cpu().numpy()
     return vectors
 
 
 def dense(
-    queries: pd.DataFrame,
-    passages: pd.DataFrame,
-    query_vectors: np.ndarray,
-    passage_vectors: np.ndarray,
-    *,
-    depth: int,
-) -> pd.DataFrame:
-    """Candidates by the inner product of vectors; exact, no index.
-
-    Args:
-        queries: ``query_id`` and ``query``.
-        passages: ``doc_id`` and ``text``.
-        query_vectors: float32 ``[n_queries, dim]``, in the order of `queries`.
-        passage_vectors: float32 ``[n_passages, dim]``, in the order of `passages`.
-        depth: Most candidates per query.
-
-    >>> queries = pd.DataFrame({"query_id": ["q"], "query": ["..."]})
-    >>> passages = pd.DataFrame({"doc_id": ["a", "b"], "text": ["...", "..."]})
-    >>> vectors = np.eye(2, dtype=np.float32)
-    >>> dense(queries, passages, vectors[1:], vectors, depth=1)["doc_id"].tolist()
-    ['b']
-    """
+    queries: pd.DataFrame, passages: pd.DataFrame, query_vectors: np.ndarray,
+    passage_vectors: np.ndarray, *, depth: int,
+) -> pd.DataFrame:  # fmt: skip
+    """Candidates by the inner product of vectors, float32 ``[n, dim]``; exact, no index."""
     scores = torch.from_numpy(query_vectors) @ torch.from_numpy(passage_vectors).T
     best = scores.topk(min(depth, len(passages)), dim=1)
-    return _candidates(
-        queries["query_id"], passages["doc_id"], best.indices.numpy(), best.values.numpy()
-    )
-
-
-def _bars() -> bool:
-    return sys.stderr.isatty()
-
-
-def _words(texts: pd.Series) -> object:
-    return bm25s.tokenize(
-        texts.tolist(), stopwords="en", stemmer=Stemmer("english"), show_progress=False
-    )
+    return _candidates(queries, passages, best.indices.numpy(), best.values.numpy())
 
 
 def _candidates(
-    query_ids: pd.Series, doc_ids: pd.Series, rows: np.ndarray, scores: np.ndarray
+    queries: pd.DataFrame, passages: pd.DataFrame, rows: np.ndarray, scores: np.ndarray
 ) -> pd.DataFrame:
+    """Candidates from rows of the passages ``[n_queries, depth]``, best first, and their scores."""
     n, depth = rows.shape
-    return pd.DataFrame(
-        {
-            "query_id": np.repeat(query_ids.to_numpy(object), depth),
-            "doc_id": doc_ids.to_numpy(object)[rows.ravel()],
-            "rank": np.tile(np.arange(1, depth + 1), n),
-            "score": scores.ravel(),
-        }
-    )
+    return pd.DataFrame({
+        "query_id": np.repeat(queries["query_id"].to_numpy(object), depth),
+        "doc_id": passages["doc_id"].to_numpy(object)[rows.ravel()],
+        "rank": np.tile(np.arange(1, depth + 1), n), "score": scores.ravel(),
+    })  # fmt: skip

@@ -1,234 +1,323 @@
-"""Races over a profile's own passages: rankings, training steps, sampling, growth and limits.
+"""What is raced, and the commands ``rdl bench``, ``rdl precision`` and ``rdl size``.
 
-`rdl_study.bench.parts` says what each part compares. A part's figures are its timings, one row a
-call, and what each system's process was; pages draw from both. What was recorded lies in
-``results/efficiency/<name>/``.
+Figures go into a folder; those of the book lie in ``results/efficiency/<machine>/``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass, replace
+import time
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from transformers import AutoTokenizer
 
-import rdl_study.bench as efficiency
-from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.cross_encoder import CrossEncoder, model_path
 from rdl_core.data.collections import load
-from rdl_core.data.downloads import encoder_path
-from rdl_study.bench import Job, race
-from rdl_study.candidates import ListsConfig, lists
-from rdl_study.jobs import StudentConfig, student
-from rdl_study.bench.parts import PARTS, Given, of_study
-from rdl_study.profile import Profile
-from rdl_study.store import Run, machine, obtain, project_folder
+from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.devices import PRECISIONS, default_device, resolve_precision
+from rdl_core.evaluate import per_query, settle_ties
+from rdl_core.files import content_hash
+from rdl_core.rerank import rerank
+from rdl_core.tokens import PairTemplate, TokenStore
+from rdl_study.bench.config import BenchConfig, PrecisionConfig, SizeConfig
+from rdl_study.bench.race import Measured, System, race, ratios, read, summary
+from rdl_study.grid import train
+from rdl_study.lists import ListsConfig, corpus, lists
+from rdl_study.profile import Profile, load_profile
+from rdl_study.store import machine, obtain, project_folder
 
-__all__ = ["Measured", "keep", "measure_part", "peers_python", "read", "timings"]
-
-_MOST_CALLS = 8
+_MOST_CALLS, _PASSAGE_WORDS = 8, (32, 64, 128, 256, 445)
 _UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all that BERT reads
-_HERE = Path(efficiency.__file__).parent
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A part as it was measured."""
-
-    timings: pd.DataFrame
-    """One row a call: ``system``, ``call``, ``turn``, ``ms``."""
-    machines: pd.DataFrame
-    """By system: bytes and versions of its process."""
-    manifest: dict
-    """What ran where: ``part``, ``lists``, ``tokens``, ``differences`` (largest, of scores, from the
-    first system's), ``counts`` (by system and call, where calls give numbers), ``device``, ``commit``,
-    ``finished``, ``wall_s``."""
+# --- who races, over what -------------------------------------------------------------------------
 
 
-def measure_part(
-    part: str, candidates: ListsConfig, *, model: str, repetitions: int, peers: str | None = None,
-    llm: str = "toy", folder: Path | None = None,
-) -> Measured:
-    """Race a part's systems.
-
-    Args:
-        part: A key of `PARTS`.
-        candidates: Queries and passages.
-        model: Folder, hub id or name of a cross-encoder's or an encoder's weights; of the latter, a
-            head is drawn at random, the same for all.
-        repetitions: How often each list is gone through.
-        peers: Interpreter of the environment that has Lightning IR; None leaves the peers out.
-        llm: A key of `LLMS`.
-        folder: Gets ``<part>.csv`` and ``<part>.json``; None keeps nothing.
-
-    >>> found = measure_part("sample", profile.test, model=profile.encoder, repetitions=2)
-    >>> found.timings["system"].unique().tolist()
-    ['ours']
-    """
-    if part not in PARTS:
-        raise ValueError(f"part: expected one of {', '.join(PARTS)}; given {part!r}")
-    with tempfile.TemporaryDirectory() as weights:
-        given = Given(work=_work(candidates, model, Path(weights)), peers=peers, llm=llm)
-        systems, work = PARTS[part](given)
-        calls = list(range(min(len(work["lists"]), _MOST_CALLS)))
-        job = Job(systems=systems, work=work, calls=calls, repetitions=repetitions)
-        started = datetime.now(UTC)
-        timed, machines, results = race(job)
-    manifest = {
-        "part": part, "what": " ".join(PARTS[part].__doc__.split()), "model": model,
-        "collection": candidates.collection, "first_stage": candidates.first_stage,
-        "lists": [len(each["passages"]) for each in work["lists"]],
-        "sizes": work.get("sizes"),
-        "query_tokens": work["query_tokens"], "passage_tokens": work["passage_tokens"],
-        "repetitions": repetitions, "differences": _differences(results),
-        "counts": {name: found for name, found in results.items() if _numbers(found)}, **machine(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "wall_s": round((datetime.now(UTC) - started).total_seconds(), 1),
-        "data": load(candidates.collection).fingerprint,
-    }
-    measured = Measured(timings=timed, machines=machines, manifest=manifest)
-    if folder:
-        keep(measured, folder)
-    return measured
+def _sizes(hidden: int, inner: int, layers: int, heads: int, **more: int) -> dict[str, int]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return dict(zip(names, (hidden, inner, layers, heads), strict=True)) | more
 
 
-def timings(profile: Profile, *, n_queries: int, repetitions: int) -> tuple[Measured, Run]:
-    """Time each system that the study ranks with, on a profile's test candidates.
-
-    Args:
-        profile: Its test candidates and its student are used.
-        n_queries: So many of the test queries.
-        repetitions: How often each is ranked.
-
-    Returns:
-        The figures, and the run of the store that holds them.
-
-    >>> measured, run = timings(profile, n_queries=2, repetitions=1)
-    >>> {"student", "BM25"} < set(measured.timings["system"])
-    True
-    """
-    config = _TimingConfig(
-        candidates=replace(profile.test, n_queries=n_queries), system=profile.student(),
-        repetitions=repetitions,
-    )
-    trained = student(config.system)
-
-    def compute(folder: Path) -> None:
-        with tempfile.TemporaryDirectory() as weights:
-            limits = {name: getattr(config.system, name) for name in _UNCUT}
-            model = str(trained.folder / "model")
-            work = _work(config.candidates, model, Path(weights), limits)
-            calls = list(range(len(work["lists"])))
-            systems = of_study(profile.precision)
-            job = Job(systems=systems, work=work, calls=calls, repetitions=repetitions)
-            timed, machines, results = race(job)
-        manifest = {"part": "timing", "differences": _differences(results), **machine()}
-        keep(Measured(timings=timed, machines=machines, manifest=manifest), folder)
-
-    run = obtain(
-        "timing", config, data=load(config.candidates.collection).fingerprint,
-        code=("rdl_study.bench.measure", "rdl_study.bench.systems", "rdl_study.bench.worker"),
-        inputs=[trained.manifest["id"]], compute=compute,
-    )
-    return read(run.folder / "timing.json"), run
+# Of a listwise LLM: Mistral-7B's, and a toy's for machines without GPU; of students beside it.
+_LLMS = {
+    "7B": _sizes(4096, 14_336, 32, 32, num_key_value_heads=8, max_position_embeddings=32_768),
+    "toy": _sizes(256, 896, 4, 8, num_key_value_heads=2, max_position_embeddings=32_768),
+}
+_ELECTRAS = {
+    "7B": {"ELECTRA-base": _sizes(768, 3072, 12, 12, embedding_size=768),
+           "ELECTRA-large": _sizes(1024, 4096, 24, 16, embedding_size=1024)},
+    "toy": {"ELECTRA, a toy": _sizes(64, 256, 4, 4, embedding_size=64)},
+}  # fmt: skip
+_LLM_WAYS = {
+    "": {}, ", static cache": {"cache": "static"}, ", 4 lists together": {"batch_size": 4},
+    ", one token a window": {"mode": "first_token"},
+    ", one token, 4 lists together": {"mode": "first_token", "batch_size": 4},
+}  # fmt: skip
 
 
-def read(file: Path) -> Measured:
-    """Figures of a part from ``<part>.json`` and the ``<part>.csv`` beside it.
-
-    >>> found = measure_part("sample", profile.test, model=profile.encoder, repetitions=1,
-    ...                      folder=folder)
-    >>> read(folder / "sample.json").timings.equals(found.timings.round(3))
-    True
-    """
-    manifest = json.loads(file.read_text())
-    machines = pd.DataFrame.from_dict(manifest.pop("machines"), orient="index")
-    return Measured(
-        timings=pd.read_csv(file.with_suffix(".csv")),
-        machines=machines.rename_axis("system"), manifest=manifest,
-    )
+def _system(function: str, **options: object) -> System:
+    return System(function=function, options=options)
 
 
-def peers_python() -> str:
-    """The interpreter of ``.venv-peers``, which is made where it is missing.
-
-    Lightning IR 0.0.6 needs transformers 4, so its environment is its own.
-
-    >>> peers_python()  # doctest: +SKIP
-    '.../.venv-peers/bin/python'
-    """
-    folder = project_folder() / ".venv-peers"
-    python = folder / "bin" / "python"
-    if not (folder / ".ready").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        install = [python, "-m", "pip", "install", "-qq", "--no-compile"]
-        subprocess.run([*install, "-r", str(_HERE / "peers" / "requirements.txt")], check=True)
-        (folder / ".ready").touch()
-    return str(python)
+def _ours(**options: object) -> System:
+    return _system("rank_ours", **options)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TimingConfig:
-    """What the timing of a profile depends on."""
-
-    candidates: ListsConfig
-    system: StudentConfig
-    repetitions: int
+def _training(function: str, peer: bool = False, **options: object) -> System:
+    return System(function=function, options=options, file="training.py", peer=peer)
 
 
-def _work(
-    candidates: ListsConfig, model: str, folder: Path, limits: dict[str, int] | None = None
-) -> dict:
-    """Lists with texts, and weights that every system loads."""
-    frame, collection = lists(candidates), load(candidates.collection)
-    queries = collection.queries.set_index("query_id")["query"]
-    texts = collection.passages_of(frame["doc_id"]).set_index("doc_id")["text"]
-    asked = [
-        {"query": queries[query_id], "passages": texts[rows["doc_id"]].tolist()}
-        for query_id, rows in frame.groupby("query_id")
-    ]
-    torch.manual_seed(0)  # the head, where there is none
-    limits = limits or _UNCUT
-    saved = CrossEncoder.from_pretrained(encoder_path(model), **limits)
-    saved.save_pretrained(folder)
+def _lightning_ir(function: str, **options: object) -> System:
+    python = str(project_folder() / ".venv-peers" / "bin" / "python")
+    own = {"file": "peers/lightning_ir.py", "python": python, "peer": True}
+    return System(function=function, options=options, **own)
+
+
+def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]]:
+    """Of each part what it compares, its systems by label, and the work that they do."""
+    words = " ".join(work["lists"][0]["passages"]).split()
+    texts = list(dict.fromkeys(text for each in work["lists"] for text in each["passages"]))
+    by_words = [[" ".join(words[i * 7 % 200 :][:n]) for i in range(32)] for n in _PASSAGE_WORDS]
+    many = (work["lists"] * 32)[:32]
+    batch = {"n_lists": 32, "list_size": min(len(each["passages"]) for each in many)}
+    theirs = {n: _system("rank_sentence_transformers", batch_size=n) for n in (8, 16, 32)}
+    best, compiled = {"sentence-transformers, 8 at once": theirs[8]}, {}
+    device, auto = default_device().type, resolve_precision("auto", default_device())
+    if shutil.which(os.environ.get("CXX", "g++")):
+        compiled["layers compiled"] = _ours(laid_out=False, compiled="default")
+        if device == "cuda":
+            compiled["layers compiled, CUDA graphs"] = _ours(compiled="reduce-overhead")
+
+    def lists_of(passages: list[list[str]], sizes: tuple[int, ...]) -> dict:
+        first = [{"query": work["lists"][0]["query"], "passages": each} for each in passages]
+        return work | {"lists": first, "sizes": sizes}
+
+    def of_sizes(*sizes: int) -> dict:  # passages repeated where there are too few
+        return lists_of([(texts * (n // len(texts) + 1))[:n] for n in sizes], sizes)
+
     return {
-        "model": str(folder), "bi_encoder": encoder_path(candidates.teacher_encoder),
-        "lists": asked, **limits,
+        "rank": ("Passages of a query ranked, by everybody.", {
+            "ours": _ours(), "ours, tokenised before": _ours(stored=True),
+            "ours, bfloat16": _ours(precision="bfloat16"), "ours, int8": _ours(precision="int8"),
+            **{f"sentence-transformers, {n} at once": system for n, system in theirs.items()},
+            "Lightning IR": _lightning_ir("rank"), "bi-encoder": _system("rank_bi_encoder"),
+        }, work),
+        "engine": ("Our student without one thing or the other.", {
+            "ours": _ours(), "weights as they come": _ours(laid_out=False),
+            "batches not filled up": _ours(fill=1), "memory handed back": _ours(keep_pages=False),
+            "all cores at one batch of 2,048": _ours(workers=1, token_budget=2048), **compiled,
+            **{f"batches of {n:,} tokens": _ours(token_budget=n) for n in (512, 2048, 4096)}, **best,
+        }, work),
+        "train": ("A training step on a list of 32, RankNet, AdamW, all weights, dropout.", {
+            "ours": _training("train_ours"),
+            "ours, bfloat16": _training("train_ours", precision="bfloat16"),
+            "sentence-transformers": _training("train_theirs", peer=True, mini_batch_size=None),
+            "sentence-transformers, 8 at once": _training("train_theirs", peer=True, mini_batch_size=8),
+            "Lightning IR": _lightning_ir("train"),
+        }, work | {"lists": [x | {"passages": x["passages"][:32]} for x in work["lists"]]}),
+        "sample": ("A batch of 32 lists of 100 drawn and made ready for the encoder.", {
+            "ours": _training("sample_ours", **batch),
+            "Lightning IR, texts": _lightning_ir("load", **batch),
+            "Lightning IR, tokens": _lightning_ir("load", tokenised=True, **batch),
+        }, work | {"lists": many}),
+        "depth": ("From 10 to 1,000 passages, beyond the first stage's depth other queries'.", {
+            "ours": _ours(), "ours, int8": _ours(precision="int8"), **best,
+        }, of_sizes(10, 30, 100, 300, 1000)),
+        "length": ("32 passages of 32 to 445 words of the first list, cut to 445 tokens.", {
+            "ours": _ours(), **best,
+        }, lists_of(by_words, _PASSAGE_WORDS)),
+        "list_size": ("A training step on one list of 8 to 128.", {
+            "ours": _training("train_ours"),
+        }, of_sizes(8, 16, 32, 64, 128)),
+        "llm": ("Students beside a listwise LLM that slides windows of 20 by 10 over the lists.", {
+            "ours": _ours(precision="auto"),
+            **{f"ours, {name}": _ours(precision="auto", sizes=x) for name, x in _ELECTRAS[llm].items()},
+            **{f"listwise LLM ({llm}){way}": _system("rank_listwise_llm", sizes=_LLMS[llm], **options)
+               for way, options in _LLM_WAYS.items()},
+        }, work),
+        "limit": ("What the encoder computes in a second, beside products of large matrices alone.", {
+            f"{who}, {precision}": _system(function, precision=precision)
+            for precision in sorted({"float32", auto}, reverse=True)
+            for who, function in (("ours", "encode_ours"), ("matrix products", "matrix_products"))
+        }, work),
     }  # fmt: skip
 
 
-def _differences(results: dict[str, dict[int, object]]) -> dict[str, float]:
-    """Largest difference between scores of each system and the first one's, where it has scores."""
-    first, *others = results
-    found = {}
-    for name in others:
-        pairs = [(results[first][call], results[name][call]) for call in results[first]]
+def bench(config: BenchConfig) -> str:
+    """Race systems, part by part, and keep the figures; how fast they are, as text."""
+    profile, texts = load_profile(config.profile), []
+    candidates, model = replace(profile.test, n_queries=config.queries), config.model or profile.encoder
+    if config.peers:  # Lightning IR's environment
+        subprocess.run(["make", "-sC", project_folder(), ".venv-peers/.ready"], check=True)
+    with tempfile.TemporaryDirectory() as weights:
+        every = parts(_work(candidates, model, Path(weights), _UNCUT), config.llm)
+        for name in config.parts or every:
+            started, (what, systems, work) = time.monotonic(), every[name]
+            systems = {label: x for label, x in systems.items() if config.peers or not x.peer}
+            calls = list(range(min(len(work["lists"]), _MOST_CALLS)))
+            timed, machines, results = race(systems, work, calls=calls, repetitions=config.repetitions)
+            about = {
+                "what": what, "model": model, "collection": candidates.collection,
+                "first_stage": candidates.first_stage, "sizes": work.get("sizes"), **_UNCUT,
+                "lists": [len(each["passages"]) for each in work["lists"]],
+                "repetitions": config.repetitions, "machines": machines, **_compared(results),
+                "data": load(candidates.collection).fingerprint,
+            }  # fmt: skip
+            _keep(config.out, name, timed, about, started)
+            table = summary(timed).assign(speed=ratios(timed, next(iter(systems)))["median"])
+            texts.append(f"{name}: {what}\n{table.round(2).to_string()}\n")
+    return "\n".join([*texts, f"figures in {config.out}"])
+
+
+def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
+    """Time what the study ranks with on some of a profile's test queries, unless the store has it."""
+    candidates, system = replace(profile.test, n_queries=n_queries), profile.student()
+    limits, trained = {name: getattr(system, name) for name in _UNCUT}, train(system)
+    identity = {"candidates": asdict(candidates), "system": asdict(system), "repetitions": repetitions}
+    device = default_device()
+    more = {resolve_precision(profile.precision, device), *(["int8"] if device.type == "cpu" else [])}
+    systems = {
+        "student": _ours(), **{f"student, {x}": _ours(precision=x) for x in sorted(more - {"float32"})},
+        "student in sentence-transformers": _system("rank_sentence_transformers", batch_size=8),
+        "bi-encoder": _system("rank_bi_encoder"), "BM25": _system("rank_bm25"),
+    }  # fmt: skip
+
+    def compute(folder: Path) -> None:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as weights:
+            work = _work(candidates, str(trained.folder / "model"), Path(weights), limits)
+            calls = list(range(len(work["lists"])))
+            timed, machines, results = race(systems, work, calls=calls, repetitions=repetitions)
+        _keep(folder, "timing", timed, {"machines": machines, **_compared(results)}, started)
+
+    run = obtain(
+        "timing", identity, data=load(candidates.collection).fingerprint, compute=compute,
+        code=[f"rdl_study.bench.{x}" for x in ("measure", "systems", "worker")],
+        inputs=[trained.manifest["id"]],
+    )  # fmt: skip
+    return read(run.folder / "timing.json")
+
+
+def _work(candidates: ListsConfig, model: str, folder: Path, limits: dict[str, int]) -> dict:
+    """Lists with texts, and weights in a folder that every system loads."""
+    frame, collection = lists(candidates), load(candidates.collection)
+    queries = collection.queries.set_index("query_id")["query"]
+    texts = collection.passages_of(frame["doc_id"]).set_index("doc_id")["text"]
+    torch.manual_seed(0)  # the head, where there is none
+    CrossEncoder.from_pretrained(model, **limits).save_pretrained(folder)
+    return {
+        "model": str(folder), "bi_encoder": encoder_path(candidates.teacher_encoder),
+        "lists": [{"query": queries[query_id], "passages": texts[rows["doc_id"]].tolist()}
+                  for query_id, rows in frame.groupby("query_id")],
+        "pair_tokens": sum(limits.values()) + 3, **limits,  # [CLS] query [SEP] passage [SEP]
+    }  # fmt: skip
+
+
+def _compared(results: dict[str, dict[int, Any]]) -> dict[str, dict]:
+    """Largest differences of systems' scores from the first one's; counts that are no scores."""
+    first, differences = next(iter(results.values())), {}
+    for name, other in list(results.items())[1:]:
+        pairs = [(scores, other[call]) for call, scores in first.items()]
         if all(isinstance(x, list) and np.shape(x) == np.shape(y) for x, y in pairs):
-            found[name] = max(float(np.abs(np.subtract(x, y)).max()) for x, y in pairs)
-    return found
+            differences[name] = max(float(np.abs(np.subtract(x, y)).max()) for x, y in pairs)
+    counts = {x: of for x, of in results.items() if all(isinstance(n, int) for n in of.values())}
+    return {"differences": differences, "counts": counts}
 
 
-def _numbers(found: dict[int, object]) -> bool:
-    return all(isinstance(each, int) for each in found.values())
+def _keep(folder: str | Path, part: str, table: pd.DataFrame, about: dict, started: float) -> None:
+    file = Path(folder) / f"{part}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.round(4).to_csv(file.with_suffix(".csv"), index=False)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    circumstances = machine() | {"finished": now, "wall_s": round(time.monotonic() - started, 1)}
+    file.write_text(json.dumps({"part": part, **about, **circumstances}, indent=1) + "\n")
 
 
-def keep(measured: Measured, folder: Path) -> None:
-    """Write a part as `read` reads it.
+# --- what a precision costs -----------------------------------------------------------------------
 
-    >>> keep(read(project_folder() / "results" / "efficiency" / "cpu" / "sample.json"), folder)
-    >>> sorted(path.name for path in folder.iterdir())
-    ['sample.csv', 'sample.json']
-    """
-    part = measured.manifest["part"]
-    folder.mkdir(parents=True, exist_ok=True)
-    measured.timings.round(3).to_csv(folder / f"{part}.csv", index=False)
-    manifest = measured.manifest | {"machines": measured.machines.to_dict("index")}
-    (folder / f"{part}.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+def precision(config: PrecisionConfig) -> str:
+    """Rank a profile's test candidates with a student in each precision; keep every query's measure."""
+    profile, started, tables = load_profile(config.profile), time.monotonic(), []
+    name, limits = model_path(config.model), {limit: getattr(profile, limit) for limit in _UNCUT}
+    model = CrossEncoder.from_pretrained(config.model, **limits, trained=True).to(default_device())
+    for test in profile.tests:
+        candidates, texts = lists(test), corpus(test.collection, name)
+        qrels = load(test.collection).qrels
+        qrels = qrels[qrels["query_id"].isin(candidates["query_id"])]
+        for layers in [*PRECISIONS, *(["int8"] if model.device.type == "cpu" else [])]:
+            run = settle_ties(rerank(model, candidates, texts, precision=layers), candidates)
+            values = per_query(qrels, run, [profile.measure])
+            tables.append(values.assign(collection=test.collection, precision=layers))
+    values = pd.concat(tables)[["collection", "precision", "query_id", profile.measure]]
+    weights = Path(name, "model.safetensors")
+    about = {
+        "model": Path(config.model).name, "profile": profile.name,
+        "candidates": f"{profile.test.first_stage} top {profile.test.depth}",
+        "weights": content_hash(weights) if weights.exists() else None,
+        "data": [load(test.collection).fingerprint for test in profile.tests],
+    }  # fmt: skip
+    _keep(config.out, "precision", values, about, started)
+    means = values.groupby(["collection", "precision"], sort=False)[profile.measure].mean()
+    return f"{means.round(4).to_string()}\nfigures in {config.out}"
+
+
+# --- the way of data at the size of MS MARCO ------------------------------------------------------
+
+
+def size(config: SizeConfig) -> str:
+    """Time opening a store, making lists and drawing batches, of made-up ids and tokens."""
+    started, machines, tables = time.monotonic(), {}, []
+    steps = {"token store opened": "open", "lists made of a parquet file": "lists",
+             "a batch drawn and packed": "batch"}  # fmt: skip
+    with tempfile.TemporaryDirectory() as made:
+        work = _made_up(config, Path(made))
+        on_disk = sum(path.stat().st_size for path in Path(made).rglob("*") if path.is_file())
+        for label, step in steps.items():  # one after the other: memory is not to be shared
+            systems = {label: _training("data_path", step=step)}
+            calls = list(range(10 if step == "batch" else 1))
+            timed, of_step, _ = race(systems, work, calls=calls, repetitions=config.repetitions)
+            machines |= of_step
+            tables.append(timed)
+    about = {"sizes": {"passages": config.passages, "queries": config.queries}, "disk_bytes": on_disk,
+             "repetitions": config.repetitions, "machines": machines}  # fmt: skip
+    _keep(config.out, "full_size", pd.concat(tables), about, started)
+    peak_mb = {label: of["peak_bytes"] / 1e6 for label, of in machines.items()}
+    table = summary(pd.concat(tables)).assign(peak_MB=peak_mb).round(1)
+    return f"{table.to_string()}\nfigures in {config.out}"
+
+
+def _made_up(config: SizeConfig, folder: Path) -> dict:
+    """Write stores, ids and lists of 100 like Rank-DistiLLM's; their paths, as a race's work."""
+    rng = np.random.default_rng(0)
+    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
+    for name, n, mean in (("passages", config.passages, 74), ("queries", config.queries, 8)):
+        store = folder / name
+        TokenStore.build(["replaced"], tokenizer, store, max_tokens=512, total=1)
+        lengths = rng.lognormal(np.log(mean) - 0.08, 0.4, n).clip(1, 512).astype(np.int64)
+        np.append(0, lengths.cumsum()).tofile(store / "offsets.bin")
+        ids = rng.integers(1000, len(tokenizer), lengths.sum(), dtype=np.uint16)
+        ids.tofile(store / "tokens.bin")
+        about = json.loads((store / "store.json").read_text()) | {"rows": n, "tokens": len(ids)}
+        (store / "store.json").write_text(json.dumps(about))
+    doc_ids, query_ids = (np.arange(n).astype("str") for n in (config.passages, config.queries))
+    stretch = config.passages // 100  # a passage of each stretch, so that none stands twice
+    places = np.arange(100) * stretch + rng.integers(0, stretch, (config.queries, 100))
+    docno, rank = rng.permuted(places, axis=1).ravel(), np.tile(np.arange(1, 101), config.queries)
+    candidates = {"qid": query_ids.repeat(100), "docno": docno.astype("str"), "rank": rank}
+    tables = {"doc_ids": {"id": doc_ids}, "query_ids": {"id": query_ids}, "candidates": candidates}
+    for name, columns in tables.items():
+        pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet")
+    paths = {path.stem: str(path) for path in folder.iterdir()}
+    sizes = {"query_tokens": 32, "passage_tokens": 256, "n_lists": 32, "list_size": 100}
+    return paths | sizes | {"template": asdict(PairTemplate.of(tokenizer))}

@@ -1,4 +1,8 @@
-"""Systems in turns: the same calls, one process each, timed inside the process."""
+"""A race: systems take turns, each in a process of its own, and are timed inside that process.
+
+They take turns call by call, so that a machine whose speed drifts slows all of them alike; ratios are
+taken turn by turn. A race is kept as ``<part>.csv``, one row a call, and ``<part>.json``.
+"""
 
 from __future__ import annotations
 
@@ -6,184 +10,128 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from rdl_core.progress import progress
-
-__all__ = ["Job", "System", "race", "ratios", "summary"]
+from rdl_study.store import project_folder
 
 _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """Something that can be called with a number: ranks, trains on or samples that list."""
+    """A function that takes the work and options, and returns what is called with numbers."""
 
     function: str
-    """In `file`: takes the work and the options, returns the function of the number."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of it."""
-    file: str = str(_HERE / "systems.py")
-    """Where it is defined."""
-    python: str = sys.executable
-    """The interpreter of the environment that it needs."""
+    file: str = "systems.py"  # relative to this folder
+    python: str = sys.executable  # of the environment that it needs
+    peer: bool = False  # runs only where peers are asked for
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A race: who, over what, how often."""
+class Measured(NamedTuple):
+    """A race's ``system``, ``call``, ``turn``, ``ms`` of each call; and what ran where, as kept."""
 
-    systems: dict[str, System]
-    """By label."""
-    work: dict[str, Any]
-    """What systems are made from; JSON."""
-    calls: list[int]
-    """Numbers that each system is called with, in this order."""
-    repetitions: int
-    """How often the whole order is gone through; each time once for every system."""
-    warmup: int = 1
-    """Calls of each system before the clock runs, the first ones of the order."""
-
-    def __post_init__(self) -> None:
-        if not self.systems or not self.calls or self.repetitions < 1 or self.warmup < 0:
-            raise ValueError(
-                "expected at least one system, call and repetition, and warmup of 0 or more, got "
-                f"{len(self.systems)} systems, {len(self.calls)} calls, {self.repetitions} "
-                f"repetitions, warmup {self.warmup}"
-            )
+    timings: pd.DataFrame
+    manifest: dict[str, Any]
 
 
-def race(job: Job) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, dict[int, Any]]]:
-    """Run a job.
+def read(file: Path) -> Measured:
+    """A race that was kept, by its ``<part>.json``."""
+    return Measured(pd.read_csv(file.with_suffix(".csv")), json.loads(file.read_text()))
+
+
+def recorded(part: str, machine: str = "cpu") -> Measured:
+    """A race that is kept in the repository."""
+    return read(project_folder() / "results" / "efficiency" / machine / f"{part}.json")
+
+
+def race(
+    systems: dict[str, System], work: dict, *, calls: list[int], repetitions: int
+) -> tuple[pd.DataFrame, dict[str, dict], dict[str, dict[int, Any]]]:
+    """Race systems, by label, after a call of each that does not count.
+
+    The work is JSON; the calls are the numbers that systems are called with, in this order.
 
     Returns:
-        Timings, one row each (``system``, ``call``, ``turn``, ``ms``); of each system
-        ``loaded_bytes`` (resident when it was ready) and ``peak_bytes`` (resident at most while it
-        worked; with CUDA also ``loaded_device_bytes``, ``peak_allocated_bytes``,
-        ``peak_reserved_bytes``, and with NVML ``joules`` of a list) and ``versions``; and by system and
-        number what the calls gave.
+        Timings; memory in bytes and versions of each system, with CUDA also its memory on the GPU,
+        with NVML the ``joules`` of a list; and what calls returned, by system and number.
 
     Raises:
         ChildProcessError: A system's process ended; its last words are in the text.
-
-    >>> file = folder / "echo.py"
-    >>> _ = file.write_text("def echo(work): return lambda number: work['said'] * number")
-    >>> echo = System(function="echo", file=str(file))
-    >>> job = Job(systems={"echo": echo}, work={"said": "a"}, calls=[2], repetitions=3, warmup=0)
-    >>> race(job)[2]
-    {'echo': {2: 'aa'}}
     """
-    rows, results = [], {label: {} for label in job.systems}
+    rows, results = [], {label: {} for label in systems}
     with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "work.json"
-        work.write_text(json.dumps(job.work))
-        workers = {
-            label: stack.enter_context(_started(label, system, work))
-            for label, system in job.systems.items()
-        }
-        said = {label: worker.reply() for label, worker in workers.items()}
-        for label, worker in workers.items():
-            for call in job.calls[: job.warmup]:
-                results[label][call] = worker.call(call)["result"]
-        turns = [(turn, call) for turn in range(job.repetitions) for call in job.calls]
-        labels = list(workers)
+        file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "work.json"
+        file.write_text(json.dumps(work))
+        ask = {label: stack.enter_context(_process(label, x, file)) for label, x in systems.items()}
+        machines = {label: ask[label]("ready") for label in ask}
+        for label in ask:
+            ask[label](str(calls[0]))
+        turns = [(turn, call) for turn in range(repetitions) for call in calls]
         for n, (turn, call) in enumerate(progress(turns, total=len(turns), what="timing")):
-            first = n % len(labels)  # nobody always runs on the caches of the same neighbour
-            for label in labels[first:] + labels[:first]:
-                reply = workers[label].call(call)
+            first = n % len(ask)  # no system always runs on the caches that the same one has left
+            for label in (list(ask) * 2)[first : first + len(ask)]:
+                reply = ask[label](str(call))
                 results[label][call] = reply["result"]
                 rows.append({"system": label, "call": call, "turn": turn, "ms": reply["ms"]})
-        for label, worker in workers.items():
-            said[label] |= worker.energy(job.calls)
-        for label, worker in workers.items():
-            said[label] |= worker.end()
-    machines = pd.DataFrame.from_dict(said, orient="index").rename_axis("system")
-    return pd.DataFrame(rows), machines.dropna(axis=1, how="all"), results
-
-
-def summary(timings: pd.DataFrame) -> pd.DataFrame:
-    """Per system ``median_ms``, ``p95_ms`` and ``n_timings``, in the order of their first turn.
-
-    >>> summary(pd.DataFrame({"system": ["a"] * 2, "ms": [4.0, 6.0]})).loc["a", "median_ms"]
-    np.float64(5.0)
-    """
-    by = timings.groupby("system", sort=False)["ms"]
-    return pd.DataFrame(
-        {"median_ms": by.median(), "p95_ms": by.quantile(0.95), "n_timings": by.size()}
-    )
-
-
-def ratios(timings: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """How many times as long as each system the baseline took, turn by turn.
-
-    Returns:
-        Per system ``median``, ``low`` and ``high`` (quartiles) of the baseline's time over its own.
-
-    >>> timings = pd.DataFrame({"system": ["a", "b"], "call": 0, "turn": 0, "ms": [6.0, 2.0]})
-    >>> ratios(timings, "a").loc["b", "median"]
-    np.float64(3.0)
-    """
-    wide = timings.pivot_table(index=["turn", "call"], columns="system", values="ms")
-    times = wide.rdiv(wide[baseline], axis=0)
-    found = times.quantile([0.5, 0.25, 0.75]).T.set_axis(["median", "low", "high"], axis=1)
-    return found.loc[timings["system"].unique()]
-
-
-class _Worker:
-    """A worker's process and its pipes."""
-
-    def __init__(self, label: str, process: subprocess.Popen, errors: Path) -> None:
-        self._label, self._process, self._errors = label, process, errors
-
-    def reply(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            said = self._errors.read_text(errors="replace").strip().splitlines()[-8:]
-            raise ChildProcessError(
-                f"{self._label}: expected a reply, but its process ended: " + "\n".join(said)
-            )
-        return json.loads(line)
-
-    def call(self, number: int) -> dict:
-        return self._ask(str(number))
-
-    def _ask(self, line: str) -> dict:
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the reply tells why
-        return self.reply()
-
-    def energy(self, numbers: list[int]) -> dict:
-        return self._ask(" ".join(map(str, ["energy", *numbers])))
-
-    def end(self) -> dict:
-        self._process.stdin.close()
-        return self.reply()
+        for command in (" ".join(["energy", *map(str, calls)]), "end"):
+            for label in ask:
+                machines[label] |= ask[label](command)
+    return pd.DataFrame(rows), machines, results
 
 
 @contextmanager
-def _started(label: str, system: System, work: Path) -> Iterator[_Worker]:
-    job = {
-        "file": system.file, "function": system.function, "options": system.options,
-        "work": str(work),
-    }
-    with tempfile.NamedTemporaryFile("w", suffix=".log") as errors:
-        process = subprocess.Popen(
-            [system.python, str(_HERE / "worker.py"), json.dumps(job)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-        )
+def _process(label: str, system: System, work: Path) -> Iterator[Callable[[str], dict]]:
+    """A system's process, as a function from a line to the reply to it."""
+    job = {"file": str(_HERE / system.file), "function": system.function, "options": system.options}
+    command = [system.python, str(_HERE / "worker.py"), json.dumps(job | {"work": str(work)})]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(command, stderr=log, **pipes)
+
+        def ask(line: str) -> dict:
+            with suppress(BrokenPipeError):  # the missing reply tells why
+                process.stdin.write(line + "\n")
+                process.stdin.flush()
+            if reply := process.stdout.readline():
+                return json.loads(reply)
+            log.seek(0)
+            last_words = "\n".join(log.read().strip().splitlines()[-8:])
+            raise ChildProcessError(f"{label}: expected a reply, but its process ended: {last_words}")
+
         try:
-            yield _Worker(label, process, Path(errors.name))
+            yield ask
         finally:
             process.kill()
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
+            process.communicate()
+
+
+def summary(timings: pd.DataFrame) -> pd.DataFrame:
+    """Per system ``median_ms``, ``p95_ms`` and ``n_timings``, in the order of their first turn."""
+    ms = timings.groupby("system", sort=False)["ms"]
+    return pd.DataFrame({"median_ms": ms.median(), "p95_ms": ms.quantile(0.95), "n_timings": ms.size()})
+
+
+def ratios(timings: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Times as fast as a baseline, over all turns: ``median``, and quartiles ``low`` and ``high``."""
+    ms = timings.pivot_table(index=["turn", "call"], columns="system", values="ms")
+    times = ms.rdiv(ms[baseline], axis=0).quantile([0.5, 0.25, 0.75]).T
+    return times.set_axis(["median", "low", "high"], axis=1).loc[timings["system"].unique()]
+
+
+def machine_line(manifest: dict[str, Any]) -> str:
+    """Where a race ran, on what, with which versions; Markdown."""
+    versions = {k: v for of in manifest["machines"].values() for k, v in of["versions"].items()}
+    libraries = ", ".join(f"{k} {v}" for k, v in sorted(versions.items()) if k != "tokenizers")
+    lengths = ", ".join(map(str, sorted(set(manifest["lists"]))))
+    return (
+        "*{device}, {threads} threads; {collection}, {first_stage}; lists of {lengths}; weights of "
+        "{model}; {libraries}; commit {commit}, {finished:.10}.*"
+    ).format(**manifest, lengths=lengths, libraries=libraries)

@@ -1,77 +1,260 @@
 """Break the commands on purpose, run them again, and compare with what nothing disturbed.
 
-``python -m tests.torture --repetitions 5`` writes ``results/torture/faults.csv``, a row for each
-fault, and a manifest beside it. Every command runs in a process of its own, forked from one that has
-imported all it needs; it is really killed, its disk is really full, its files really change.
+``python -m tests.torture --repetitions 5`` writes ``results/torture/faults.csv``, a row for each fault,
+and a manifest beside it. Every command runs in a process of its own, forked from one that has imported
+all it needs; it is really killed, its disk is really full, its files really change.
 
 resumed: the command, run again, ended with the undisturbed result. refused: it first said what to
-do, and ended with that result once that was done. lost: it did neither. wrong: it ended with another
-result, or with one that holds something twice.
+do, and that done, ended with that result. lost: it did neither. wrong: it ended with another result.
 """
 
 import argparse
 import csv
+import functools
+import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rdl_study.store import machine, project_folder
-from tests.torture.faults import FAULTS
-from tests.torture.work import Workshop
+from safetensors.torch import load_file, save_file
 
-COLUMNS = ("fault", "tried", "resumed", "refused", "lost", "wrong", "said")
+from rdl_study.store import machine, project_folder
+from tests.torture import child
+
+ENDS = ("resumed", "refused", "lost", "wrong")
+
+
+class Workshop:
+    """Inputs, servers, and the results that nothing disturbed."""
+
+    def __init__(self, base):
+        self.base, self.numbers, self.inputs = base, iter(range(10**6)), base / "inputs"
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.torture.child"])
+        self.url = child.make_inputs(self.inputs)
+
+    def folder(self):
+        folder = self.base / f"work{next(self.numbers)}"
+        folder.mkdir()
+        return folder
+
+    def run(self, task, folder, *, kill_after=300.0, most_bytes=None):
+        """Run a task; its exit code, negative where it was killed, and its messages."""
+        said = folder / "said.txt"
+        said.unlink(missing_ok=True)
+        arguments = (task, folder, self.inputs, self.url, most_bytes)
+        process = self._context.Process(target=child.run, args=arguments)
+        process.start()
+        process.join(kill_after)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        return process.exitcode, said.read_text(errors="replace") if said.exists() else ""
+
+    @functools.cache  # noqa: B019 - there is one
+    def whole(self, task):
+        """The undisturbed result of a task, the folder, and how long it took."""
+        folder, started = self.folder(), time.monotonic()
+        code, said = self.run(task, folder)
+        if code:
+            raise RuntimeError(f"{task} failed undisturbed: {said}")
+        return result(task, folder), folder, time.monotonic() - started
+
+    def ended(self, task, folder, said="", *, refused=False):
+        """Run undisturbed, and compare with the result that nothing disturbed."""
+        code, now = self.run(task, folder)
+        if code:
+            return "lost", line_of(now)
+        if result(task, folder) != self.whole(task)[0]:
+            return "wrong", line_of(now)
+        return ("refused" if refused else "resumed"), line_of(said) or line_of(now)
+
+
+def result(task, folder):
+    """SHA-256 of every file that a task is for."""
+    paths = [path for pattern in child.TASKS[task][1] for path in sorted(folder.glob(pattern))]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+
+
+def line_of(said):
+    """The last line that says what went wrong."""
+    lines = [line for line in said.splitlines() if "rror" in line or "changed since" in line]
+    return lines[-1] if lines else ""
+
+
+def emptied(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def killed(task, shop, draw):
+    """SIGKILL once or twice at random moments, then to the end."""
+    folder, (_, _, whole_s), hits = shop.folder(), shop.whole(task), 0
+    while True:
+        for _ in range(draw.choice([1, 2])):
+            hits += shop.run(task, folder, kill_after=draw.uniform(0, whole_s))[0] == -signal.SIGKILL
+        if hits:
+            return shop.ended(task, folder)
+        emptied(folder)  # it was done before
+
+
+def disk_full(task, shop, draw):
+    """No file may grow past a size drawn below that of the largest of the result."""
+    whole, folder = shop.whole(task)[1], shop.folder()
+    largest = max((whole / name).stat().st_size for name in result(task, whole))
+    # The limit holds for its messages, too, which must have room.
+    code, said = shop.run(task, folder, most_bytes=draw.randrange(2_000, largest))
+    if code and "disk is full" not in said:
+        return "lost", line_of(said)
+    return shop.ended(task, folder, said, refused=bool(code))
+
+
+def damaged(task, name, remedy, shop, draw, *, cut):
+    """A file that an unfinished command left, or a finished one, changes before it runs again."""
+    folder, (whole, there, whole_s) = shop.folder(), shop.whole(task)
+    if remedy == "begun":
+        while not (folder / name).exists() or (folder / "out/manifest.json").exists():
+            emptied(folder)
+            shop.run(task, folder, kill_after=draw.uniform(whole_s / 4, whole_s))
+    else:
+        shutil.copytree(there, folder, dirs_exist_ok=True)
+        for unfinished in remedy:
+            (folder / unfinished).unlink()
+    raw = bytearray((folder / name).read_bytes())
+    if cut:
+        del raw[draw.randrange(len(raw)) :]
+    else:
+        raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+    (folder / name).write_bytes(raw)
+    code, said = shop.run(task, folder)
+    if code == 0:
+        return ("resumed" if result(task, folder) == whole else "wrong"), line_of(said)
+    if name.rpartition("/")[2] not in said:
+        return "lost", line_of(said)
+    if remedy == "begun":
+        (folder / name).unlink()  # as it says
+    else:
+        emptied(folder)
+    return shop.ended(task, folder, said, refused=True)
+
+
+def weights_of_nan(task, shop, draw):
+    """A weight of the model is NaN: refused, and nothing is written."""
+    file = shop.inputs / ("student" if task == "rerank" else "encoder") / "model.safetensors"
+    right, weights, folder = file.read_bytes(), load_file(file), shop.folder()
+    name = draw.choice([n for n, w in weights.items() if "layer.0" in n and w.is_floating_point()])
+    weights[name].flatten()[draw.randrange(weights[name].numel())] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    try:
+        code, said = shop.run(task, folder)
+    finally:
+        file.write_bytes(right)
+    wrote = any((folder / n).exists() for n in ("out.run", "out/model", "out/manifest.json"))
+    if code == 0 or wrote:
+        return "wrong", line_of(said)
+    if "finite" not in said and "loss nan" not in said:
+        return "lost", line_of(said)
+    emptied(folder)
+    return shop.ended(task, folder, said, refused=True)
+
+
+def launch(shop, folder):
+    """One training by two processes, as torchrun and accelerate launch start them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with (folder / "said.txt").open("w") as said:
+        return subprocess.Popen(
+            [*command, "-m", "rdl_core.cli", *child.distil_words(shop.inputs)], cwd=folder,
+            stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+
+@functools.cache
+def trained_by_two(shop):
+    folder = shop.folder()
+    if launch(shop, folder).wait(300):
+        raise RuntimeError(f"two processes failed undisturbed: {folder}/said.txt")
+    return result("distill", folder)
+
+
+def worker_dies(shop, draw):
+    """SIGKILL for one of two processes at a random step; the launch must end by itself."""
+    code = 0
+    while code == 0:  # it was done before
+        folder = shop.folder()
+        launched, log, steps = launch(shop, folder), folder / "out" / "log.jsonl", draw.randrange(25)
+        while launched.poll() is None and (not log.exists() or log.read_text().count("\n") < steps):
+            time.sleep(0.01)
+        children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children")
+        if launched.poll() is None and (workers := children.read_text().split()):
+            os.kill(int(draw.choice(workers)), signal.SIGKILL)
+        code = launched.wait(120)
+    if launch(shop, folder).wait(300):
+        return "lost", line_of((folder / "said.txt").read_text())
+    return ("resumed" if result("distill", folder) == trained_by_two(shop) else "wrong"), ""
+
+
+FAULTS = {f"SIGKILL, {task}": functools.partial(killed, task) for task in child.TASKS}
+FAULTS["SIGKILL, one of two processes"] = worker_dies
+FAULTS |= {f"disk full, {task}": functools.partial(disk_full, task)
+           for task in ("fetch", "teach", "distill", "rerank")}  # fmt: skip
+for how in ("truncated", "altered"):
+    for what, task, name, remedy in (
+        ("downloaded file", "fetch", "cache/downloads/vaswani/b", ()),
+        ("token store", "distill", "out/tokens/passage/tokens.bin", ("out/manifest.json",)),
+        ("checkpoint", "distill", "out/checkpoint.safetensors", "begun"),
+        ("student", "distill", "out/model/model.safetensors", ()),
+    ):
+        fault = functools.partial(damaged, task, name, remedy, cut=how == "truncated")
+        FAULTS[f"{how} {what}"] = fault
+FAULTS |= {f"NaN in the weights, {task}": functools.partial(weights_of_nan, task)
+           for task in ("distill", "rerank")}  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=5, help="of every fault")
+    parser.add_argument("--repetitions", type=int, default=3, help="of every fault")
     parser.add_argument("--seconds", type=float, default=800, help="no repetition begins later")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fault", action="append", help="only those whose name has this in it")
+    parser.add_argument("--fault", default="", help="only those whose name has this in it")
     parser.add_argument("--out", type=Path, default=project_folder() / "results" / "torture")
     given = parser.parse_args()
-    started, draw = time.monotonic(), random.Random(given.seed)
-    base = Path(tempfile.mkdtemp(prefix="torture-"))
-    shop, rows = Workshop(base), []
-    wanted = given.fault or [""]
-    chosen = {n: f for n, f in FAULTS.items() if any(part in n for part in wanted)}
-    for name, fault in chosen.items():
-        row = dict.fromkeys(COLUMNS, 0) | {"fault": name, "said": ""}
-        for number in range(given.repetitions):
-            if number and time.monotonic() - started > given.seconds:
-                break
-            outcome, said = fault(shop, draw)
-            row["tried"] += 1
-            row[outcome] += 1
-            row["said"] = said or row["said"]
-            at = f"{time.monotonic() - started:4.0f} s"
-            print(f"{at}  {name}: {outcome}  {said[:120]}", flush=True)
-        rows.append(row)
-    shop.close()
-    write(given, rows, time.monotonic() - started)
-    shutil.rmtree(base)
-    return any(row["lost"] + row["wrong"] for row in rows)
-
-
-def write(given, rows, wall_s):
+    started, draw, rows, said = time.monotonic(), random.Random(given.seed), [], {}
+    with tempfile.TemporaryDirectory(prefix="torture-") as base:
+        shop = Workshop(Path(base))
+        for name, fault in FAULTS.items():
+            row = {"fault": name, "tried": 0, **dict.fromkeys(ENDS, 0)}
+            for number in range(given.repetitions if given.fault in name else 0):
+                if number and time.monotonic() - started > given.seconds:
+                    break
+                end, message = fault(shop, draw)
+                row["tried"] += 1
+                row[end] += 1
+                said[name] = message or said.get(name, "")
+                at = time.monotonic() - started
+                print(f"{at:4.0f} s  {name}: {end}  {message[:120]}", flush=True)
+            rows += [row] if row["tried"] else []
     given.out.mkdir(parents=True, exist_ok=True)
-    here = machine()  # before the table itself changes the checkout
-    with (given.out / "faults.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS[:-1], extrasaction="ignore", lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
     manifest = {
         "command": "make torture", "seed": given.seed, "repetitions": given.repetitions,
-        "wall_s": round(wall_s), "load": os.getloadavg()[1],
+        "wall_s": round(time.monotonic() - started), "load": os.getloadavg()[1], "said": said,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "said": {row["fault"]: row["said"] for row in rows}, **here,
+        **machine(),  # before the table itself changes the checkout
     }  # fmt: skip
+    with (given.out / "faults.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ("fault", "tried", *ENDS), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
     (given.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return any(row["lost"] + row["wrong"] for row in rows)
 
 
 if __name__ == "__main__":

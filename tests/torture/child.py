@@ -1,14 +1,20 @@
-"""What runs in the processes that are broken: the real commands, in a folder of their own."""
+"""What runs in the processes that are broken: the real commands on tiny data, in their own folder."""
 
+import hashlib
 import json
 import os
+import random
 import resource
 import shutil
 import sys
 import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import torch
 from transformers import BertModel
 
@@ -16,84 +22,67 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where pytest fin
 from chat_server import ChatServer
 from conftest import make_model, make_student, make_tokenizer
 
-from rdl_core import cli
-from rdl_core.commands import nodes
-from rdl_core.data import downloads, tokens
-from rdl_core.tokens import TokenStore
-from rdl_study import publish
+from rdl_core import tokens
+from rdl_core.cli import app
+from rdl_core.data import downloads
+from rdl_core.data.formats import write_requests
+from rdl_study import cli, live, pages
 from rdl_study.store import project_folder
 
 torch.set_num_threads(1)
-LIMITS = ["--query-tokens", "5", "--passage-tokens", "20"]
+LIMITS = ["--query-tokens", "5", "--passage-tokens", "20", "--precision", "float32"]
 
 
 def distil_words(inputs):
     return [
         "distill", f"{inputs}/requests.jsonl", "out", "--encoder", f"{inputs}/encoder", *LIMITS,
-        "--list-size", "6", "--queries-per-step", "4", "--steps", "40", "--precision", "float32",
-        "--config", f"{inputs}/stage.yaml",
+        "--list-size", "6", "--queries-per-step", "4", "--steps", "40", "--checkpoint-every", "4",
     ]  # fmt: skip
 
 
 def distil(folder, inputs, url):
-    rdl(*distil_words(inputs))
+    app(distil_words(inputs))
 
 
 def rerank(folder, inputs, url):
-    rdl("rerank", f"{inputs}/student", f"{inputs}/requests.jsonl", "out.run", *LIMITS,
-        "--precision", "float32")  # fmt: skip
+    app(["rerank", f"{inputs}/student", f"{inputs}/requests.jsonl", "out.run", *LIMITS])
 
 
 def teach(folder, inputs, url):
     words = ["--base-url", url, "--model", "m", "--window-size", "6", "--stride", "3"]
-    rdl("teach", f"{inputs}/worth.jsonl", "out", *words, "--in-flight", "2")
+    app(["teach", f"{inputs}/worth.jsonl", "out", *words, "--in-flight", "2"])
 
 
 def fetch(folder, inputs, url):
     os.environ["RDL_CACHE"] = str(folder / "cache")
     os.environ.pop("RDL_MIRROR", None)
     downloads._REGISTRY = inputs / "registry.json"
-    rdl("fetch", "vaswani")
+    app(["fetch", "vaswani"])
 
 
 def tokenise(folder, inputs, url):
     tokens._CHUNK = 200
     texts = [f"w{n % 40} w{n % 7} w{n % 11}" for n in range(40_000)]
-    tokenizer = make_tokenizer("bert")
-    TokenStore.build(texts, tokenizer, folder / "store", max_tokens=8, total=len(texts))
+    store = tokens.TokenStore
+    store.build(texts, make_tokenizer("bert"), folder / "store", max_tokens=8, total=len(texts))
 
 
 def execute_page(folder, inputs, url):
     """A notebook, by papermill; the kernel of one that is killed ends by itself."""
     os.environ["RDL_RUNS"] = str(folder / "runs")
-    executed = publish.page("mini", "costs").folder / "page.ipynb"
+    executed = pages.page("mini", "costs").folder / "page.ipynb"
     cells = nbformat.read(executed, as_version=4).cells
     (folder / "outputs.json").write_text(json.dumps([cell.get("outputs") for cell in cells]))
 
 
 def build_book(folder, inputs, url):
-    """The last job of the graph, for a book of two pages; a builder that it started lives on."""
+    """The last job of the graph, for a book of two pages, one of which is executed."""
     os.environ["RDL_RUNS"] = str(folder / "runs")
     shutil.copytree(inputs / "book", folder, dirs_exist_ok=True)
-    publish.NOTEBOOKS = {"costs": publish.NOTEBOOKS["costs"]}
-    nodes.project_folder = lambda: folder
-    nodes.make_live = lambda *_: "without a live page, which needs a student"
-    nodes.app(["build"], standalone_mode=True)
-
-
-def make_book(folder):
-    """What the book of two pages is built from."""
-    for name in ("_config.yml", "book/references.bib"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(project_folder() / name, folder / name)
-    for name in ("book/_ext", "book/_static", "results/efficiency"):
-        shutil.copytree(project_folder() / name, folder / name)
-    (folder / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/costs}]\n"
-    )
-    (folder / "book" / "pages").mkdir()
-    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Efficiency", id="0")])
-    nbformat.write(page, folder / "book" / "pages" / "efficiency.ipynb")
+    pages.notebooks = lambda: ["costs"]
+    cli.project_folder = lambda: folder
+    live.make_live = lambda *_: "without a live page, which needs a student"
+    cli.build([])
 
 
 #: What is run, and the files that it is for.
@@ -108,12 +97,8 @@ TASKS = {
 }  # fmt: skip
 
 
-def rdl(*words):
-    cli.app(list(words), standalone_mode=True)
-
-
 def run(task, folder, inputs, url, most_bytes):
-    """The target of a process: what it says goes to ``said.txt``."""
+    """The target of a process: its messages go to ``said.txt``."""
     os.chdir(folder)
     said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
@@ -123,15 +108,54 @@ def run(task, folder, inputs, url, most_bytes):
     TASKS[task][0](folder, inputs, url)
 
 
+class Slow(SimpleHTTPRequestHandler):
+    """Sends files slowly."""
+
+    def copyfile(self, source, output):
+        while piece := source.read(1 << 14):
+            output.write(piece)
+            time.sleep(0.005)
+
+    def log_message(self, *_):
+        """Log nothing."""
+
+
 def make_inputs(folder):
+    """Models, lists, the sources of a book, and files on a server; gives the chat server's url."""
+    folder.mkdir()
     make_student().save_pretrained(folder / "student")
     BertModel(make_model("bert").config).save_pretrained(folder / "encoder")
     make_tokenizer("bert").save_pretrained(folder / "encoder")
-    (folder / "stage.yaml").write_text("checkpoint_every: 4\n")
-    make_book(folder / "book")
-
-
-def chat_server():
-    server = ChatServer(fault=lambda *_: {"wait_s": 0.02})
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    return server
+    frame = pd.DataFrame(
+        {"query_id": f"q{q}", "query": f"w{q} w{q + 1}", "doc_id": f"q{q}d{i}", "rank": i + 1,
+         "text": " ".join(f"w{(7 * q + 3 * i + k) % 40}" for k in range(12))}
+        for q in range(30) for i in range(12)
+    )  # fmt: skip
+    write_requests(frame, folder / "requests.jsonl")
+    numbers = [str(37 * n % 1000) for n in range(len(frame))]  # what the chat server ranks by
+    write_requests(frame.assign(text=numbers), folder / "worth.jsonl")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Slow, directory=str(folder)))
+    server.handle_error = lambda *_: None  # clients that are killed are no news
+    (folder / "vaswani").mkdir()
+    rows, draw = [], random.Random(0)
+    for name in ("vaswani/a", "vaswani/b", "vaswani/c"):
+        (folder / name).write_bytes(raw := draw.randbytes(400_000))
+        about = {"url": f"http://127.0.0.1:{server.server_port}/{name}", "size_bytes": len(raw)}
+        digits = hashlib.sha256(raw).hexdigest()
+        rows.append({"name": name, "hash": f"sha256:{digits}", "what": "noise", **about})
+    (folder / "registry.json").write_text(json.dumps(rows))
+    book, root = folder / "book", project_folder()
+    for name in ("book/_ext", "book/_static", "results/efficiency"):
+        shutil.copytree(root / name, book / name)
+    for name in ("_config.yml", "book/references.bib"):
+        shutil.copy(root / name, book / name)
+    (book / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/costs}]\n"
+    )
+    (book / "book" / "pages").mkdir()
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Efficiency", id="0")])
+    nbformat.write(page, book / "book" / "pages" / "efficiency.ipynb")
+    chat = ChatServer(fault=lambda *_: {"wait_s": 0.02})
+    for each in (server, chat):
+        threading.Thread(target=each.serve_forever, args=(0.01,), daemon=True).start()
+    return chat.url

@@ -1,0 +1,565 @@
+"""Formats: what the field stores in files, as one frame and back.
+
+Candidates are ``query_id``, ``doc_id`` (str), ``rank`` (int64, 1 is best, counted anew), ``score``
+(float64, NaN where the file has none) and, where the file has them, ``query``, ``text`` (str),
+``relevance`` and ``teacher_rank`` (Int64, NA where nobody judged or ranked). Queries keep the order of
+the file, the best passage of each comes first. What does not fit is refused with file and line, never
+left out. Text files whose name ends in ``.gz`` are packed.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import logging
+import re
+import textwrap
+import zlib
+from collections import defaultdict, namedtuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Annotated, Any, NoReturn
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, TypeAdapter, ValidationError
+
+from rdl_core.files import partial
+
+__all__ = [
+    "FORMATS", "each_record", "from_frame", "read_candidates", "read_passages", "read_qrels",
+    "read_queries", "read_run", "write_parquet", "write_requests", "write_run",
+]  # fmt: skip
+
+_TEXT = ("text", "segment", "contents", "content", "body", "passage")  # RankLLM's order
+_NO_JSON = (ValueError, RecursionError)  # also numbers of thousands of digits, a thousand brackets
+_Places = Callable[..., str]
+_log = logging.getLogger(__name__)
+
+
+def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame:
+    """Read ranked candidates from a file of any format in `FORMATS`.
+
+    Ranks decide the order if they differ within each query, else scores; the log says which.
+
+    Args:
+        path: The file.
+        format: A key of `FORMATS`; None: the file's name and first record tell.
+
+    Raises:
+        ValueError: The format is unknown, the file is empty or broken, a record does not fit, a passage
+            stands twice in a query, a score is not finite, or nothing orders a query.
+    """
+    name = format or _recognise(path)
+    if name not in FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}; got {name!r}")
+    _log.info("%s: read as %s", path, name)
+    return FORMATS[name].read(path)
+
+
+def read_run(path: str | Path, *, third: str = "score") -> pd.DataFrame:
+    """Read a TREC run; `third` says what the last of three columns is, score or rank."""
+    frame, at = _table(path, (6, 3, 2), "a run of 6, 3 or 2 columns")
+    places = {2: {}, 3: {third: 2}, 6: {"doc_id": 2, "rank": 3, "score": 4}}[frame.shape[1]]
+    places = {"query_id": 0, "doc_id": 1} | places
+    return _candidates({name: frame[place] for name, place in places.items()}, at, strict=False)
+
+
+def read_qrels(path: str | Path) -> pd.DataFrame:
+    """Read judgments: ``qid iter docid rel``, ``qid docid rel``, or BEIR's table with a header.
+
+    Returns:
+        ``query_id``, ``doc_id`` (str), ``relevance`` (int64), in the order of the file.
+    """
+    header = re.fullmatch(r"[ \t]*query-id([\t ]+)\S+[\t ]+score[ \t]*", _first_line(path)[1])
+    tabs, what = header is not None and "\t" in header[1], "judgments of 4 or 3 columns"
+    frame, at = _table(path, (4, 3), what, tabs=tabs, skip=int(header is not None))
+    names = ["query_id", "doc_id", "relevance"]
+    frame = frame[[0, *frame.columns[-2:]]].set_axis(names, axis=1)
+    frame = pd.DataFrame({name: _checked(frame[name], at, name, strict=False) for name in names})
+    return _once(frame, names[:2], at, "judgment").astype({"relevance": "int64"})
+
+
+def read_queries(path: str | Path) -> pd.DataFrame:
+    """Read ``query_id``, ``query``: MS MARCO's table with tabs, or JSON or parquet as BEIR has it."""
+    return _texts(path, ["query_id", "query"], ("_id", "query_id", "qid", "id"), ("query", "text"))
+
+
+def read_passages(path: str | Path) -> pd.DataFrame:
+    """Read ``doc_id``, ``text``: MS MARCO's table with tabs, or JSON or parquet as BEIR has it.
+
+    A title stands before its text. Texts are not repaired: some of ``collection.tsv`` were encoded twice,
+    which ir_datasets mends.
+    """
+    return _texts(path, ["doc_id", "text"], ("_id", *_COLUMNS["doc_id"][0], "id"), _TEXT)
+
+
+def each_record(path: str | Path) -> tuple[Iterator[tuple[int, Any]], str]:
+    """Number and content of each record of a JSON or parquet file, and what the numbers count.
+
+    JSON may be one value a line, arrays, or values one after another, with or without commas between
+    them; arrays are taken apart.
+    """
+    return (enumerate(_parquet_rows(path), 1), "row") if _is_parquet(path) else (_json(path), "line")
+
+
+def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Candidates from a frame, such as pyterrier's (``qid, docno, rank, score, query, text``).
+
+    Args:
+        frame: Ids as ``query_id`` or ``qid`` and as ``doc_id``, ``docno``, ``pid``, ``passage_id`` or
+            ``docid``, str or integers; ``rank`` (from 0 or 1), ``score``, ``query``, ``text``,
+            ``relevance``, ``teacher_rank`` where there are any. Other columns are left out.
+
+    Raises:
+        ValueError: As for `read_candidates`; names the row, counted from 1.
+    """
+    return _from_columns(frame.reset_index(drop=True), _places("frame", "row"))
+
+
+def write_run(candidates: pd.DataFrame, path: str | Path, *, tag: str = "rdl") -> None:
+    """Write a TREC run, ``qid Q0 docid rank score tag``; -rank stands for scores where there are none.
+
+    Raises:
+        ValueError: As for `from_frame`, an id or the tag has blanks, or scores do not decrease strictly
+            with rank in float32, in which evaluation compares them.
+    """
+    frame = from_frame(candidates)
+    if tag.split() != [tag]:
+        _refuse("frame", "a tag without blanks", repr(tag), "join its words with - or _")
+    for name in ("query_id", "doc_id"):
+        if not (fits := frame[name].str.fullmatch(r"\S+")).all():
+            row = int(fits.argmin())
+            got = f"{frame[name][row]!r} as {name}"
+            _refuse(f"frame, row {row + 1}", "ids without blanks", got, "replace the blanks")
+    frame["score"] = -frame["rank"] if frame["score"].isna().all() else frame["score"]
+    with np.errstate(over="ignore"):
+        scores = frame["score"].astype(np.float32)
+    same = frame["query_id"] == frame["query_id"].shift()
+    if (wrong := (same & ~(scores < scores.shift())) | np.isinf(scores)).any():
+        query_id, doc_id, rank, score = frame.loc[wrong.idxmax()].iloc[:4]
+        got = f"{score} at rank {rank} ({doc_id!r}) of query {query_id!r}"
+        remedy = "use evaluate.settle_ties, or drop the column score to write -rank"
+        _refuse("frame", "scores that decrease strictly with rank in float32", got, remedy)
+    rows = zip(*(frame[x].tolist() for x in ("query_id", "doc_id", "rank", "score")), strict=True)
+    _write(path, (f"{q} Q0 {d} {rank} {score!r} {tag}" for q, d, rank, score in rows))
+
+
+def write_requests(candidates: pd.DataFrame, path: str | Path) -> None:
+    """Write RankLLM's requests, JSON lines ``{query, candidates}``; needs ``query`` and ``text``."""
+    frame = from_frame(candidates)
+    if missing := [name for name in ("query", "text") if name not in frame]:
+        _refuse("frame", "texts", f"no {' and '.join(missing)}", "join them on by their ids")
+    frame["score"] = frame["score"].fillna(-frame["rank"])
+
+    def request(rows: pd.DataFrame) -> str:
+        hits = zip(*(rows[name].tolist() for name in ("doc_id", "score", "text")), strict=True)
+        candidates = [{"docid": d, "score": score, "doc": {"text": text}} for d, score, text in hits]
+        query = {"text": rows["query"].iloc[0], "qid": rows["query_id"].iloc[0]}
+        return json.dumps({"query": query, "candidates": candidates}, ensure_ascii=False)
+
+    _write(path, (request(rows) for _, rows in frame.groupby("query_id", sort=False)))
+
+
+def write_parquet(candidates: pd.DataFrame, path: str | Path) -> None:
+    """Write Rank-DistiLLM's parquet: ``qid``, ``docno``, ``rank`` (1 is best), ``score``."""
+    frame = from_frame(candidates)[["query_id", "doc_id", "rank", "score"]]
+    with partial(Path(path)) as beside:
+        frame.set_axis(["qid", "docno", "rank", "score"], axis=1).to_parquet(beside, index=False)
+
+
+def _write(path: str | Path, rows: Iterable[str]) -> None:
+    """Write lines of UTF-8; equal lines give equal bytes, packed or not."""
+    with partial(Path(path)) as beside:
+        raw = "".join(f"{row}\n" for row in rows).encode()
+        beside.write_bytes(gzip.compress(raw, mtime=0) if str(path).endswith(".gz") else raw)
+
+
+def _refuse(place: object, expected: str, got: object, remedy: str = "correct or remove it") -> NoReturn:
+    raise ValueError(f"{place}: expected {expected}; got {textwrap.shorten(str(got), 500)}: {remedy}")
+
+
+def _places(path: str | Path, unit: str, number: Callable[[int], int] = (1).__add__) -> _Places:
+    """Where each row of a frame stands, such as a file and its line; the file itself for no row."""
+    return lambda row=None: str(path) if row is None else f"{path}, {unit} {number(row)}"
+
+
+def _recognise(path: str | Path) -> str:
+    """Name of the format by the file's name and first record; three integers could be anything."""
+    parquet = _is_parquet(path)
+    number, line = (1, "") if parquet else _first_line(path)
+    if parquet or (line.lstrip()[:1] in "{[" and not _RUN_NAME.search(str(path))):
+        record = next(each_record(path)[0], (0, {}))[1]
+        keys = set(record) if isinstance(record, dict) else set()
+        for name, form in FORMATS.items():
+            if any(wanted <= keys for wanted in form.keys):
+                return name
+        got, hint = f"keys {sorted(keys)}", "use read_passages or read_queries" if "_id" in keys else ""
+        if keys & {"prompt", "invocations_history"}:
+            hint = "rdl teach replays such a history"
+    else:
+        cells, got = line.split(), f"{len(line.split())} columns, {line[:80]!r}"
+        fourth = len(cells) > 3 and re.fullmatch(r"-?\d+", cells[3])
+        scored = len(cells) == 3 and re.fullmatch(r"-?\d*\.\d+(e[-+]?\d+)?", cells[2].lower())
+        if _RUN_NAME.search(str(path)) or scored or (len(cells) == 6 and fourth):
+            return "trec_run"
+        if line.count("\t") == 3 and not (len(cells) == 4 and fourth):
+            return "msmarco_top1000"
+        hint = "use read_qrels" if len(cells) == 4 else ""
+    known = "; ".join(f"{name}: {form.shape}" for name, form in FORMATS.items())
+    place = path if parquet else f"{path}, line {number}"
+    hint = hint or "name its format, read_candidates(path, format)"
+    return _refuse(place, f"candidates in one of these formats ({known})", got, hint)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[IO[bytes]]:
+    try:
+        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        _refuse(path, "a whole gzip file", error, "fetch or pack it again")
+
+
+def _lines(path: str | Path, *, blank: bool = False) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line; blank ones only if asked for."""
+    with _opened(path) as file:
+        for number, raw in enumerate(file, 1):
+            if blank or raw.strip():
+                try:
+                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    _refuse(f"{path}, line {number}", "UTF-8", error, "convert the file first")
+
+
+def _first_line(path: str | Path) -> tuple[int, str]:
+    for number, line in _lines(path):
+        return number, line
+    return _refuse(path, "data", "an empty file", "check where it comes from")
+
+
+def _table(
+    path: str | Path, widths: tuple[int, ...], what: str, *, tabs: bool = False, skip: int = 0
+) -> tuple[pd.DataFrame, _Places]:
+    """Columns 0, 1, ... (str) of a file separated by white space or single tabs; all lines alike."""
+
+    def split(line: str) -> list[str]:
+        return line.split("\t") if tabs else re.split(r"[ \t\r]+", line.strip(" \t\r"))
+
+    width = len(split(_first_line(path)[1]))
+    if not tabs and not skip and width in widths:
+        try:  # fast; one column more than there should be shows lines that are too long
+            with _opened(path) as file:
+                frame = pd.read_csv(
+                    file, sep=r"\s+", header=None, names=range(width + 1), index_col=False, dtype="str",
+                    na_filter=False, quoting=csv.QUOTE_NONE,
+                )  # fmt: skip
+            if (frame.pop(width) == "").all() and not (frame == "").any(axis=None):
+                return frame, _places(path, "line", lambda n: next(islice(_lines(path), n, None))[0])
+        except (pd.errors.ParserError, UnicodeDecodeError):
+            pass  # the line is named below
+    rows, numbers = [], []
+    for number, line in islice(_lines(path), skip, None):
+        cells = split(line)
+        if len(cells) not in widths:
+            expected = f"{what}, {widths[0]} as above" if rows else what
+            _refuse(f"{path}, line {number}", expected, f"{len(cells)} columns, {line[:80]!r}")
+        widths = (len(cells),)
+        rows.append(cells)
+        numbers.append(number)
+    if not rows:
+        _refuse(path, "data", "a header alone", "check where it comes from")
+    return pd.DataFrame(rows, dtype="str"), _places(path, "line", numbers.__getitem__)
+
+
+def _tabbed(path: str | Path, names: list[str]) -> tuple[pd.DataFrame, _Places]:
+    frame, at = _table(path, (len(names),), f"{' '.join(names)} with tabs between", tabs=True)
+    return frame.set_axis(names, axis=1), at
+
+
+def _is_parquet(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+@contextmanager
+def _parquet(path: str | Path) -> Iterator[pq.ParquetFile]:
+    try:
+        yield pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, MemoryError, OSError, UnicodeDecodeError) as error:
+        _refuse(path, "a whole parquet file", error, "fetch it again")
+
+
+def _parquet_rows(path: str | Path) -> Iterator[dict]:
+    with _parquet(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+def _json(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Values line by line or, where the first line is no value, of the whole text."""
+    gap, decoder, depth = re.compile(r"[\s,\[\]]*"), json.JSONDecoder(), 0  # brackets are only counted
+    try:
+        json.loads(_first_line(path)[1].strip(" \t,"))
+        texts = _lines(path)
+    except _NO_JSON:
+        texts = [(1, "\n".join(line for _, line in _lines(path, blank=True)))]
+    for number, text in texts:
+        first, at = number, 0
+        while True:
+            between = gap.match(text, at)[0]
+            number += between.count("\n")
+            depth += between.count("[") - between.count("]")
+            if (start := at + len(between)) == len(text):
+                break
+            try:
+                value, at = decoder.raw_decode(text, start)
+            except _NO_JSON as error:
+                line = first - 1 + getattr(error, "lineno", number - first + 1)
+                got = f"{getattr(error, 'msg', error)} in the record of line {number}"
+                _refuse(f"{path}, line {line}", "JSON", got, "is the file whole?")
+            yield number, value
+            number += text.count("\n", start, at)
+    if depth:
+        got = f"{abs(depth)} missing" if depth > 0 else f"{-depth} too many"
+        _refuse(f"{path}, line {number}", "a ] for each [", got, "is the file whole?")
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def _get(record: Any, *names: str, kind: type = object) -> Any:
+    """The first of some names that an object has, of a kind; errors hold what was expected and got."""
+    if not isinstance(record, dict):
+        raise ValueError("an object", repr(record)[:80])
+    if not (own := [name for name in names if name in record]):
+        raise ValueError(f"the key {' or '.join(names)}", f"keys {list(record)}")
+    if not isinstance(value := record[own[0]], kind):
+        raise ValueError(f"{own[0]} as a {kind.__name__}", repr(value)[:80])
+    return value
+
+
+def _text(record: Any, names: tuple[str, ...] = _TEXT) -> str:
+    """A text with its title before it, as ir_datasets joins them."""
+    text = _get(record, *names, kind=str)
+    return f"{_get(record, 'title', kind=str)} {text}" if record.get("title") else text
+
+
+def _rank_llm(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
+    """What all rows of a record share, and columns of the rest."""
+    if "hits" in record:
+        hits = texts = _get(record, "hits", kind=list)
+        ids = list(dict.fromkeys(str(_get(hit, "qid")) for hit in hits))
+        if len(ids) != 1:
+            raise ValueError("hits of one query id", ids or "no hits, so that it is unknown")
+        query_id, query, ranks = hits[0]["qid"], _get(record, "query"), [h.get("rank") for h in hits]
+    else:
+        hits, query = _get(record, "candidates", kind=list), _get(record, "query")
+        texts, ranks = [_get(hit, "doc") for hit in hits], list(range(1, len(hits) + 1))
+        query_id, query = _get(query, "qid"), _get(query, "text")
+    return {"query_id": query_id, "query": query}, {
+        "doc_id": [_get(hit, "docid") for hit in hits], "rank": ranks,
+        "score": [hit.get("score") for hit in hits], "text": list(map(_text, texts)),
+    }  # fmt: skip
+
+
+def _id_list(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
+    ids = _get(record, "doc_ids", kind=list)
+    ranks = list(range(1, len(ids) + 1))
+    shared = {"query_id": _get(record, "query_id")}
+    if "labels" not in record:
+        return shared | {"relevance": None}, {"doc_id": ids, "rank": ranks, "teacher_rank": ranks}
+    labels = _get(record, "labels", kind=list)
+    if len(labels) != len(ids) or None in labels:
+        raise ValueError(f"a label for each of {len(ids)} doc_ids", repr(labels)[:80])
+    return shared | {"teacher_rank": None}, {"doc_id": ids, "rank": ranks, "relevance": labels}
+
+
+def _row(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
+    ids = {name: [_get(record, *_COLUMNS[name][0])] for name in ("query_id", "doc_id")}
+    return {}, ids | {name: [record.get(name)] for name in _COLUMNS if name not in ids}
+
+
+def _unpacked(path: str | Path, unpack: Callable) -> tuple[dict[str, pd.Series], _Places]:
+    """Rows of all records as columns; where a record's rows share a query, it has no other record."""
+    columns, numbers, seen = defaultdict(list), [], {}
+    records, unit = each_record(path)
+    for number, record in records:
+        place = f"{path}, {unit} {number}"
+        try:
+            shared, rows = unpack(record if isinstance(record, dict) else _get(record))
+        except ValueError as misfit:
+            _refuse(place, *misfit.args)
+        if not (size := len(rows[next(iter(rows))])):
+            _refuse(place, "at least one entry", "an empty list")
+        query_id = str(shared.get("query_id"))
+        if shared and seen.setdefault(query_id, number) != number:
+            got = f"{query_id!r} again, first in {unit} {seen[query_id]}"
+            _refuse(place, "one record for each query", got, "merge or remove it")
+        for name, values in (rows | {name: [x] * size for name, x in shared.items()}).items():
+            columns[name].extend(values)
+        numbers.extend([number] * size)
+    if not numbers:
+        _refuse(path, "records", "none", "check where the file comes from")
+    series = {name: pd.Series(values, dtype=object) for name, values in columns.items()}
+    return series, _places(path, unit, numbers.__getitem__)
+
+
+def _texts(path: str | Path, names: list[str], ids: tuple, texts: tuple) -> pd.DataFrame:
+    def unpack(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
+        return {}, {names[0]: [_get(record, *ids)], names[1]: [_text(record, texts)]}
+
+    records = _is_parquet(path) or _first_line(path)[1].lstrip().startswith(("{", "["))
+    columns, at = _unpacked(path, unpack) if records else _tabbed(path, names)
+    frame = pd.DataFrame({name: _checked(columns[name], at, name) for name in names})
+    return _once(frame, names[:1], at, "id")
+
+
+def _rows(path: str | Path) -> pd.DataFrame:
+    if not _is_parquet(path):
+        return _candidates(*_unpacked(path, _row))
+    known = {name for names, *_ in _COLUMNS.values() for name in names}
+    with _parquet(path) as file:
+        frame = file.read([name for name in file.schema_arrow.names if name in known]).to_pandas(
+            ignore_metadata=True
+        )
+        return _from_columns(frame, _places(path, "row"))
+
+
+# --- one frame of candidates ----------------------------------------------------------------------
+
+
+def _as_id(value: Any) -> str:
+    if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
+        return str(value)
+    raise ValueError("no id")
+
+
+#: Text that UTF-8 can hold: JSON can name half a character, which no file or frame can.
+_Str = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
+_Id = (Annotated[_Str, BeforeValidator(_as_id)], "str", "an id that is a str or an integer")
+_Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Float = Annotated[float, Field(allow_inf_nan=False)]
+#: Names of each column in files and frames (pyterrier's docid is an internal number, so it comes last),
+#: what its values are, its type, and how errors call it.
+_COLUMNS = {
+    "query_id": (("query_id", "qid"), *_Id),
+    "doc_id": (("doc_id", "docno", "pid", "passage_id", "docid"), *_Id),
+    "rank": (("rank",), _Int, "int64", "rank as an integer, in every row"),
+    "score": (("score",), _Float, "float64", "finite scores"),
+    "query": (("query",), _Str, "str", "query as a str"),
+    "text": (("text",), _Str, "str", "text as a str"),
+    "relevance": (("relevance",), _Int | None, "Int64", "relevance as an integer"),
+    "teacher_rank": (("teacher_rank",), _Int | None, "Int64", "teacher_rank as an integer"),
+}
+
+
+def _checked(column: pd.Series, at: _Places, name: str, *, strict: bool = True) -> pd.Series:
+    """A column of its kind, not `strict` where numbers are text; names the first row that is not."""
+    _, kind, dtype, expected = _COLUMNS[name]
+    if str(column.dtype) == dtype and not column.isna().any():  # quick: no Python objects
+        wrong = np.isinf(column) if name == "score" else column == ("" if "id" in name else None)
+        if not wrong.any():
+            return column
+    values = column.astype(object).where(column.notna(), None).tolist()
+    if dtype == "Int64":  # floats where a merge left gaps
+        values = [int(x) if isinstance(x, float) and x.is_integer() else x for x in values]
+    try:
+        adapter = TypeAdapter(Annotated[list[kind], FailFast()])
+        return pd.Series(adapter.validate_python(values, strict=strict), dtype=dtype)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        return _refuse(at(problem["loc"][0]), expected, repr(problem["input"])[:80])
+
+
+def _once(frame: pd.DataFrame, key: list[str], at: _Places, what: str) -> pd.DataFrame:
+    if (twice := frame.duplicated(key)).any():
+        row = int(twice.argmax())
+        first = at(int((frame[key] == frame.loc[row, key]).all(axis=1).argmax()))
+        got = f"{frame.loc[row, key].tolist()} again, first in {first}"
+        _refuse(at(row), f"each {what} once", got)
+    return frame
+
+
+def _from_columns(frame: pd.DataFrame, at: _Places) -> pd.DataFrame:
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        _refuse(at(), "each column once", f"{twice!r} twice", "rename or remove one")
+    used = {name: next((x for x in own[0] if x in frame), None) for name, own in _COLUMNS.items()}
+    for name in ("query_id", "doc_id"):
+        if used[name] is None:
+            got = f"columns {list(frame.columns)}"
+            _refuse(at(), f"a column {' or '.join(_COLUMNS[name][0])}", got, "rename one")
+    if unused := sorted(map(str, set(frame.columns) - set(used.values()))):
+        _log.info("%s: columns %s are not read", at(), unused)
+    return _candidates({name: frame[x] for name, x in used.items() if x is not None}, at)
+
+
+def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool = True) -> pd.DataFrame:
+    """Check columns, order the rows of each query, and count their rank anew from 1."""
+    kept = [name for name in columns if name in ("query_id", "doc_id") or columns[name].notna().any()]
+    frame = pd.DataFrame({name: _checked(columns[name], at, name, strict=strict) for name in kept})
+    if frame.empty:
+        _refuse(at(), "candidates", "none", "check where the file comes from")
+    _once(frame, ["query_id", "doc_id"], at, "passage of a query")
+    queries, ranks, scores = pd.factorize(frame["query_id"])[0], frame.get("rank"), frame.get("score")
+    again = None if ranks is None else frame.duplicated(["query_id", "rank"]) | (ranks < 0)
+    place = at(int(again.argmax())) if ranks is not None and again.any() else ""
+    level = logging.INFO
+    if ranks is not None and not place:
+        order, by = np.lexsort((ranks, queries)), "rank"
+    elif scores is not None and (ranks is None or (scores.groupby(queries).nunique() > 1).any()):
+        order = np.lexsort((-scores, queries))
+        by = f"score, as ranks repeat, first in {place}" if place else "score, as there are no ranks"
+        level = logging.WARNING if place else level
+    elif ranks is None:
+        order, by = np.argsort(queries, kind="stable"), "place, as there are no ranks and no scores"
+        level = logging.WARNING
+    else:
+        got = f"{ranks[again.argmax()]} again or below 0, and no scores that differ"
+        _refuse(place, "ranks that differ within a query", got)
+    if scores is not None:  # RankGPT and RankLLM leave the first stage's where they were
+        steps = np.diff(scores.iloc[order])[np.diff(queries[order]) == 0]
+        n_rise, n_tie = int((steps > 0).sum()), int((steps == 0).sum())
+        by, level = f"{by}; {n_rise} scores rise, {n_tie} tie", logging.WARNING if n_rise else level
+    _log.log(level, "%s: ordered by %s", at(), by)
+    frame = frame.iloc[order].reset_index(drop=True)
+    frame["rank"] = frame.groupby("query_id", sort=False).cumcount() + 1
+    frame["score"] = np.nan if scores is None else frame["score"]
+    return frame[[name for name in _COLUMNS if name in frame]]
+
+
+#: What a record of a format looks like, its reader, and sets of keys that tell it.
+Format = namedtuple("Format", "shape read keys", defaults=((),))
+_RUN_NAME = re.compile(r"\.(run|trec|res)(\.gz)?$")
+_TOP1000 = ["query_id", "doc_id", "query", "text"]
+#: Formats of candidates by name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered
+#: by rank, its candidates (today) and ``lists`` by place. Lists without labels are a teacher's.
+FORMATS = {
+    "trec_run": Format("qid iter docid rank score tag, or qid docid [score]", read_run),
+    "msmarco_run": Format("qid pid rank", lambda path: read_run(path, third="rank")),
+    "msmarco_top1000": Format(
+        "qid pid query passage, with tabs", lambda path: _candidates(*_tabbed(path, _TOP1000))
+    ),
+    "rank_llm": Format(
+        "JSON(L) {query, hits} or {query, candidates}",
+        lambda path: _candidates(*_unpacked(path, _rank_llm)),
+        ({"query", "hits"}, {"query", "candidates"}),
+    ),
+    "lists": Format(
+        "parquet or JSON(L) {query_id, doc_ids [, labels]}",
+        lambda path: _candidates(*_unpacked(path, _id_list)), ({"query_id", "doc_ids"},),
+    ),
+    "rows": Format(
+        "parquet or JSON(L), a row {query_id, doc_id [, rank, score, query, text]}", _rows,
+        tuple({query, doc} for query in _COLUMNS["query_id"][0] for doc in _COLUMNS["doc_id"][0]),
+    ),
+}  # fmt: skip

@@ -1,0 +1,244 @@
+"""Published lists: candidates of first stages, and how LLMs ranked them.
+
+TREC DL: RankLLM's lists carry their texts, so that the union of a year's lists is a collection small
+enough for a laptop: 10,852 passages in 2019, 14,091 in 2020, 16,660 in 2022, of 8.8 M and 138 M. It
+holds every candidate, and not every judged passage: 3,834 of the 9,139 judged in 2019, 5,001 of 11,224
+in 2020. Measures do not need the others' texts. In 2022 the texts of 40 passages differ between the
+lists, in white space alone; the first list in the registry's order counts.
+
+Rank-DistiLLM: a first stage's file has its top 500 of every judged training query, 250 M rows in 10 GB;
+it is streamed, and only the rows that are asked for stay. RankZephyr's has its order of the top 100 of
+10,000 of these queries, without the first stage's ranks. ColBERTv2's lists of test queries are in an
+archive of which no hash is published; a file of them is used as it is.
+
+Reference: Craswell et al., TREC 2019 and 2020; Pradeep et al., RankVicuna, arXiv 2309.15088; Schlatt
+et al., ECIR 2025, zenodo.org/records/12528410 and 15150456.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow import csv
+
+from rdl_core.data.downloads import download_folder, fetch, fetch_all, group_names, registry
+from rdl_core.data.formats import from_frame, read_candidates
+from rdl_core.files import content_hash
+
+__all__ = [
+    "FIRST_STAGES", "JUDGED", "TEACHERS", "YEARS", "file_hashes", "first_stage", "list_names",
+    "qrels_name", "ranked_queries", "teacher_runs", "teachers_of", "texts",
+]  # fmt: skip
+
+#: ir_datasets id of Rank-DistiLLM's training queries.
+JUDGED = "msmarco-passage/train/judged"
+#: Years of TREC DL, and whether their judgments are public.
+YEARS = {2019: True, 2020: True, 2022: False}
+_FOLDERS = {  # of TREC DL's first stages; 2022 has the first three
+    "bm25": "BM25", "bm25_rm3": "BM25_RM3", "splade": "SPLADE_P_P_ENSEMBLE_DISTIL",
+    "tas_b": "D_BERT_KD_TASB", "ada2": "OPEN_AI_ADA2",
+}  # fmt: skip
+_LLMS = {  # that ranked whole lists of TREC DL, 100 passages deep, and how their files' names begin
+    "rank_vicuna": "output_v2_aug_vicuna_7b",
+    "rank_vicuna_unaugmented": "output_v2_vicuna_7b",  # trained without shuffled lists
+    "rank_vicuna_early": "vicuna-7b-checkpoint-800",
+    "gpt_3.5": "gpt-3.5-turbo", "vicuna_7b": "vicuna-7b-v1.5", "vicuna_13b": "vicuna-13b-v1.5",
+}  # fmt: skip
+_END = "__msmarco-passage-train-judged"
+_TRAIN = {
+    "colbert": f"rank-distillm/__colbert{_END}.parquet", "bm25": f"rank-distillm/__bm25{_END}.run",
+}  # fmt: skip
+_ZEPHYR = {
+    "colbert": f"rank-distillm/__rankzephyr-colbert-10000-sampled-100{_END}.parquet",
+    "bm25": f"rank-distillm/__rankzephyr-bm25-10000-sampled-100{_END}.run",
+}
+FIRST_STAGES = (*_FOLDERS, "colbert")
+TEACHERS = (*_LLMS, "rank_zephyr")
+_log = logging.getLogger(__name__)
+
+
+def first_stage(
+    collection_id: str, name: str, depth: int, query_ids: Iterable[str] | None = None
+) -> pd.DataFrame | None:
+    """A first stage's published lists of a collection's queries; None if there are none.
+
+    Args:
+        collection_id: An ir_datasets id.
+        name: A member of `FIRST_STAGES`, or any other first stage, which nobody published.
+        depth: Candidates per query.
+        query_ids: Queries; None takes all.
+
+    Returns:
+        ``query_id``, ``doc_id``, ``rank`` (1 is best), ``score``.
+
+    Raises:
+        ValueError: The collection has published lists, but none of this first stage; or a file is not to
+            be had or not as published.
+    """
+    query_ids = None if query_ids is None else list(query_ids)
+    if collection_id == JUDGED:
+        _expect("first_stage", name, _TRAIN, collection_id)
+        frame = _stream(_fetched(_TRAIN[name]), depth, query_ids)
+    elif name == "colbert":
+        frame = read_candidates(_by_hand(collection_id))
+    elif (year := _year(collection_id)) and name in _FOLDERS:
+        files = {file.split("/")[2]: file for file in list_names(year)}
+        _expect("first_stage", name, [x for x in _FOLDERS if _FOLDERS[x] in files], collection_id)
+        frame = read_candidates(fetch(files[_FOLDERS[name]]))
+    else:
+        return None
+    wanted = frame["rank"] <= depth
+    if query_ids is not None:
+        wanted &= frame["query_id"].isin(query_ids)
+    return frame.loc[wanted, ["query_id", "doc_id", "rank", "score"]].reset_index(drop=True)
+
+
+def teachers_of(collection_id: str, first_stage: str) -> list[str]:
+    """Names of the LLMs that ranked a first stage's lists of a collection."""
+    return [name for name, files in _files(collection_id, first_stage).items() if files]
+
+
+def teacher_runs(collection_id: str, first_stage: str, teacher: str) -> list[pd.DataFrame]:
+    """A teacher's rankings of a first stage's lists, one for each time that it ranked them.
+
+    Returns:
+        The oldest first, ``query_id``, ``doc_id``, ``teacher_rank`` (1 is best); none for a collection
+        without published lists.
+
+    Raises:
+        ValueError: The collection's lists were ranked by others.
+    """
+    if collection_id != JUDGED and not _year(collection_id):
+        return []
+    known = teachers_of(collection_id, first_stage)
+    _expect("teacher", teacher, known, f"{first_stage} of {collection_id}")
+    return [_ranking(name) for name in _files(collection_id, first_stage)[teacher]]
+
+
+def ranked_queries(
+    collection_id: str, first_stages: Iterable[str], teacher: str
+) -> pd.Index | None:
+    """Ids of the queries that a published teacher ranked, where these are some of the collection's."""
+    if collection_id != JUDGED or teacher != "rank_zephyr":
+        return None
+    runs = [run for name in first_stages for run in teacher_runs(collection_id, name, teacher)]
+    return pd.Index(pd.concat(runs)["query_id"].unique())
+
+
+def file_hashes(collection_id: str, first_stage: str, teacher: str) -> list[str]:
+    """Hashes of Rank-DistiLLM's files behind a first stage's lists and a teacher's order."""
+    if collection_id == JUDGED:
+        names = [_TRAIN.get(first_stage), teacher == "rank_zephyr" and _ZEPHYR.get(first_stage)]
+        return [registry()[name].hash.partition(":")[2] for name in names if name]
+    return [content_hash(_by_hand(collection_id))[:16]] if first_stage == "colbert" else []
+
+
+def list_names(year: int) -> list[str]:
+    """Registry names of a year's candidate lists, one for each first stage."""
+    names = (name for name in group_names("trec-dl") if name.split("/")[1] == "retrieve_results")
+    return [name for name in names if name.endswith(f"_dl{year % 100}_top100.json")]
+
+
+def qrels_name(year: int) -> str:
+    """Registry name of a year's judgments."""
+    return f"trec-dl/qrels/qrels.dl{year % 100}-passage.txt"
+
+
+@lru_cache(maxsize=len(YEARS))
+def texts(year: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Queries and passages of a year of TREC DL, in the order in which its lists name them."""
+    lists = pd.concat([read_candidates(path) for path in fetch_all(list_names(year))])
+    queries = lists[["query_id", "query"]].drop_duplicates("query_id", ignore_index=True)
+    passages = lists[["doc_id", "text"]].drop_duplicates()
+    first = passages.drop_duplicates("doc_id", ignore_index=True)
+    if differing := passages.loc[passages["doc_id"].duplicated(), "doc_id"].nunique():
+        _log.info(
+            "TREC DL %d: %d of %d passages have another text in a later list; the first is kept",
+            year, differing, len(first),
+        )  # fmt: skip
+    return queries, first
+
+
+def _year(collection_id: str) -> int | None:
+    """The year whose lists a collection's queries have; MS MARCO's own collection has the same ids."""
+    names = {f"rdl/trec-dl-{year}": year for year in YEARS}
+    names |= {f"msmarco-passage/trec-dl-{year}/judged": year for year in (2019, 2020)}
+    return names.get(collection_id)
+
+
+def _files(collection_id: str, first_stage: str) -> dict[str, list[str]]:
+    """Registry names of rankings by teacher, those of a first stage's lists, the oldest first."""
+    if collection_id == JUDGED:
+        return {"rank_zephyr": [_ZEPHYR[first_stage]] if first_stage in _ZEPHYR else []}
+    year, folder = _year(collection_id), f"trec-dl/rerank_results/{_FOLDERS.get(first_stage)}/"
+    names = sorted(name for name in group_names("trec-dl") if name.startswith(folder) and year)
+    return {
+        llm: [n for n in names if n.startswith(f"{folder}{start}_4096_100_") and f"_dl{year % 100}_" in n]
+        for llm, start in _LLMS.items()
+    }
+
+
+@lru_cache(maxsize=2)
+def _ranking(name: str) -> pd.DataFrame:
+    frame = read_candidates(_fetched(name))
+    return frame[["query_id", "doc_id", "rank"]].rename(columns={"rank": "teacher_rank"})
+
+
+@lru_cache
+def _fetched(name: str) -> Path:
+    """Checked once a process: hashing 13 GB takes half a minute."""
+    return fetch(name)
+
+
+def _by_hand(collection_id: str) -> Path:
+    name = f"rank-distillm/__colbert__{collection_id.replace('/', '-')}.run"
+    mirror = os.environ.get("RDL_MIRROR")
+    for folder in (mirror, download_folder()):
+        if folder and (path := Path(folder).expanduser() / name).is_file():
+            return path
+    raise ValueError(
+        f"expected {name} in RDL_MIRROR ({mirror or 'not set'}) or in the cache "
+        f"({download_folder()}): unpack experiments.tar.gz of zenodo.org/records/15150456 and copy "
+        "ColBERTv2's run of this collection there under this name, or choose another first stage"
+    )
+
+
+def _stream(path: Path, depth: int, query_ids: list[str] | None) -> pd.DataFrame:
+    """The rows of some queries down to a rank of a parquet file or a TREC run, streamed past."""
+    text = pa.string()
+    wanted = ds.field("rank") <= depth  # counted from 0 or 1: counted anew by `from_frame`
+    if query_ids is not None:
+        wanted &= ds.field("qid").cast(text).isin(pa.array(query_ids, text))
+    columns = {name: ds.field(name) for name in ("rank", "score")}
+    columns |= {name: ds.field(name).cast(text) for name in ("qid", "docno")}
+    form = "parquet"
+    if path.suffix != ".parquet":
+        with path.open() as file:
+            delimiter = "\t" if "\t" in file.readline() else " "
+        kinds = {"qid": text, "docno": text, "rank": pa.int64(), "score": pa.float64()}
+        names = ("qid", "iter", "docno", "rank", "score", "tag")
+        form = ds.CsvFileFormat(
+            parse_options=csv.ParseOptions(delimiter=delimiter, quote_char=False),
+            read_options=csv.ReadOptions(column_names=names),
+            convert_options=csv.ConvertOptions(column_types=kinds),
+        )
+    try:
+        table = ds.dataset(path, format=form).to_table(columns=columns, filter=wanted)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path}: expected rows of {', '.join(columns)}; got {error}: fetch the file again"
+        ) from None
+    return from_frame(table.to_pandas())
+
+
+def _expect(what: str, name: str, known: Iterable[str], of: str) -> None:
+    if name not in known:
+        choices = ", ".join(known) or "none at all"
+        raise ValueError(f"{what}: expected one of {choices} for {of!r}; got {name!r}")

@@ -1,0 +1,367 @@
+"""Candidates of a study, and who ordered them: from a collection's name to a frame.
+
+TREC DL and Rank-DistiLLM come with published lists and LLMs that ranked them. Of any other collection,
+candidates are retrieved here, and encoders or an LLM that the study asks order them. Whatever is costly
+is a run of the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rdl_core import config as c
+from rdl_core.data import published, retrieval
+from rdl_core.data.collections import fingerprint, load
+from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.data.formats import read_candidates, write_run
+from rdl_core.files import content_hash, read_json, read_settings
+from rdl_core.teachers import encoders
+from rdl_core.teachers.replay import AnswerLog
+from rdl_core.teachers.teach import ANSWERS, teach
+from rdl_core.tokens import TokenCorpus, TokenStore
+from rdl_study.store import Run, obtain, runs_folder
+
+__all__ = ["CODE", "FIRST_STAGES", "TEACHERS", "LLMTeacher", "ListsConfig", "ask_shard", "corpus",
+           "candidates_of", "chosen_queries", "encoder_hashes", "lists", "order_scores"]  # fmt: skip
+_COMPUTED = ("bm25", "bi_encoder", "random")
+#: First stages: those that are computed here, and those of which there are published lists.
+FIRST_STAGES = tuple(dict.fromkeys((*_COMPUTED, *published.FIRST_STAGES)))
+_ENCODERS, _MEAN = ("bi_encoder", "fused"), "_mean"
+#: Orders to learn from and to rank with. ``_mean`` behind an LLM's name: the mean of its ranks over all
+#: the times that it ranked a list.
+TEACHERS = (*_ENCODERS, "first_stage", "judgments", "splade", *published.TEACHERS,
+            *(name + _MEAN for name in published.TEACHERS))  # fmt: skip
+#: Modules that decide what `lists` gives, for the ids of the runs that use it.
+CODE = ("rdl_core.lists", "rdl_core.data.published", "rdl_core.data.retrieval",
+        "rdl_core.teachers.encoders")  # fmt: skip
+_CANDIDATES = 100  # computed once, cut to any depth up to it
+_DEEPEST = {"colbert": 500}  # of lists that are published only
+_SMALL = 100_000  # in a larger collection, the candidates alone become vectors
+_STORED_TOKENS, _VECTOR_TOKENS = 512, 128
+_IDS = ["query_id", "doc_id"]
+
+
+@c.config
+class ListsConfig:
+    """Candidates of some queries, and who ordered them."""
+
+    collection: str
+    """ir_datasets id, or a folder."""
+    first_stage: str
+    """A member of `FIRST_STAGES`, or a file of candidates; ``+`` between several: a list from each."""
+    depth: c.Positive
+    """Candidates per list, cut from the first stage's top 100 (ColBERTv2: 500)."""
+    skip_queries: c.Count = 0
+    """Leave out the queries that ``n_queries`` of this many would take."""
+    n_queries: c.Positive | None = None
+    """This many queries, chosen by the hash of their ids; None takes all."""
+    teacher: str = "judgments"
+    """A member of `TEACHERS`, a file in the teacher's order, or a YAML file as `LLMTeacher`."""
+    teacher_encoder: str = EMBEDDED_ENCODER
+    """Bi-encoder of the dense first stage and of encoder teachers; these add up several (``+``)."""
+    add_relevant: bool = False
+    """Append the relevant passages that the first stage missed; with teacher judgments only."""
+
+    def __post_init__(self) -> None:
+        named = [("first_stage", name, FIRST_STAGES) for name in self.first_stages]
+        for field, value, valid in (*named, ("teacher", self.teacher, TEACHERS)):
+            if value not in valid and not Path(value).is_file():
+                names = ", ".join(valid)
+                raise ValueError(f"{field}: expected one of {names}, or a file; got {value!r}")
+        if "bi_encoder" in self.first_stages and "+" in self.teacher_encoder:
+            raise ValueError(
+                "teacher_encoder: expected one bi-encoder behind the first stage 'bi_encoder', got "
+                f"{self.teacher_encoder!r}: choose one of them, or another first stage"
+            )
+        deepest = min(_DEEPEST.get(name, _CANDIDATES) for name in self.first_stages)
+        if self.depth > deepest:
+            raise ValueError(f"depth: expected 1 to {deepest}, got {self.depth}")
+        if self.add_relevant and self.teacher != "judgments":
+            raise ValueError(
+                f"add_relevant: expected teacher 'judgments', got {self.teacher!r}, which has not "
+                "ranked what the first stage missed"
+            )
+
+    @property
+    def first_stages(self) -> list[str]:
+        """The first stages one by one."""
+        return self.first_stage.split("+")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes of the collection, and of the files and weights behind the lists and their order."""
+        files = [p for p in map(Path, (*self.first_stages, self.teacher)) if p.is_file()]
+        hashes = [load(self.collection).fingerprint, *(content_hash(path)[:16] for path in files)]
+        if self.teacher in _ENCODERS:
+            hashes += encoder_hashes(self.teacher_encoder)
+        for name in self.first_stages:
+            hashes += published.file_hashes(self.collection, name, self.teacher)
+        return "-".join(hashes)
+
+    def each(self) -> list[ListsConfig]:
+        """The same with one first stage each."""
+        return [replace(self, first_stage=name) for name in self.first_stages]
+
+
+def lists(wanted: ListsConfig) -> pd.DataFrame:
+    """Candidates of one first stage, with the teacher's order or with judgments.
+
+    Returns:
+        ``query_id``, ``doc_id``, ``rank``, ``score``; then ``teacher_rank`` (0: left out), and of
+        encoders ``teacher_score``, standardised within each list; or, with teacher judgments,
+        ``relevance`` (missing where nobody judged).
+    """
+    frame = candidates_of(wanted)
+    frame = frame[frame["rank"] <= wanted.depth].reset_index(drop=True)
+    if wanted.teacher == "judgments":
+        qrels = load(wanted.collection).qrels
+        frame = frame.merge(qrels, on=_IDS, how="left")
+        return _append_missing(frame, qrels) if wanted.add_relevant else frame
+    scores = order_scores(frame, wanted, wanted.teacher)
+    ranked = encoders.add_teacher_rank(frame, scores)
+    if wanted.teacher in _ENCODERS:
+        return ranked.assign(teacher_score=encoders.fuse(frame, scores))
+    return ranked.assign(teacher_rank=ranked["teacher_rank"].where(np.isfinite(scores), 0))
+
+
+def chosen_queries(wanted: ListsConfig) -> list[str]:
+    """Ids in the order of their hashes, of the queries that a published teacher ranked, or of all."""
+    behind = {"first_stages": wanted.first_stages, "teacher": wanted.teacher}
+    ids = published.ranked_queries(wanted.collection, **behind)
+    if ids is None:
+        ids = load(wanted.collection).queries["query_id"]
+    by_hash = sorted(ids, key=lambda query_id: hashlib.sha256(query_id.encode()).digest())
+    return by_hash[wanted.skip_queries :][: wanted.n_queries]
+
+
+def corpus(collection_id: str, encoder: str) -> TokenCorpus:
+    """A collection's queries and passages as an encoder's tokens, from the store."""
+    collection = load(collection_id)
+    queries, doc_ids = collection.queries, collection.doc_ids
+    passages = (text for part in collection.passage_chunks() for text in part["text"])
+    return TokenCorpus(
+        pd.Index(queries["query_id"].to_numpy(object)),
+        _tokens(queries["query"], len(queries), fingerprint(queries), encoder),
+        doc_ids, _tokens(passages, len(doc_ids), collection.passages_fingerprint, encoder),
+    )  # fmt: skip
+
+
+def candidates_of(wanted: ListsConfig) -> pd.DataFrame:
+    """The chosen queries' candidates, at least as deep: from a file, published, or retrieved."""
+    name, query_ids, frame = wanted.first_stage, chosen_queries(wanted), None
+    if Path(name).is_file():
+        frame = read_candidates(name)[[*_IDS, "rank", "score"]]
+    elif name != "random":
+        frame = published.first_stage(wanted.collection, name, wanted.depth, query_ids)
+    if frame is not None:
+        return frame[frame["query_id"].isin(query_ids)]
+    if name not in _COMPUTED:
+        raise ValueError(
+            f"first_stage: expected one of {', '.join(_COMPUTED)} for collection "
+            f"{wanted.collection!r}, of which no such lists are published; got {name!r}"
+        )
+    collection = load(wanted.collection)
+    encoder = wanted.teacher_encoder if name == "bi_encoder" else None
+
+    def retrieve(folder: Path) -> None:
+        queries = collection.queries[collection.queries["query_id"].isin(query_ids)]
+        if name == "random":  # of the passages, the ids are enough
+            passages = pd.DataFrame({"doc_id": collection.doc_ids})
+            frame = retrieval.random_candidates(queries, passages, depth=_CANDIDATES, seed=0)
+        elif name == "bm25":
+            frame = retrieval.bm25(queries, collection.passages, depth=_CANDIDATES)
+        else:
+            vectors = [_vectors(texts, encoder) for texts in (queries, collection.passages)]
+            frame = retrieval.dense(queries, collection.passages, *vectors, depth=_CANDIDATES)
+        frame.to_parquet(folder / "candidates.parquet", index=False)
+
+    texts = (fingerprint(collection.queries), collection.passages_fingerprint)
+    identity = {
+        "collection": collection.id, "first_stage": name, "depth": _CANDIDATES,
+        "skip_queries": wanted.skip_queries, "n_queries": wanted.n_queries, "encoder": encoder,
+    }  # fmt: skip
+    data, code = "-".join([*texts, *encoder_hashes(encoder)]), ("rdl_core.data.retrieval",)
+    run = obtain("candidates", identity, data=data, code=code, compute=retrieve)
+    return pd.read_parquet(run.folder / "candidates.parquet")
+
+
+def encoder_hashes(names: str | None) -> list[str]:
+    """Hashes of encoders' weights and of the settings that name their prompts, if they are files."""
+    files = ("model.safetensors", "config_sentence_transformers.json")
+    names = names.split("+") if names else ()
+    paths = [Path(encoder_path(name)) / file for name in names for file in files]
+    return [content_hash(path)[:16] for path in paths if path.exists()]
+
+
+def _tokens(texts: Iterable[str], total: int, of_texts: str, encoder: str) -> TokenStore:
+    def tokenise(folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(encoder_path(encoder), trust_remote_code=False)
+        TokenStore.build(texts, tokenizer, folder, max_tokens=_STORED_TOKENS, total=total)
+
+    return TokenStore.open(_of_texts("tokens", encoder, _STORED_TOKENS, of_texts, tokenise))
+
+
+def _vectors(texts: pd.DataFrame, encoder: str) -> np.ndarray:
+    """Vectors of a frame of ids and texts, from the store; splits with the same passages share them."""
+
+    def encode(folder: Path) -> None:
+        words, queries = texts.iloc[:, 1].tolist(), "query" in texts
+        vectors = retrieval.encode(words, encoder, max_tokens=_VECTOR_TOKENS, queries=queries)
+        np.save(folder / "vectors.npy", vectors)
+
+    folder = _of_texts("vectors", encoder, _VECTOR_TOKENS, fingerprint(texts), encode)
+    return np.load(folder / "vectors.npy", allow_pickle=False)
+
+
+def _of_texts(kind: str, encoder: str, max_tokens: int, of_texts: str, compute: Callable) -> Path:
+    code = {"tokens": "rdl_core.tokens", "vectors": "rdl_core.data.retrieval"}[kind]
+    data = "-".join([of_texts, *encoder_hashes(encoder)])
+    wanted = {"encoder": encoder, "max_tokens": max_tokens}
+    return obtain(kind, wanted, data=data, code=(code,), compute=compute).folder
+
+
+def _append_missing(frame: pd.DataFrame, qrels: pd.DataFrame) -> pd.DataFrame:
+    """Relevant passages that the first stage missed, behind the candidates of their queries."""
+    relevant = qrels[(qrels["relevance"] > 0) & qrels["query_id"].isin(frame["query_id"])]
+    listed = pd.MultiIndex.from_frame(frame[_IDS])
+    missing = relevant[~pd.MultiIndex.from_frame(relevant[_IDS]).isin(listed)]
+    last = missing["query_id"].map(frame.groupby("query_id")["rank"].max())
+    place = missing.groupby("query_id").cumcount() + 1
+    return pd.concat([frame, missing.assign(rank=last + place)], ignore_index=True)
+
+
+def order_scores(candidates: pd.DataFrame, wanted: ListsConfig, order: str) -> np.ndarray:
+    """Scores that put candidates into an order of `TEACHERS` or of a file, as `ListsConfig.teacher`.
+
+    Returns:
+        float64 ``[rows]``, higher is better; minus infinity for what the teacher left out.
+    """
+    if order == "first_stage":
+        return -candidates["rank"].to_numpy(dtype="float64")
+    if order in _ENCODERS:
+        names = wanted.teacher_encoder.split("+")
+        scores = [_similarity(candidates, wanted.collection, name) for name in names]
+        if order == "fused":
+            scores.append(candidates["score"].to_numpy())
+        return scores[0] if len(scores) == 1 else encoders.fuse(candidates, *scores)
+    keys = pd.MultiIndex.from_frame(candidates[_IDS])
+    ranks = [
+        frame.set_index(_IDS)[frame.columns[2]].reindex(keys) for frame in _rankings(wanted, order)
+    ]
+    return -pd.concat(ranks, axis=1).mean(axis=1).fillna(np.inf).to_numpy()
+
+
+def _rankings(wanted: ListsConfig, order: str) -> list[pd.DataFrame]:
+    """A teacher's ranks: two ids and a rank, a frame for each time that it ranked the lists."""
+    if order.endswith(".yaml"):
+        return [_taught(candidates_of(wanted), wanted.collection, Path(order))]
+    if Path(order).is_file():
+        frame = read_candidates(order)
+        return [frame[[*_IDS, "teacher_rank" if "teacher_rank" in frame else "rank"]]]
+    collection, name = wanted.collection, order.removesuffix(_MEAN)
+    if order == "splade":
+        frame = published.first_stage(collection, order, _CANDIDATES, chosen_queries(wanted))
+        frames = [] if frame is None else [frame[[*_IDS, "rank"]]]
+    else:
+        frames = published.teacher_runs(collection, wanted.first_stage, name)
+    if not frames:
+        raise ValueError(
+            f"teacher: expected an order that can be computed for {collection!r}, whose lists no LLM "
+            f"ranked that is published; got {order!r}"
+        )
+    return frames if order.endswith(_MEAN) else frames[:1]
+
+
+def _similarity(candidates: pd.DataFrame, collection_id: str, encoder: str) -> np.ndarray:
+    collection = load(collection_id)
+    queries = collection.queries[collection.queries["query_id"].isin(candidates["query_id"])]
+    small = len(collection.doc_ids) <= _SMALL
+    passages = collection.passages if small else collection.passages_of(candidates["doc_id"])
+    ids = [pd.Index(texts.iloc[:, 0].to_numpy(object)) for texts in (queries, passages)]
+    vectors = [_vectors(texts, encoder) for texts in (queries, passages)]
+    return encoders.similarity(candidates, ids[0], vectors[0], ids[1], vectors[1])
+
+
+@c.config
+class LLMTeacher(c.WindowConfig):
+    """Who orders candidates, and how: exactly one of endpoint, local_llm and replay is set."""
+
+    endpoint: c.EndpointConfig | None = None
+    """An LLM behind a server."""
+    local_llm: c.LocalConfig | None = None
+    """An LLM that runs where the job runs."""
+    replay: c.ReplayConfig | None = None
+    """Answers that others recorded."""
+    depth: c.Positive = 100
+    """Candidates of each query that it orders, the first stage's best."""
+    shards: c.Positive = 1
+    """Parts of the queries, each a job; at most as many as there are queries."""
+
+    def __post_init__(self) -> None:
+        c.WindowConfig.__post_init__(self)
+        if (n := sum(who is not None for who in (self.endpoint, self.local_llm, self.replay))) != 1:
+            raise ValueError(
+                f"expected one of endpoint, local_llm, replay; got {n} of them: say who answers"
+            )
+
+    @property
+    def backend(self) -> c.EndpointConfig | c.LocalConfig | c.ReplayConfig:
+        """The one that is set."""
+        return self.endpoint or self.local_llm or self.replay
+
+
+def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: int) -> Run:
+    """An LLM's lists for one shard of the queries, ``lists/`` in the run's folder.
+
+    No window is asked again that any run of the store has the same LLM's answer to.
+
+    Args:
+        candidates: ``query_id``, ``doc_id``, ``rank`` of all queries, not of the shard's alone.
+        collection: Has their texts.
+        teacher: YAML file with the fields of `LLMTeacher`.
+        number: Number of the shard, from 1.
+    """
+    settings = read_settings(LLMTeacher, teacher)
+    who, windows, depth = settings.backend, settings.windows, settings.depth
+    identity = {  # not its address, nor its speed
+        "teacher": who.name, "collection": f"{collection} {load(collection).fingerprint}",
+        "depth": depth, "windows": windows, "shard": f"{number}/{_n_shards(settings, candidates)}",
+    }  # fmt: skip
+
+    def ask(folder: Path) -> dict:
+        write_run(candidates, folder / "candidates.run")
+        (folder / "lists").mkdir(exist_ok=True)
+        log = AnswerLog(folder / "lists" / ANSWERS, teacher=who.name)
+        for path in sorted(runs_folder().glob("teach-*/config.json")):
+            earlier, answers = read_json(path)["config"], path.parent / "lists" / ANSWERS
+            same = all(earlier.get(key) == identity[key] for key in ("teacher", "collection"))
+            if same and answers.exists():
+                log.take(answers)
+        asked = c.TeachConfig(
+            candidates=str(folder / "candidates.run"), collection=collection, backend=who,
+            depth=depth, shard=identity["shard"], **windows,
+        )  # fmt: skip
+        return {"totals": teach(asked, folder / "lists")["totals"]}
+
+    data, code = fingerprint(candidates[[*_IDS, "rank"]]), ("rdl_core.teachers.teach",)
+    return obtain("teach", identity, data=data, code=code, compute=ask)
+
+
+def _n_shards(settings: LLMTeacher, candidates: pd.DataFrame) -> int:
+    return min(settings.shards, candidates["query_id"].nunique())
+
+
+def _taught(candidates: pd.DataFrame, collection: str, teacher: Path) -> pd.DataFrame:
+    """An LLM's ranks of candidates; shards that are not finished are asked here."""
+    numbers = range(1, _n_shards(read_settings(LLMTeacher, teacher), candidates) + 1)
+    shards = [ask_shard(candidates, collection, teacher, number) for number in numbers]
+    runs = [read_candidates(run.folder / "lists" / "teacher.run") for run in shards]
+    return pd.concat(runs)[[*_IDS, "rank"]]
