@@ -1,7 +1,8 @@
 """Rank-DistiLLM: distil an LLM's rankings into cross-encoders.
 
-The names below are those of the README's example; the modules hold the rest. They are imported when
-they are first used, as most of them need torch.
+The names below are those of the README's example; the modules hold the rest, and `distill` and `rerank`
+are modules with a function of their name. They are imported when they are first used, as most of them
+need torch.
 """
 
 from importlib import import_module
@@ -13,11 +14,9 @@ _FROM = {
     "TokenCorpus": "tokens",
     "bm25": "data.retrieval",
     "compare": "evaluate",
-    "distill": "distill",
     "load": "data.collections",
     "per_query": "evaluate",
     "read_candidates": "data.formats",
-    "rerank": "rerank",
     "settle_ties": "evaluate",
     "two_stages": "distill",
 }
