@@ -41,7 +41,9 @@ def test_first_code_cell_holds_the_parameters_and_nothing_else(notebook):
     assert tagged == code_cells(content)[:1]
     for statement in ast.parse(tagged[0].source).body:
         ast.literal_eval(statement.value)
-    assert all("#" in line for line in tagged[0].source.splitlines()), "say what each one is"
+        assert "#" in ast.get_source_segment(tagged[0].source, statement, padded=True) or (
+            "#" in tagged[0].source.splitlines()[statement.end_lineno - 1]
+        ), "say what each one is"
 
 
 def test_no_cell_finds_the_package_by_a_path(notebook):
@@ -107,5 +109,5 @@ def test_what_a_page_asks_to_change_can_be_changed(notebook):
     unchanged = declarations.declared(name, {"profile": before, **own})
     asked = declarations.declared(name, {"profile": profile, **own, **given})
     assert all(part.baseline in part.systems for part in asked.values())
-    if unchanged and (keys or given):
+    if (keys or given) and unchanged and name != "efficiency":  # how often it measures is no system
         assert asked != unchanged, "it would change nothing"
