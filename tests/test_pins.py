@@ -50,7 +50,7 @@ FRAME = make_frame()
 
 @pytest.fixture(scope="module")
 def before():
-    """A student as it was drawn then, and trained in three stages; with the logs of these."""
+    """A student as it was drawn then."""
     tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
     torch.manual_seed(0)
     config = BertConfig(
@@ -60,24 +60,26 @@ def before():
     return CrossEncoder(BertForSequenceClassification(config), tokenizer, query_tokens=8, passage_tokens=16)
 
 
+_CONTRASTIVE = {"sampler": "single_relevant", "loss": "info_nce", "targets": "judgments"}
 STAGES = [
     StageConfig(
-        learning_rate=1e-3, sampler="single_relevant", loss="info_nce", targets="judgments", list_size=4, queries_per_step=4,
-        steps=6, head_rate=10, warmup_steps=2, schedule="linear", max_gradient_norm=1.0,
+        **_CONTRASTIVE, list_size=4, queries_per_step=4, steps=6, learning_rate=1e-3, head_rate=10,
+        warmup_steps=2, schedule="linear", max_gradient_norm=1.0,
     ),
     StageConfig(
-        sampler="top", loss="ranknet", targets="teacher", list_size=10, queries_per_step=3, steps=6,
-        schedule="cosine", dropout=0.1, held_tokens=64, token_budget=128,
+        list_size=10, queries_per_step=3, steps=6, learning_rate=1e-3, schedule="cosine", held_tokens=64,
+        token_budget=128,
     ),
     StageConfig(  # then with gradient checkpointing, which changed memory alone
         sampler="stratified", loss="kl_div", targets="scores", score_scale=2.0, list_size=5,
-        queries_per_step=5, steps=4, train_word_embeddings=False,
+        queries_per_step=5, steps=4, learning_rate=1e-3, train_word_embeddings=False,
     ),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def trained(before, tmp_path_factory):
+    """The same student, trained in three stages, its corpus, and the logs."""
     student, corpus = before, TokenCorpus.of(QUERIES, PASSAGES, before.tokenizer)
     lists, logs = RankedLists.from_frame(FRAME, corpus), []
     for n, stage in enumerate(STAGES):
