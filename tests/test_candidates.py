@@ -53,7 +53,8 @@ def test_the_mean_of_five_repetitions_is_the_mean_of_their_ranks():
     assert len(runs) == 5
     mean = pd.concat(runs).groupby(IDS)["teacher_rank"].mean()
     for query_id, rows in list(frame.groupby("query_id"))[:3]:
-        by_hand = sorted(rows["doc_id"], key=lambda x: (mean[query_id, x], rows["doc_id"].eq(x).idxmax()))
+        first = dict(zip(rows["doc_id"], rows["rank"], strict=True))
+        by_hand = sorted(first, key=lambda doc_id: (mean[query_id, doc_id], first[doc_id]))
         assert rows.sort_values("teacher_rank")["doc_id"].tolist() == by_hand
 
 

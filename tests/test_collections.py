@@ -248,11 +248,15 @@ def test_without_files_the_error_names_them_and_the_remedies(monkeypatch, tmp_pa
 # --- the real files -------------------------------------------------------------------------------
 
 FACTS = {  # queries, passages, judgments by grade, judged passages among the passages, fingerprint
-    "rdl/trec-dl-2019": (43, 10_852, {0: 5158, 1: 1601, 2: 1804, 3: 697}, 3834, "79300d55e346e548-e5daaae48d7206c8-20e0bb622ed58136"),
-    "rdl/trec-dl-2020": (54, 14_091, {0: 7780, 1: 1940, 2: 1020, 3: 646}, 5001, "2de35c507ee94917-ac7f0899881deb07-294ee413908b7b34"),
+    "rdl/trec-dl-2019": (43, 10_852, {0: 5158, 1: 1601, 2: 1804, 3: 697}, 3834,
+                         "79300d55e346e548-e5daaae48d7206c8-20e0bb622ed58136"),
+    "rdl/trec-dl-2020": (54, 14_091, {0: 7780, 1: 1940, 2: 1020, 3: 646}, 5001,
+                         "2de35c507ee94917-ac7f0899881deb07-294ee413908b7b34"),
     "rdl/trec-dl-2022": (76, 16_660, {}, 0, "765948046f1dd8b5-bb77e29665d0bddf"),
-    "rdl/vaswani": (93, 11_429, {1: 2083}, None, "d7e980a1f50e97e6-c807061128f42178-47fb67bdf9faa386"),
-    "rdl/cranfield": (225, 1400, {0: 225, 1: 1611, 3: 1}, None, "38a24c6c7858ab02-d33ccff5b4ec2f22-8f3154605db6eed9"),
+    "rdl/vaswani": (93, 11_429, {1: 2083}, None,
+                    "d7e980a1f50e97e6-c807061128f42178-47fb67bdf9faa386"),
+    "rdl/cranfield": (225, 1400, {0: 225, 1: 1611, 3: 1}, None,
+                      "38a24c6c7858ab02-d33ccff5b4ec2f22-8f3154605db6eed9"),
 }  # fmt: skip
 
 
@@ -351,7 +355,7 @@ def test_what_a_corpus_lacks_is_refused_by_name(tmp_path):
         (lambda: read_corpus(run), "a.run has no query texts: name a folder"),
         (lambda: read_corpus(run, collection="rdl/pydocs"), "no query texts and 'rdl/pydocs' has none"),
         (lambda: read_corpus(run, collection="nothing"), "unknown collection 'nothing'"),
-        (lambda: read_corpus(two), "two.tsv has two texts for passage 'x': give each text an id"),
+        (lambda: read_corpus(two), "two.tsv has two texts for passage 'x': give each its own id"),
         (lambda: read_corpus(run, collection=str(tmp_path)).queries.of(["1", "3"]),
          "has no text for 1 of 2 query ids, such as '3': name the collection"),
         (lambda: read_corpus(run, collection=str(tmp_path)).shard(1, 3), "2 queries cannot be shared"),
@@ -395,8 +399,10 @@ def test_a_crop_is_some_words_in_a_row_of_one_sentence(words):
 def test_crops_are_the_same_everywhere_and_draw_for_themselves():
     """Python's own hash of a text differs between processes; a crop must not."""
     here = crops(frame(LONG, LONG))["query"]
-    code = "import pandas as pd; from rdl_core.data.collections import crops; print(crops("
-    assert in_another_process(f"{code}pd.DataFrame({frame(LONG).to_dict('list')}))['query'][0])") == here[0]
+    code = f"""
+import pandas as pd; from rdl_core.data.collections import crops
+print(crops(pd.DataFrame({frame(LONG).to_dict('list')}))['query'][0])"""
+    assert in_another_process(code) == here[0]
     assert crops(frame(*[LONG] * 30))["query"].nunique() > 10
 
 

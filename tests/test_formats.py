@@ -103,7 +103,7 @@ def test_scores_are_rounded_correctly(write):
         (TWO + "8 Q0 x 0 9.5 tag\n", "7: x y, 8: x", "by rank; 0 scores rise, 0 tie"),
         ("7 Q0 x 1 1.5 T\n\n7 Q0 y 1 2.5 T\n7 Q0 z 2 1.5 T\n", "7: y x z",
          "by score, as ranks repeat, first in {path}, line 3; 0 scores rise, 1 tie"),
-        ("7 y\n7 x\n", "7: y x", "by place, as there are no ranks and no scores"),
+        ("7 y\n7 x\n", "7: y x", "by place, as there are no ranks and no scores; "),
     ],
 )  # fmt: skip
 def test_the_log_says_what_decided_the_order(write, caplog, content, order, log):

@@ -120,8 +120,10 @@ def outcome(read, path):
     try:
         frame = read(path)
     except ValueError as error:
-        assert path.name in str(error), f"no file in {str(error)!r}"
-        assert len(str(error)) < 4000
+        frame = str(error)
+    if isinstance(frame, str):
+        assert path.name in frame
+        assert len(frame) < 4000
         return None
     if isinstance(frame, pd.DataFrame):
         assert len(frame)
@@ -247,7 +249,7 @@ def settings_of(path):
 
 
 @fuzz
-@given(raw=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")))
+@given(raw=st.binary(max_size=60) | st.text(max_size=60).map(lambda x: x.encode("utf-8", "replace")))
 def test_no_bytes_are_a_surprise(tmp_path, raw):
     readers = {read for read, _ in [*TEXT.values(), *RECORDS.values()]} | {settings_of, read_candidates}
     for read in readers - {RECORDS["answers"][0]}:  # which drops an unfinished last line, and says so

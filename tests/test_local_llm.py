@@ -172,7 +172,7 @@ def test_a_chat_template_is_used_and_a_thought_closed_where_nothing_may_be_thoug
     text = prompt_of(window, TEMPLATE + "<think>\n", **own)
     ending = {"free": "<think>", "constrained": "</think>\n\n", "first_token": "</think>\n\n["}
     assert text.removesuffix("\n" if mode == "free" else "").endswith(ending[mode])
-    switch = TEMPLATE + "{% if enable_thinking %}<think>{% endif %}"
+    switch = TEMPLATE + "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
     assert "<think>" not in prompt_of(window, switch, **own)
     llm = LocalLLM(llama(), bytes_tokenizer(), **own)
     assert 1 not in llm._prompt(window)

@@ -144,10 +144,13 @@ def marco(tmp_path, monkeypatch):
     )  # fmt: skip
     ranked = frame[frame["query_id"].isin(RANKED)]
     orders = ranked[["query_id", "doc_id"]].assign(teacher_rank=31 - ranked["rank"])
-    door = lists.published
-    monkeypatch.setattr(door, "first_stage", lambda c, name, depth, ids: frame[frame["query_id"].isin(ids)])
-    monkeypatch.setattr(door, "ranked_queries", lambda c, first_stages, teacher: RANKED * (teacher == "rank_zephyr") or None)
-    monkeypatch.setattr(door, "teacher_runs", lambda c, name, t: [orders])
+    door = {
+        "first_stage": lambda c, name, depth, ids: frame[frame["query_id"].isin(ids)],
+        "ranked_queries": lambda c, first_stages, teacher: None if teacher == "judgments" else RANKED,
+        "teacher_runs": lambda c, name, teacher: [orders],
+    }
+    for name, function in door.items():
+        monkeypatch.setattr(lists.published, name, function)
     yield
     load.cache_clear()
 

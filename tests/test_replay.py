@@ -22,7 +22,7 @@ def window(n=3, **own):
 
 def recorded(passages=tuple(TEXTS[:3]), text="[2] > [1] > [3]", query="who?", **own):
     listing = "\n".join(f"[{i}] {text}" for i, text in enumerate(passages, start=1))
-    prompt = f"Rank for the search query: {query}.\n\n{listing}\nSearch Query: {query}.\nRank them."
+    prompt = f"Rank for the search query: as below.\n\n{listing}\nSearch Query: {query}.\nRank them."
     return Recorded(prompt, Answer(text=text), **own)
 
 

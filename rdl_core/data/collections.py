@@ -1,7 +1,7 @@
-"""One door to every collection: `load` takes an id and gives frames, `read_corpus` ranked candidates.
+"""One door to every collection: `load` takes an id and gives frames; `read_corpus` reads candidates.
 
-An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...``), or one of ours, which
-importing this module registers with ir_datasets, for all tools that speak it:
+An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...``) or one of ours,
+which importing this module registers with ir_datasets, for all tools that speak it:
 
 - ``rdl/pydocs/{train,dev,test}``: the embedded collection, which needs no network;
 - ``rdl/trec-dl-{2019,2020,2022}``: the passages of RankLLM's lists; 2022 has no judgments;
@@ -42,9 +42,6 @@ __all__ = [
 
 _CHUNK = 2**16  # passages read at once
 _LOOKED_UP = 4096  # texts looked up at once
-
-
-# --- collections ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,8 +133,8 @@ class Collection:
         except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
             tried = error.args[1] if len(error.args) == 2 else [(error, None)]
             raise ValueError(
-                f"{part} of collection {self.id!r} are neither in {ir_datasets.util.home_path()} nor at "
-                + ", ".join(f"{source} ({type(why).__name__})" for source, why in tried)
+                f"{part} of collection {self.id!r} are neither in {ir_datasets.util.home_path()} nor "
+                + ", ".join(f"at {source} ({type(why).__name__})" for source, why in tried)
                 + ": set IR_DATASETS_HOME to a copy of that folder from a machine with a network"
             ) from error
 
@@ -150,17 +147,18 @@ def load(collection_id: str) -> Collection:
         ValueError: An unknown id; lists ours. Or a folder without queries and passages.
     """
     base, _, last = collection_id.rpartition("/")
-    if collection_id not in ir_datasets.registry:
-        if last == "crops" and base:
-            _register_crops(load(base), collection_id)
-        elif Path(collection_id).is_dir():
-            _register_folder(Path(collection_id))
-        else:
-            ours = ", ".join(sorted(i for i in ir_datasets.registry if i.startswith("rdl/")))
-            raise ValueError(
-                f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one of "
-                f"ours: {ours}"
-            )
+    if collection_id in ir_datasets.registry:
+        return Collection(collection_id)
+    if last == "crops" and base:
+        _register_crops(load(base), collection_id)
+    elif Path(collection_id).is_dir():
+        _register_folder(Path(collection_id))
+    else:
+        ours = ", ".join(sorted(i for i in ir_datasets.registry if i.startswith("rdl/")))
+        raise ValueError(
+            f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one of "
+            f"ours: {ours}"
+        )
     return Collection(collection_id)
 
 
@@ -226,8 +224,8 @@ class Texts:
             texts = self.find(some)
             if missing := [x for x in some if x not in texts]:
                 raise ValueError(
-                    f"{self.source} has no text for {len(missing)} of {len(some)} {self.what} ids, such "
-                    f"as {missing[0]!r}: name the collection that was ranked (--collection)"
+                    f"{self.source} has no text for {len(missing)} of {len(some)} {self.what} ids, "
+                    f"such as {missing[0]!r}: name the collection that was ranked (--collection)"
                 )
             yield from (texts[x] for x in some)
 
@@ -258,7 +256,7 @@ class Corpus:
         """The queries of a shard: of eight, the second has queries 2, 10, 18, ..."""
         queries = self.ids("query_id")
         if of > len(queries):
-            raise ValueError(f"{len(queries)} queries cannot be shared by {of} shards: use fewer shards")
+            raise ValueError(f"{len(queries)} queries cannot be shared by {of} shards: use fewer")
         own = self.candidates["query_id"].isin(queries[number - 1 :: of])
         return replace(self, candidates=self.candidates[own])
 
@@ -286,10 +284,8 @@ def read_corpus(
         if column in candidates:
             pairs = candidates[[key, column]].drop_duplicates()
             if (twice := pairs[key].duplicated()).any():
-                raise ValueError(
-                    f"{path} has two texts for {what} {pairs.loc[twice, key].iloc[0]!r}: give each text "
-                    "an id of its own"
-                )
+                first = pairs.loc[twice, key].iloc[0]
+                raise ValueError(f"{path} has two texts for {what} {first!r}: give each its own id")
             texts[what] = _looked_up(what, str(path), pairs)
     if collection:
         # A folder comes before an id of its name: ir_datasets knows a "beir" without texts.
@@ -319,9 +315,8 @@ def read_judgments(source: str | Path) -> pd.DataFrame:
     """Judgments of a file, or of a collection: ``query_id``, ``doc_id``, ``relevance``."""
     if Path(source).is_dir():
         splits = [str(path) for path in sorted(Path(source).glob("qrels/*.tsv"))]
-        raise ValueError(
-            f"{source} is a folder: name a file of judgments in it, such as {splits or 'qrels/test.tsv'}"
-        )
+        near = splits or "qrels/test.tsv"
+        raise ValueError(f"{source} is a folder: name a file of judgments in it, such as {near}")
     if Path(source).exists():
         return read_qrels(source)
     try:
@@ -410,8 +405,8 @@ def _register_folder(folder: Path) -> None:
     queries, passages = first("queries.jsonl", "queries.tsv"), first("corpus.jsonl", "collection.tsv")
     if not (queries and passages):
         raise ValueError(
-            f"{folder}: expected queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv; got "
-            f"{sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
+            f"{folder}: expected queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv; "
+            f"got {sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
         )
     qrels = first("qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv")
     _register(

@@ -43,13 +43,9 @@ _log = logging.getLogger(__name__)
 
 
 def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame:
-    """Read ranked candidates from a file of any format in `FORMATS`.
+    """Read ranked candidates from a file of any format in `FORMATS`; None: the file tells which.
 
     Ranks decide the order if they differ within each query, else scores; the log says which.
-
-    Args:
-        path: The file.
-        format: A key of `FORMATS`; None: the file's name and first record tell.
 
     Raises:
         ValueError: The format is unknown, the file is empty or broken, a record does not fit, a passage
@@ -93,8 +89,8 @@ def read_queries(path: str | Path) -> pd.DataFrame:
 def read_passages(path: str | Path) -> pd.DataFrame:
     """Read ``doc_id``, ``text``: MS MARCO's table with tabs, or JSON or parquet as BEIR has it.
 
-    A title stands before its text. Texts are not repaired: some of ``collection.tsv`` were encoded twice,
-    which ir_datasets mends.
+    A title stands before its text. Texts are not repaired: some of ``collection.tsv`` were encoded
+    twice, which ir_datasets mends.
     """
     return _texts(path, ["doc_id", "text"], ("_id", *_COLUMNS["doc_id"][0], "id"), _TEXT)
 
@@ -111,13 +107,9 @@ def each_record(path: str | Path) -> tuple[Iterator[tuple[int, Any]], str]:
 def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Candidates from a frame, such as pyterrier's (``qid, docno, rank, score, query, text``).
 
-    Args:
-        frame: Ids as ``query_id`` or ``qid`` and as ``doc_id``, ``docno``, ``pid``, ``passage_id`` or
-            ``docid``, str or integers; ``rank`` (from 0 or 1), ``score``, ``query``, ``text``,
-            ``relevance``, ``teacher_rank`` where there are any. Other columns are left out.
-
-    Raises:
-        ValueError: As for `read_candidates`; names the row, counted from 1.
+    Ids are str or integers, ``query_id`` or ``qid``, and ``doc_id``, ``docno``, ``pid``, ``passage_id``
+    or ``docid``; ranks count from 0 or 1; columns that candidates do not have are left out. Raises
+    ValueError as `read_candidates` does, with the row, counted from 1.
     """
     return _from_columns(frame.reset_index(drop=True), _places("frame", "row"))
 
@@ -180,8 +172,8 @@ def _write(path: str | Path, rows: Iterable[str]) -> None:
         beside.write_bytes(gzip.compress(raw, mtime=0) if str(path).endswith(".gz") else raw)
 
 
-def _refuse(place: object, expected: str, got: object, remedy: str = "correct or remove it") -> NoReturn:
-    raise ValueError(f"{place}: expected {expected}; got {textwrap.shorten(str(got), 500)}: {remedy}")
+def _refuse(place: object, expected: str, got: object, do: str = "correct or remove it") -> NoReturn:
+    raise ValueError(f"{place}: expected {expected}; got {textwrap.shorten(str(got), 500)}: {do}")
 
 
 def _places(path: str | Path, unit: str, number: Callable[[int], int] = (1).__add__) -> _Places:
@@ -513,24 +505,23 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
     queries, ranks, scores = pd.factorize(frame["query_id"])[0], frame.get("rank"), frame.get("score")
     again = None if ranks is None else frame.duplicated(["query_id", "rank"]) | (ranks < 0)
     place = at(int(again.argmax())) if ranks is not None and again.any() else ""
-    level = logging.INFO
+    why = f"ranks repeat, first in {place}" if place else "there are no ranks"
     if ranks is not None and not place:
         order, by = np.lexsort((ranks, queries)), "rank"
     elif scores is not None and (ranks is None or (scores.groupby(queries).nunique() > 1).any()):
-        order = np.lexsort((-scores, queries))
-        by = f"score, as ranks repeat, first in {place}" if place else "score, as there are no ranks"
-        level = logging.WARNING if place else level
+        order, by = np.lexsort((-scores, queries)), f"score, as {why}"
     elif ranks is None:
-        order, by = np.argsort(queries, kind="stable"), "place, as there are no ranks and no scores"
-        level = logging.WARNING
+        order, by = np.argsort(queries, kind="stable"), f"place, as {why} and no scores"
     else:
         got = f"{ranks[again.argmax()]} again or below 0, and no scores that differ"
         _refuse(place, "ranks that differ within a query", got)
+    n_rise = n_tie = 0
     if scores is not None:  # RankGPT and RankLLM leave the first stage's where they were
         steps = np.diff(scores.iloc[order])[np.diff(queries[order]) == 0]
         n_rise, n_tie = int((steps > 0).sum()), int((steps == 0).sum())
-        by, level = f"{by}; {n_rise} scores rise, {n_tie} tie", logging.WARNING if n_rise else level
-    _log.log(level, "%s: ordered by %s", at(), by)
+    doubtful = n_rise or place or (ranks is None and scores is None)
+    level = logging.WARNING if doubtful else logging.INFO
+    _log.log(level, "%s: ordered by %s; %d scores rise, %d tie", at(), by, n_rise, n_tie)
     frame = frame.iloc[order].reset_index(drop=True)
     frame["rank"] = frame.groupby("query_id", sort=False).cumcount() + 1
     frame["score"] = np.nan if scores is None else frame["score"]

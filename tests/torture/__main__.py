@@ -4,8 +4,8 @@
 and a manifest beside it. Every command runs in a process of its own, forked from one that has imported
 all it needs; it is really killed, its disk is really full, its files really change.
 
-resumed: the command, run again, ended with the undisturbed result. refused: it first said what to do,
-and ended with that result once that was done. lost: it did neither. wrong: it ended with another result.
+resumed: the command, run again, ended with the undisturbed result. refused: it first said what to
+do, and that done, ended with that result. lost: it did neither. wrong: it ended with another result.
 """
 
 import argparse
@@ -239,7 +239,8 @@ def main():
                 row["tried"] += 1
                 row[end] += 1
                 said[name] = message or said.get(name, "")
-                print(f"{time.monotonic() - started:4.0f} s  {name}: {end}  {message[:120]}", flush=True)
+                at = time.monotonic() - started
+                print(f"{at:4.0f} s  {name}: {end}  {message[:120]}", flush=True)
             rows += [row] if row["tried"] else []
     given.out.mkdir(parents=True, exist_ok=True)
     manifest = {

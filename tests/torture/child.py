@@ -1,4 +1,4 @@
-"""What runs in the processes that are broken: the real commands on tiny data, in a folder of their own."""
+"""What runs in the processes that are broken: the real commands on tiny data, in their own folder."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ import shutil
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
@@ -107,21 +108,12 @@ def run(task, folder, inputs, url, most_bytes):
     TASKS[task][0](folder, inputs, url)
 
 
-class Trickle(BaseHTTPRequestHandler):
-    """Sends a file slowly, from where it is asked to."""
+class Slow(SimpleHTTPRequestHandler):
+    """Sends files slowly."""
 
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        content = self.server.files[self.path.strip("/")]
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        for at in range(start, len(content), 1 << 14):
-            self.wfile.write(content[at : min(len(content), at + (1 << 14))])
+    def copyfile(self, source, output):
+        while piece := source.read(1 << 14):
+            output.write(piece)
             time.sleep(0.005)
 
     def log_message(self, *_):
@@ -129,7 +121,7 @@ class Trickle(BaseHTTPRequestHandler):
 
 
 def make_inputs(folder):
-    """Models, lists, the sources of a book, and a registry of files on a server; gives the chat's url."""
+    """Models, lists, the sources of a book, and files on a server; gives the chat server's url."""
     folder.mkdir()
     make_student().save_pretrained(folder / "student")
     BertModel(make_model("bert").config).save_pretrained(folder / "encoder")
@@ -142,15 +134,15 @@ def make_inputs(folder):
     write_requests(frame, folder / "requests.jsonl")
     numbers = [str(37 * n % 1000) for n in range(len(frame))]  # what the chat server ranks by
     write_requests(frame.assign(text=numbers), folder / "worth.jsonl")
-    draw = random.Random(0)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Slow, directory=str(folder)))
     server.handle_error = lambda *_: None  # clients that are killed are no news
-    server.files = {f"vaswani/{n}": draw.randbytes(400_000) for n in "abc"}
-    rows = [
-        {"name": name, "url": f"http://127.0.0.1:{server.server_port}/{name}", "what": "noise",
-         "hash": f"sha256:{hashlib.sha256(raw).hexdigest()}", "size_bytes": len(raw)}
-        for name, raw in server.files.items()
-    ]  # fmt: skip
+    (folder / "vaswani").mkdir()
+    rows, draw = [], random.Random(0)
+    for name in ("vaswani/a", "vaswani/b", "vaswani/c"):
+        (folder / name).write_bytes(raw := draw.randbytes(400_000))
+        about = {"url": f"http://127.0.0.1:{server.server_port}/{name}", "size_bytes": len(raw)}
+        digits = hashlib.sha256(raw).hexdigest()
+        rows.append({"name": name, "hash": f"sha256:{digits}", "what": "noise", **about})
     (folder / "registry.json").write_text(json.dumps(rows))
     book, root = folder / "book", project_folder()
     for name in ("book/_ext", "book/_static", "results/efficiency"):
