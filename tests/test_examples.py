@@ -15,15 +15,16 @@ import rdl_core
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 BLOCK = next(iter(re.findall(r"```python\n(.*?)```", README, re.S)), "")
 MODULES = [x.name for x in pkgutil.walk_packages(rdl_core.__path__, "rdl_core.")]
-#: Fewer queries and steps than the recipe has, and an LLM's rankings.
+#: Fewer queries, passages and steps than the recipe has, and an LLM's rankings.
 FEW = """
 from dataclasses import replace
 from rdl_core.data.collections import Collection
 from rdl_core.data.formats import write_run
 from rdl_core.distill import CONTRASTIVE, LISTWISE
 from rdl_core import bm25, load, two_stages
-whole = vars(Collection)["queries"].func
-Collection.queries = property(lambda self: whole(self)[:3])
+whole = {name: vars(Collection)[name].func for name in ("queries", "passages")}
+Collection.queries = property(lambda self: whole["queries"](self)[:2])
+Collection.passages = property(lambda self: whole["passages"](self)[:500])
 train, few = load("rdl/pydocs/train"), {"steps": 2, "queries_per_step": 2, "list_size": 4, "token_budget": 512}
 write_run(bm25(train.queries, train.passages, depth=5), "teacher.run")
 two_stages.__kwdefaults__.update(contrastive=replace(CONTRASTIVE, **few), listwise=replace(LISTWISE, **few))
@@ -34,12 +35,9 @@ two_stages.__kwdefaults__.update(contrastive=replace(CONTRASTIVE, **few), listwi
 def test_the_recipe_of_the_readme_runs(tmp_path):
     lines = [line for line in BLOCK.splitlines() if line and not line.startswith("#")]
     assert len(lines) <= 12
-    check = "assert len(run) == 300 and run['score'].nunique() > 200, run"
+    check = "assert run['query_id'].nunique() == 2 and run['score'].nunique() > 50, run"
     words = [sys.executable, "-c", "\n".join([FEW, *lines, check])]
-    done = subprocess.run(
-        words, cwd=tmp_path, env=child_environment(OMP_NUM_THREADS="2"), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = subprocess.run(words, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "student" / "listwise" / "model" / "model.safetensors").exists()
 
