@@ -56,7 +56,7 @@ def batches(draw, max_batch=3, max_n=6):
 
 
 def random_lists(seed, batch=6, n=6):
-    """float64 scores (ties in half of the lists), tied targets, masks; lists 0-2 are degenerate."""
+    """float64 scores, half tied; tied targets, negative in the last list; lists 0-2 are degenerate."""
     generator = torch.Generator().manual_seed(seed)
     scores = 2 * torch.randn(batch, n, generator=generator, dtype=torch.float64)
     scores[::2] = scores[::2].round()
@@ -64,6 +64,7 @@ def random_lists(seed, batch=6, n=6):
     mask = torch.rand(batch, n, generator=generator) < 0.8
     mask[0], mask[1], targets[2] = False, torch.arange(n) == 2, 3.0
     targets[3:, 0], targets[3:, 1], mask[3:, :2] = 3.0, 0.0, True
+    targets[-1] -= 9.0
     return scores, targets, mask
 
 
@@ -227,7 +228,7 @@ def test_the_rest_of_the_batch_order_and_a_shift_of_scores_do_not_matter(name, o
 @every_variant
 def test_lists_without_a_preference_cost_nothing(name, own, reduction, dtype):
     """Also sentence-transformers#4032: NaN where all labels tie or a list has one passage."""
-    scores = torch.tensor([[3.0, -1.0, 0.5]] * 3, dtype=dtype)
+    scores = torch.tensor([[3.0, -1.0, 0.5]] * 2 + [[math.inf, -1.0, 0.5]], dtype=dtype)
     targets = torch.tensor([[2.0, 1.0, 3.0], [2.0, 1.0, 3.0], [2.0, 2.0, 2.0]])
     mask = torch.tensor([[False] * 3, [False, True, False], [True] * 3])
     for rows, n in [([0], 3), ([1], 3), ([2], 3), ([0, 1, 2], 3), ([2], 1), ([], 3)]:
