@@ -62,14 +62,14 @@ def display_table(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("system").reset_index()
 
 
-def sentence(table: pd.DataFrame, results: Results) -> Markdown:
+def sentence(table: pd.DataFrame, results: Results | Recorded) -> Markdown:
     """The best system, and which differ from the baseline, in words; of `compare`'s table."""
-    profile, best = results.profile, table["mean"].idxmax()
+    of, best = getattr(results, "profile", results), table["mean"].idxmax()
     row, differ = table.loc[best], table.index[table["significant"].fillna(False).astype(bool)]
     head = (
-        f"On {len(results.values)} queries of {_tested_on(profile)}, with "
-        f"{as_seeds(len(profile.seeds))}, **{best}** has the highest {profile.measure}: "
-        f"{row['mean']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f})."
+        f"On {len(results.values)} queries of {_tested_on(of)}, with {as_seeds(len(of.seeds))}, "
+        f"**{best}** has the highest {of.measure}: {row['mean']:.3f} (95 % interval "
+        f"{row['ci_low']:.3f} to {row['ci_high']:.3f})."
     )
     if len(differ):
         systems = ", ".join(f"{name} ({table.loc[name, 'delta']:+.3f})" for name in differ)
@@ -108,8 +108,9 @@ def provenance(results: Results, page: str) -> HTML:
     )
 
 
-def _tested_on(profile: Profile) -> str:
-    return " and ".join(f"`{test.collection}`" for test in profile.tests)
+def _tested_on(of: Profile | Recorded) -> str:
+    names = getattr(of, "collections", None) or [test.collection for test in of.tests]
+    return " and ".join(f"`{name}`" for name in names)
 
 
 @lru_cache
