@@ -10,7 +10,6 @@ import html
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +33,7 @@ def as_p(value: float) -> str:
 
 def as_seeds(number: int) -> str:
     """Number of trainings of a student that a figure is the mean of, such as ``5 seeds``."""
-    return f"{number} seed{'s' * (number > 1)}"
+    return f"{number} seed{'s' * (number != 1)}"
 
 
 def as_html(table: pd.DataFrame) -> HTML:
@@ -85,8 +84,7 @@ def sentence(table: pd.DataFrame, results: Results | Recorded) -> Markdown:
 def provenance(results: Results, page: str) -> HTML:
     """Where a page's figures come from: data, teacher, machine, runs, command."""
     profile, runs = results.profile, [run for x in results.runs.values() for run in x]
-    trained = {run.manifest["inputs"][0] for run in runs if run.manifest["inputs"]}
-    first = runs[0].manifest
+    behind, first = {x for run in runs for x in run.manifest["inputs"]}, runs[0].manifest
     entries = {
         "Data and teacher": profile.label,
         "Test": f"{_tested_on(profile).replace('`', '')}, {len(results.values)} queries, "
@@ -95,7 +93,7 @@ def provenance(results: Results, page: str) -> HTML:
         "Machine": f"{first['device']}, {first['threads']} threads",
         "Versions": ", ".join(f"{name} {v}" for name, v in first["versions"].items()),
         "Ranking took": f"{sum(run.manifest['wall_s'] for run in runs):.0f} s in all",
-        "Students": ", ".join(sorted(trained)) or "none",
+        "Students": ", ".join(sorted(x for x in behind if x.startswith("train-"))) or "none",
         "Commit": first["commit"] or "not in git",
         "Command": f"papermill notebooks/{page}.ipynb out.ipynb -p profile {profile.name}",
     }
@@ -113,16 +111,11 @@ def _tested_on(of: Profile | Recorded) -> str:
     return " and ".join(f"`{name}`" for name in names)
 
 
-@lru_cache
-def _paper() -> dict:
-    return json.loads(Path(__file__).with_name("paper_tables.json").read_text())
-
-
 def published(table: str) -> pd.DataFrame:
     """A table of the paper (Schlatt et al., ECIR 2025): trec_dl, loss, tirex, depth, queries (all
     nDCG@10) or efficiency (seconds per query, GB).
     """
-    data = _paper()[table]
+    data = json.loads(Path(__file__).with_name("paper_tables.json").read_text())[table]
     index = pd.Index([row[0] for row in data["rows"]], name=table if "note" in data else None)
     values = [row[1] for row in data["rows"]]
     return pd.DataFrame(values, index=index, columns=data["columns"], dtype="float64")
