@@ -161,7 +161,7 @@ def weights_of_nan(task, shop, draw):
     wrote = any((folder / n).exists() for n in ("out.run", "out/model", "out/manifest.json"))
     if code == 0 or wrote:
         return "wrong", line_of(said)
-    if "finite" not in said and "loss nan" not in said:
+    if "nan" not in said:
         return "lost", line_of(said)
     emptied(folder)
     return shop.ended(task, folder, said, refused=True)
