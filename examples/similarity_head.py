@@ -10,7 +10,8 @@ with a head that is zero at first, so that it ranks before any training. Import 
 rdl_core and transformers know the architecture: `CrossEncoder.from_pretrained` loads what was saved,
 and every command works on it from a script that imports this file first. To train it on 20 lists:
 
-    from rdl_core import TokenCorpus, RankedLists, StageConfig, distill
+    from rdl_core import RankedLists, StageConfig, TokenCorpus
+    from rdl_core.distill import distill
     from similarity_head import from_bi_encoder
 
     student = from_bi_encoder("all-MiniLM-L6-v2", query_tokens=20, passage_tokens=96)

@@ -1,7 +1,8 @@
 """Rank-DistiLLM: distil an LLM's rankings into cross-encoders.
 
 The names below are those of the README's example; the modules hold the rest. They are imported when
-they are first used, as most of them need torch.
+they are first used, as most of them need torch. A function with the name of its module is not among
+them, such as `rdl_core.rerank.rerank`: the package's attribute of that name is the module.
 """
 
 from importlib import import_module
@@ -13,11 +14,9 @@ _FROM = {
     "TokenCorpus": "tokens",
     "bm25": "data.retrieval",
     "compare": "evaluate",
-    "distill": "distill",
     "load": "data.collections",
     "per_query": "evaluate",
     "read_candidates": "data.formats",
-    "rerank": "rerank",
     "settle_ties": "evaluate",
     "two_stages": "distill",
 }

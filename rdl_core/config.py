@@ -22,10 +22,12 @@ __all__ = [
     "ReplayConfig", "RerankConfig", "StageConfig", "TeachConfig", "WindowConfig", "config",
 ]  # fmt: skip
 
-#: Makes a class a configuration: frozen, keyword-only, every field checked, no unknown ones.
+#: Makes a class a configuration: frozen, keyword-only, every field checked, no unknown ones; errors
+#: do not quote values, as a URL may hold a key.
 config = dataclass(
-    frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True)
-)
+    frozen=True, kw_only=True,
+    config=ConfigDict(extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True),
+)  # fmt: skip
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -310,7 +312,8 @@ class EndpointConfig:
     @property
     def name(self) -> str:
         """Model and settings that change answers; not the address, which may move."""
-        options = f"temperature={self.temperature}, max_words={self.max_words}, options="
+        temperature = None if (self.temperature or 0) < 0 else self.temperature
+        options = f"temperature={temperature}, max_words={self.max_words}, options="
         return f"{self.model}, {options}{dict(sorted(self.options.items()))}"
 
     def usd(self, input_tokens: int, output_tokens: int) -> float | None:

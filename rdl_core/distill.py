@@ -78,7 +78,10 @@ def two_stages(
     for name, lists, config in (
         ("contrastive", judged, contrastive), ("listwise", ranked, listwise)
     ):  # fmt: skip
-        identity = {"stage": asdict(config), "seed": seed, "n_lists": len(lists)}
+        data = hashlib.sha256()
+        for table in (lists.query_rows, lists.passage_rows, lists.teacher_rank, lists.relevance):
+            data.update(table.numpy())
+        identity = {"stage": asdict(config), "seed": seed, "lists": data.hexdigest()}
         with _held(Path(folder) / name, identity) as work:
             if work.manifest is None:
                 distill(student, lists, config, seed=seed, folder=work.folder)

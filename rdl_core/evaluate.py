@@ -1,8 +1,7 @@
 """Evaluation: measures per query, runs without ties, tests of differences between systems.
 
-``qrels`` have ``query_id, doc_id, relevance``, a ``run`` has ``query_id, doc_id, score``; ids are
-strings. Measures are ir_measures' own, by the names it prints. Tests take a value for each query and
-system; several seeds of a system are averaged first: ``pd.concat(...).groupby("query_id").mean()``.
+``qrels`` have ``query_id, doc_id, relevance``, a ``run`` has ``query_id, doc_id, score``; ids are str.
+Measures are those of ir_measures. In tests queries are the sample: average seeds for each query first.
 
 References: McSherry and Najork, ECIR 2008 (ties); Smucker et al., CIKM 2007 (t-test, bootstrap); Holm,
 Scandinavian Journal of Statistics 1979; Schuirmann, J. Pharmacokinetics and Biopharmaceutics 1987.
@@ -24,6 +23,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from rdl_core.config import EvaluateConfig
+from rdl_core.data.collections import read_judgments
 from rdl_core.data.formats import read_candidates
 
 __all__ = ["Equivalence", "as_text", "compare", "compare_runs", "equivalence", "evaluate_files"]
@@ -39,10 +39,7 @@ _log = logging.getLogger(__name__)
 def per_query(
     qrels: pd.DataFrame, run: pd.DataFrame, measures: str | Sequence[str] = ("nDCG@10",)
 ) -> pd.DataFrame:
-    """Measure a run: ``query_id``, sorted, and a column for each measure, such as ``"RR(rel=2)"``.
-
-    Every judged query counts; one without results has 0.
-    """
+    """Measure a run: each judged query in a row (without results: 0), each measure in a column."""
     names = [measures] if isinstance(measures, str) else list(measures)
     _expect(len(set(names)) == len(names) > 0, "measures, each once", names, "such as nDCG@10, RR@10")
     _expect(len(qrels) > 0, "judgments", "empty qrels", "check which file or id was read")
@@ -60,7 +57,7 @@ def per_query(
         _log.warning("%d passages tie with another of their query: use settle_ties", n_tied)
     if len(run) and kept[_IDS].merge(qrels[_IDS]).empty:
         _log.warning("no passage of the run is judged: do run and qrels use the same ids?")
-    # Numbers stand for queries: gdeval (ERR) misreads every other query id.
+    # Numbers stand for query ids, as gdeval (ERR) misreads all others.
     numbers = {query_id: str(n) for n, query_id in enumerate(sorted(set(qrels["query_id"])))}
     judged, retrieved = (
         {numbers[id_]: dict(zip(x["doc_id"], x[name].tolist())) for id_, x in frame.groupby("query_id")}
@@ -76,10 +73,8 @@ def per_query(
                 raise ValueError("the cutoff must be at least 1")
             values = {value.query_id: value.value for value in measure.iter_calc(judged, retrieved)}
         except Exception as error:  # ir_measures raises five kinds, none of which names the measure
-            raise ValueError(
-                f"expected a measure that ir_measures computes here for grades {grades.min()} to "
-                f"{grades.max()}, such as 'nDCG@10', 'RR(rel=2)'; got {name!r}: {error}"
-            ) from error
+            expected = f"a measure for grades {grades.min()} to {grades.max()}, such as 'nDCG@10'"
+            raise ValueError(f"expected {expected}; got {name!r}: {error}") from error
         table[name] = [float(values[number]) for number in numbers.values()]
     return table
 
@@ -121,16 +116,13 @@ def compare(
 ) -> pd.DataFrame:
     """Compare systems with a baseline: paired t-tests, Holm's correction, 95 % bootstrap intervals.
 
-    Args:
-        values: A row for each query (index ``query_id``), a column for each system.
-        baseline: The column that all others, the family of tests, are compared with.
-        alpha: Level of the family, in (0, 1).
-        seed: Seed of the bootstrap, whose draws are the same for all systems.
+    `values` have a row for each query (index ``query_id``) and a column for each system; all but the
+    baseline are the family of tests, with level `alpha`. The bootstrap's draws are the same for all.
 
     Returns:
         A row for each ``system``: ``n_queries``, ``mean``, ``ci_low``, ``ci_high``, ``delta`` (minus
-        the baseline), ``delta_low``, ``delta_high``, ``p_value``, ``p_holm``, ``significant``. For one
-        query alone, intervals and p-values are NaN.
+        the baseline), ``delta_low``, ``delta_high``, ``p_value``, ``p_holm``, ``significant``. One
+        query alone has no intervals and p-values: NaN.
     """
     _expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
     values = _checked_values(values, [*values.columns, baseline])
@@ -215,8 +207,8 @@ def read_runs(paths: Sequence[str | Path], format: str | None = None) -> dict[st
         names = list(map(str, paths))
     repeated = [name for name in names if names.count(name) > 1][:1]
     _expect(not repeated, "each run once", f"{repeated} twice", "name it once")
-    frames = [read_candidates(path, format) for path in paths]
-    return {name: frame[_IDS].assign(score=-frame["rank"]) for name, frame in zip(names, frames)}
+    runs = zip(names, (read_candidates(path, format) for path in paths), strict=True)
+    return {name: run[_IDS].assign(score=-run["rank"]) for name, run in runs}
 
 
 def compare_runs(
@@ -225,8 +217,9 @@ def compare_runs(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Measure runs and compare them with one of them, by default the first.
 
-    Returns values (``system``, ``query_id``, a column for each measure) and the tables of `compare` by
-    ``measure`` and ``system``, with ``p_tost`` and ``equivalent`` of `equivalence`.
+    Returns:
+        ``system``, ``query_id`` and a column for each measure; and the tables of `compare` by
+        ``measure`` and ``system``, with ``p_tost`` and ``equivalent``.
     """
     baseline = baseline or next(iter(runs))
     _expect(baseline in runs, f"baseline out of {', '.join(runs)}", repr(baseline), "name a run")
@@ -257,8 +250,6 @@ def as_text(table: pd.DataFrame) -> str:
 
 def evaluate_files(config: EvaluateConfig) -> str:
     """`rdl evaluate`: measure and compare runs in files; returns the tables as text."""
-    from rdl_core.data.collections import read_judgments  # ir_datasets takes a second
-
     values, table = compare_runs(
         read_judgments(config.qrels), read_runs(config.runs, config.format), alpha=config.alpha,
         measures=config.measures, baseline=config.baseline, margin=config.margin,
@@ -275,8 +266,8 @@ def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:
     columns, has = [*_IDS, column], list(frame.columns)
     _expect(set(columns) <= set(has), f"{name} with columns {columns}", has, "rename or add columns")
     for key in _IDS:
-        dtype, n_missing = frame[key].dtype, frame[key].isna().sum()
-        strings, got = is_string_dtype(frame[key]) and not n_missing, f"{dtype}, {n_missing} missing"
+        got = f"{frame[key].dtype}, {frame[key].isna().sum()} missing"
+        strings = is_string_dtype(frame[key]) and not frame[key].isna().any()
         _expect(strings, f"{name} with {key} as strings", got, "read ids as str, drop empty rows")
     values = pd.to_numeric(frame[column], errors="coerce").to_numpy(float, na_value=np.nan)
     once, finite = ~frame.duplicated(_IDS).to_numpy(), np.abs(values) <= np.finfo(np.float32).max
@@ -289,20 +280,18 @@ def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:
 
 def _checked_values(values: pd.DataFrame, systems: list[str]) -> pd.DataFrame:
     """Columns of systems as finite float64, queries sorted."""
-    known, remedy = list(values.columns), "use values.set_index('query_id')"
-    _expect("query_id" not in known, "values indexed by query_id", "a column", remedy)
-    for what, labels in (("query", values.index), ("system", values.columns)):
+    _expect("query_id" not in values, "query_id as index", "a column", "use set_index('query_id')")
+    for labels in (values.index, values.columns):
         twice = labels[labels.duplicated()].tolist()[:3]
-        _expect(not twice, f"each {what} once", f"{twice} twice", "average or rename them")
-    unknown = [name for name in systems if name not in known]
-    _expect(not unknown, f"systems among {known}", unknown, "name a column")
+        _expect(not twice, "each query and system once", f"{twice} twice", "average or rename them")
+    unknown = [name for name in systems if name not in values]
+    _expect(not unknown, f"systems among {list(values.columns)}", unknown, "name a column")
     _expect(len(values) > 0, "one or more queries", 0, "add judged queries")
     numbers = values[list(dict.fromkeys(systems))].apply(pd.to_numeric, errors="coerce")
     numbers = numbers.astype(float).sort_index()
-    bad = np.argwhere(~np.isfinite(numbers.to_numpy()))
-    first = [(numbers.index[row], numbers.columns[column]) for row, column in bad[:3]]
-    got = f"{len(bad)} others, first (query, system) {first}"
-    _expect(not first, "finite values of all systems", got, "measure all on the same queries")
+    bad = numbers.stack(future_stack=True)[lambda x: ~np.isfinite(x)].index.tolist()
+    got = f"{len(bad)} others, first (query, system) {bad[:3]}"
+    _expect(not bad, "finite values of all systems", got, "measure all on the same queries")
     return numbers
 
 

@@ -28,6 +28,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rdl_core.config import ExportConfig
 from rdl_core.cross_encoder import CrossEncoder, training_record
+from rdl_core.data.collections import read_corpus
 
 __all__ = ["Difference", "TOLERANCE", "as_markdown", "export", "export_files", "quantise_weights"]
 
@@ -44,8 +45,8 @@ tags: [cross-encoder, reranker, distillation]
 ---
 
 # {name}
-A cross-encoder ({kind}, {n_weights:.1f} million weights): it reads a query and a passage together and
-gives one score, a logit; higher is better. Written by rdl-core {version}.
+A cross-encoder ({kind}, {n_weights:.1f} million weights). It reads a query and a passage together and
+gives a score, a logit; higher is better. Written by rdl-core {version}.
 
 ## Data and teacher
 {lists}
@@ -72,15 +73,14 @@ gives one score, a logit; higher is better. Written by rdl-core {version}.
 `folder` is this folder, or its id on the Hugging Face hub. Three libraries, the same scores:
 
 ```python
-query, passages = "what is a fox", ["A fox is a small wild dog.", "Tea."]
+queries, passages = ["what is a fox"] * 2, ["A fox is a small wild dog.", "Tea."]
 
 from sentence_transformers import CrossEncoder
-scores = CrossEncoder(folder).predict([(query, passage) for passage in passages])
+scores = CrossEncoder(folder).predict(list(zip(queries, passages)))
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-texts = [query] * len(passages), passages
 inputs = AutoTokenizer.from_pretrained(folder)(
-    *texts, padding=True, truncation=True, return_tensors="pt")
+    queries, passages, padding=True, truncation=True, return_tensors="pt")
 scores = AutoModelForSequenceClassification.from_pretrained(folder)(**inputs).logits[:, 0]
 
 import onnxruntime
@@ -114,9 +114,6 @@ def export(
         pairs: Queries and passages that the ONNX files are compared on; none: random words.
         record: Manifest of the training, for the card.
         measures: Markdown for the card.
-
-    Raises:
-        ValueError: The folder holds something, or scores of the ONNX file differ.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -140,8 +137,6 @@ def export(
 
 def export_files(config: ExportConfig) -> list[Difference]:
     """`rdl export`: `export`, with the manifest of the student's training."""
-    from rdl_core.data.collections import read_corpus  # ir_datasets takes a second
-
     measures = _read_table(config.table) if config.table else ""
     student = CrossEncoder.from_pretrained(
         config.student, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,
@@ -160,11 +155,10 @@ def export_files(config: ExportConfig) -> list[Difference]:
 
 
 def quantise_weights(source: Path, target: Path) -> None:
-    """Write an ONNX model with its matrices as 8-bit integers, in a quarter of the bytes.
+    """Write an ONNX model with its matrices as 8-bit integers, a scale for each output or token.
 
-    Each output, or each token of an embedding, has its own scale. Loading makes floats of them again:
-    memory and time stay the same. Scores of MiniLM changed by .03 at most; with activations in 8 bits,
-    too (`quantize_dynamic`), by .12, for a tenth less time.
+    It is floats again once it is loaded: a quarter of the bytes, the same memory and time. Scores of a
+    MiniLM changed by .03 at most; with `quantize_dynamic` by .12, for a tenth less time.
     """
     model = onnx.load(source)
     graph, nodes = model.graph, []
@@ -213,8 +207,8 @@ def _write_onnx(
         files.append(files[0].with_name("model_int8.onnx"))
         quantise_weights(*files)
     bounds = pairwise((0, 1, 3, 7, 15, *range(31, len(pairs) + 32, 32)))  # batches of 1, 2, 4, ... 32
-    columns = [map(list, zip(*pairs[a:b], strict=True)) for a, b in bounds if a < len(pairs)]
-    batches = [tokenizer(*x, padding=True, truncation=True, return_tensors="pt") for x in columns]
+    texts = [map(list, zip(*pairs[a:b], strict=True)) for a, b in bounds if a < len(pairs)]
+    batches = [tokenizer(*x, padding=True, truncation=True, return_tensors="pt") for x in texts]
     with torch.inference_mode():
         expected = np.concatenate([model(**batch).logits[:, 0].numpy() for batch in batches])
     differences = []
@@ -252,14 +246,13 @@ def _card(
 ) -> str:  # fmt: skip
     """The model card."""
     config = record.get("config", {})
-    tables = {}
-    for part in ("lists", "training"):
-        columns = {f"stage {n}": x[part] for n, x in enumerate(config.get("stages", ()), start=1)}
+    unknown = "Not recorded: the student came without the manifest of its training."
+    tables = {"lists": unknown, "training": unknown}
+    for part in tables if config.get("stages") else ():
+        columns = {f"stage {n}": x[part] for n, x in enumerate(config["stages"], start=1)}
         table = pd.DataFrame(columns, dtype=object)
         known = table.map(lambda x: x not in (None, "", {}) and x == x).any(axis=1)
         tables[part] = as_markdown(table[known].reset_index(names=part))
-        if not columns:
-            tables[part] = "Not recorded: the student came without the manifest of its training."
     about = {key: config.get(key) for key in ("encoder", "seed")}
     about |= {key: record.get(key) for key in ("device", "finished", "commit")}
     about |= record.get("versions", {})

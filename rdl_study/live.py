@@ -43,10 +43,7 @@ _MARK = re.compile("<!-- live -->.*?<!-- /live -->", re.DOTALL)
 
 
 def make_live(profile_name: str, site: Path) -> str:
-    """Complete the live page of a built site with a profile's student.
-
-    Returns:
-        A line that says what the page has, or why it has the example alone.
+    """Complete the live page of a built site; says what it has, or why it has the example alone.
 
     Raises:
         ValueError: The site has no such page, or there is no such profile.
@@ -217,24 +214,24 @@ _WIDGET = """<!-- live -->
 
 def _widget(profile: Profile, run: Run, about: dict[str, Any], size_mb: float | None) -> str:
     """Form, chips, and the first example in the student's order; without a size no form."""
-    shown, texts = about["examples"][0], [
-        {name: html.escape(example[name]) for name in ("query", "answer")} for example in about["examples"]
-    ]
-    ranked = sorted(shown["candidates"], key=lambda candidate: candidate["student_rank"])
+    examples = about["examples"]
+    chips = [{name: html.escape(x[name]) for name in ("query", "answer")} for x in examples]
+    ranked = sorted(examples[0]["candidates"], key=lambda candidate: candidate["student_rank"])
     scores = [candidate["student"] for candidate in ranked]
-    rows = [_row(x, x["doc_id"] == shown["answer"], min(scores), max(scores)) for x in ranked]
-    chips = "".join(_CHIP.format(**text) for text in texts)
+    rows = [_row(x, x["doc_id"] == examples[0]["answer"], scores) for x in ranked]
+    buttons = "".join(_CHIP.format(**chip) for chip in chips)
     names = ("own", "way", "rank", "name", "moved", "was", "score", "text")
     return _WIDGET.format(
-        ready="" if size_mb is None else " data-ready", scale=profile.scale, **texts[0],
+        ready="" if size_mb is None else " data-ready", scale=profile.scale, **chips[0],
         profile=html.escape(profile.name), student=run.manifest["inputs"][0],
         label=html.escape(profile.label), n_rows=len(rows), n_passages=about["passages"],
-        form="" if size_mb is None else _FORM.format(chips=chips, size=size_mb),
+        form="" if size_mb is None else _FORM.format(chips=buttons, size=size_mb),
         rows="".join(rows), blank=_ROW.format(**dict.fromkeys(names, ""), share=0),
     )  # fmt: skip
 
 
-def _row(candidate: dict[str, Any], own: bool, worst: float, best: float) -> str:
+def _row(candidate: dict[str, Any], own: bool, scores: list[float]) -> str:
+    worst, best = min(scores), max(scores)
     up = candidate["rank"] - candidate["student_rank"]
     way, arrow = ("up", "▲") if up > 0 else ("down", "▼") if up < 0 else ("same", "=")
     share = (candidate["student"] - worst) / (best - worst) if best > worst else 1

@@ -30,15 +30,15 @@ SERIOUS = """async () => (await axe.run()).violations
   .map((x) => `${x.id}: ${x.nodes.slice(0, 3).map((one) => one.html.slice(0, 160)).join(" | ")}`)"""
 ROWS = """rows => rows.map(
   (x) => [x.querySelector("[data-part=name]").textContent, +x.dataset.score])"""
+ANSWERED = """query => document.querySelector("[data-part=asked]").textContent === query
+  && document.querySelector("[data-part=answer]").getAttribute("aria-busy") === "false\""""
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not PAGES, reason="no built book: run make book"),
     pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed"),
 ]
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install -e '.[browser]'"
-)
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: run make check")
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -59,11 +59,8 @@ def address():
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
+        options = {"executable_path": CHROMIUM, "args": ["--no-sandbox", "--disable-gpu"]}
+        yield playwright.chromium.launch(**options)
 
 
 @pytest.fixture(params=LOOKS)
@@ -72,15 +69,12 @@ def look(request, browser, address):
     scheme, width = LOOKS[request.param]
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
     page, wrong = context.new_page(), []
+    ours = (address, "data:", "blob:")
     page.on("console", lambda x: wrong.append(f"console: {x.text}") if x.type == "error" else None)
     page.on("pageerror", lambda x: wrong.append(f"script: {x}"))
     page.on("requestfailed", lambda x: wrong.append(f"failed: {x.url}"))
     page.on("response", lambda x: wrong.append(f"{x.status}: {x.url}") if x.status >= 400 else None)
-    page.on(
-        "request",
-        lambda x: wrong.append(f"another host: {x.url}")
-        if not x.url.startswith((address, "data:", "blob:")) else None,
-    )
+    page.on("request", lambda x: x.url.startswith(ours) or wrong.append(f"another host: {x.url}"))
     yield page, wrong
     context.close()
 
@@ -91,6 +85,15 @@ def axe():
         return (npm_files(AXE) / "axe.min.js").read_text(encoding="utf-8")
     except OSError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def live(look, address):
+    page, wrong = look
+    page.goto(f"{address}book/live.html")
+    if page.locator("[data-ready]").count() == 0:
+        pytest.skip("this build has no live page: npm was not there")
+    return page, wrong
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -112,46 +115,30 @@ def test_a_page_is_accessible(look, address, name, axe):
     assert page.evaluate(SERIOUS) == []
 
 
-def test_the_live_page_answers_as_python_does(look, address, axe):
-    page, wrong = look
-    page.goto(f"{address}book/live.html")
-    if page.locator("[data-ready]").count() == 0:
-        pytest.skip("this build has no live page: npm was not there")
+def test_the_live_page_answers_as_python_does(live, axe):
+    page, wrong = live
     about = json.loads((SITE / "_static" / "live" / "data" / "about.json").read_text())
     for number, example in enumerate(about["examples"][:2]):
         page.locator("[data-query]").nth(number).click()
-        _answered(page, example["query"])
+        page.wait_for_function(ANSWERED, arg=example["query"], timeout=120_000)
         rows = page.eval_on_selector_all(".rdl-results > li", ROWS)
-        ranked = sorted(example["candidates"], key=lambda one: one["student_rank"])
-        assert [name for name, _ in rows] == [one["doc_id"] for one in ranked]
-        assert [score for _, score in rows] == pytest.approx(
-            [one["student"] for one in ranked], abs=1e-3
-        )
+        ranked = sorted(example["candidates"], key=lambda candidate: candidate["student_rank"])
+        assert [name for name, _ in rows] == [x["doc_id"] for x in ranked]
+        assert [score for _, score in rows] == pytest.approx([x["student"] for x in ranked], abs=1e-3)
     assert page.evaluate(WIDER) == 0
     page.evaluate(axe)
     assert page.evaluate(SERIOUS) == []
     assert wrong == []
 
 
-def test_what_is_typed_is_text(look, address):
-    page, _ = look
-    page.goto(f"{address}book/live.html")
-    if page.locator("[data-ready]").count() == 0:
-        pytest.skip("this build has no live page: npm was not there")
+def test_what_is_typed_is_text(live):
+    page, _ = live
     query = "<img src=x onerror=alert(1)> sort an array"
     page.fill("#rdl-query", query)
     page.keyboard.press("Enter")
-    _answered(page, query)
+    page.wait_for_function(ANSWERED, arg=query, timeout=120_000)
     assert page.locator(".rdl-asked img").count() == 0
     assert page.locator(".rdl-results > li").count() == 20
-
-
-def _answered(page, query):
-    page.wait_for_function(
-        "query => document.querySelector('[data-part=asked]').textContent === query"
-        " && document.querySelector('[data-part=answer]').getAttribute('aria-busy') === 'false'",
-        arg=query, timeout=120_000,
-    )
 
 
 def test_without_webassembly_the_example_stands(look, address):

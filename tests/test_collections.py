@@ -1,12 +1,5 @@
-"""Collections: ours are real ir_datasets datasets, and each part is read, named or refused.
-
-Mutations seen to fail: files fetched when a collection is registered; the last list's text kept;
-lists in the order of their names, of all years, only the first, re-rankings among them; 2022 with
-judgments; Cranfield's queries with the numbers of its file, numbered from 0; its author for its
-text; Vaswani's lines stripped; a fingerprint without judgments, one that demands them, one blind to
-the order of rows; suggestions that lack what is missing; a store that gives what it does not have;
-queries of all splits.
-"""
+"""Collections: ours are real ir_datasets datasets, each part is read, named or refused; and the door
+to ranked candidates with their texts."""
 
 import hashlib
 import json
@@ -14,26 +7,91 @@ import logging
 import os
 import subprocess
 import sys
+import tracemalloc
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import ir_datasets
+import pandas as pd
 import pytest
-from ir_datasets.datasets.cranfield import CranfieldDoc
+from bm25s.stopwords import STOPWORDS_EN_PLUS
+from hypothesis import given
+from hypothesis import strategies as st
 from ir_datasets.formats import BaseDocs, GenericDoc, GenericQuery, TrecQrel
 
-from rdl_core.data import collections, downloads, pydocs, trec_dl
-from rdl_core.data.collections import Collection, load
+from rdl_core.data import collections, downloads, published, pydocs
+from rdl_core.data.collections import (
+    Collection,
+    crops,
+    fingerprint,
+    load,
+    read_corpus,
+    read_judgments,
+)
 
-PYDOCS = ["rdl/pydocs", *(f"rdl/pydocs/{split}" for split in pydocs.SPLITS)]
-FETCHED = [*(f"rdl/trec-dl-{year}" for year in trec_dl.YEARS), "rdl/vaswani", "rdl/cranfield"]
-OURS = [*PYDOCS, *FETCHED]
+FETCHED = [*(f"rdl/trec-dl-{year}" for year in published.YEARS), "rdl/vaswani", "rdl/cranfield"]
+OURS = ["rdl/pydocs", *(f"rdl/pydocs/{split}" for split in pydocs.SPLITS), *FETCHED]
 ROOT = Path(collections.__file__).parents[2]
 needs_data = pytest.mark.skipif(
     not os.environ.get("RDL_MIRROR"), reason="RDL_MIRROR names no folder of files"
 )
-splits = pytest.mark.parametrize("split", pydocs.SPLITS)
+
+
+def in_another_process(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT,
+        env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# --- our own are ir_datasets' datasets ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", pydocs.SPLITS)
+def test_pydocs_is_a_real_dataset_and_its_frames_are_the_datasets(split):
+    name, frames = f"rdl/pydocs/{split}", pydocs.load()
+    own = frames.queries.loc[frames.queries["split"] == split, ["query_id", "query"]]
+    qrels = frames.qrels[frames.qrels["query_id"].isin(own["query_id"])]
+    dataset, collection = ir_datasets.load(name), load(name)
+    for frame, part in ((frames.passages, "docs"), (own, "queries"), (qrels, "qrels")):
+        rows = list(getattr(dataset, f"{part}_iter")())
+        assert [row[: frame.shape[1]] for row in rows] == [*frame.itertuples(index=False, name=None)]
+    assert dataset.docs_count() == len(frames.passages)
+    assert len(dataset.qrels_dict()) == len(dataset.queries_dict()) == len(own) > 300
+    assert set(dataset.qrels_defs()) == set(qrels["relevance"])
+    for frame, expected in ((collection.queries, own), (collection.passages, frames.passages),
+                            (collection.qrels, qrels)):  # fmt: skip
+        assert frame.to_dict("list") == expected.to_dict("list")
+
+
+def test_pydocs_without_split_has_only_passages_and_a_store_of_them():
+    dataset, passages = ir_datasets.load("rdl/pydocs"), pydocs.load().passages
+    assert (dataset.has_docs(), dataset.has_queries(), dataset.has_qrels()) == (True, False, False)
+    store = dataset.docs_store()
+    first, last = (GenericDoc(*passages.iloc[i]) for i in (0, -1))
+    assert store.get(first.doc_id) == first
+    assert store.get(last.doc_id, "text") == last.text
+    ids = [last.doc_id, "nobody", first.doc_id]
+    assert store.get_many(ids) == {last.doc_id: last, first.doc_id: first}
+    with pytest.raises(KeyError, match="nobody"):
+        store.get("nobody")
+
+
+def test_fingerprints_see_every_part_every_value_and_the_order():
+    prints = [load(f"rdl/pydocs/{split}").fingerprint for split in pydocs.SPLITS]
+    parts = [set(column) for column in zip(*(p.split("-") for p in prints), strict=True)]
+    assert list(map(len, parts)) == [3, 1, 3]  # other queries and judgments, the same passages
+    frame = load("rdl/pydocs/dev").passages.head(9)
+    changed = [frame.copy(), frame.copy()]
+    changed[0].loc[4, "doc_id"] += "."
+    changed[1].loc[4, "text"] += "."
+    assert len({fingerprint(f) for f in (frame, *changed, frame[::-1])}) == 4
+
+
+# --- what is not there ----------------------------------------------------------------------------
 
 
 class TitledDoc(NamedTuple):
@@ -51,85 +109,20 @@ class TwoDocs(BaseDocs):
         yield from (TitledDoc("d1", "one"), TitledDoc("d2", "two"))
 
 
-@pytest.fixture
-def bare(monkeypatch):
-    """A registered collection of two passages, without queries, judgments or splits."""
+def test_a_missing_part_is_named_with_the_subsets_that_have_it(monkeypatch):
     monkeypatch.setitem(ir_datasets.registry._registered, "bare", ir_datasets.Dataset(TwoDocs()))
-    return Collection("bare")
-
-
-# --- ir_datasets reads ours ---------------------------------------------------------------------
-
-
-@splits
-def test_pydocs_is_a_real_dataset(split):
-    dataset, frames = ir_datasets.load(f"rdl/pydocs/{split}"), pydocs.load()
-    queries = frames.queries[frames.queries["split"] == split]
-    qrels = frames.qrels[frames.qrels["query_id"].isin(queries["query_id"])]
-    assert dataset.docs_count() == len(list(dataset.docs_iter())) == len(frames.passages)
-    assert [(q.query_id, q.text) for q in dataset.queries_iter()] == list(
-        queries[["query_id", "query"]].itertuples(index=False, name=None)
-    )
-    assert [(q.query_id, q.doc_id, q.relevance) for q in dataset.qrels_iter()] == list(
-        qrels.itertuples(index=False, name=None)
-    )
-    assert len(dataset.qrels_dict()) == len(queries) > 300
-    assert set(dataset.qrels_defs()) == set(qrels["relevance"])
-    assert (dataset.docs_lang(), dataset.queries_lang()) == ("en", "en")
-
-
-def test_pydocs_without_split_has_only_passages():
-    dataset = ir_datasets.load("rdl/pydocs")
-    assert (dataset.has_docs(), dataset.has_queries(), dataset.has_qrels()) == (True, False, False)
-
-
-def test_docs_store_gets_passages_by_id():
-    store = ir_datasets.load("rdl/pydocs").docs_store()
-    passages = pydocs.load().passages
-    first, last = (GenericDoc(*passages.iloc[i]) for i in (0, -1))
-    assert store.get(first.doc_id) == first
-    assert store.get(last.doc_id, "text") == last.text
-    assert store.get_many([last.doc_id, "nobody", first.doc_id]) == {
-        last.doc_id: last, first.doc_id: first,
-    }  # fmt: skip
-    with pytest.raises(KeyError, match="nobody"):
-        store.get("nobody")
-
-
-# --- collections as frames ----------------------------------------------------------------------
-
-
-@splits
-def test_frames_are_the_datasets(split):
-    collection, frames = load(f"rdl/pydocs/{split}"), pydocs.load()
-    own = frames.queries[frames.queries["split"] == split]
-    assert collection.queries.to_dict("list") == own[["query_id", "query"]].to_dict("list")
-    assert collection.passages.to_dict("list") == frames.passages.to_dict("list")
-    judged = frames.qrels[frames.qrels["query_id"].isin(own["query_id"])]
-    assert collection.qrels.to_dict("list") == judged.to_dict("list")
-
-
-def test_text_of_a_passage_is_its_default_text(bare):
+    bare = Collection("bare")
     assert bare.passages.to_dict("list") == {"doc_id": ["d1", "d2"], "text": ["one!", "two!"]}
-
-
-def test_fingerprint_of_a_collection_sees_every_part():
-    prints = [load(f"rdl/pydocs/{split}").fingerprint for split in pydocs.SPLITS]
-    parts = [set(column) for column in zip(*(p.split("-") for p in prints), strict=True)]
-    assert list(map(len, parts)) == [3, 1, 3]  # other queries and judgments, the same passages
-
-
-@pytest.mark.parametrize("column", ["doc_id", "text"])
-def test_fingerprint_changes_with_every_value_and_with_the_order(column):
-    frame = load("rdl/pydocs/dev").passages.head(9)
-    changed = frame.copy()
-    changed.loc[4, column] += "."
-    prints = {collections.fingerprint(f) for f in (frame, changed, frame[::-1])}
-    assert len(prints) == 3
-    assert collections.fingerprint(frame.copy()) in prints
-
-
-# --- errors -------------------------------------------------------------------------------------
+    for part in ("queries", "qrels"):
+        with pytest.raises(ValueError, match=f"'bare' has no {part}, only docs$"):
+            getattr(bare, part)
+        with pytest.raises(ValueError, match=f"has no {part}, only docs: try one of") as error:
+            getattr(load("rdl/pydocs"), part)
+        assert all(split in str(error.value) for split in OURS[1:4])
+    with pytest.raises(ValueError, match="has no qrels") as error:  # 20 subsets, some without
+        _ = load("msmarco-passage").qrels
+    near = str(error.value).partition("try one of ")[2].split(", ")
+    assert all(ir_datasets.load(name).has_qrels() for name in near)
 
 
 def test_unknown_id_lists_ours():
@@ -138,44 +131,17 @@ def test_unknown_id_lists_ours():
     assert str(error.value).endswith(", ".join(sorted(OURS)))
 
 
-@pytest.mark.parametrize("part", ["queries", "qrels"])
-def test_missing_part_is_named_with_the_splits_that_have_it(part):
-    with pytest.raises(ValueError, match=f"to have {part}, but it has only docs") as error:
-        getattr(load("rdl/pydocs"), part)
-    assert all(split in str(error.value) for split in PYDOCS[1:])
-
-
-@pytest.mark.parametrize("part", ["queries", "qrels"])
-def test_missing_part_of_a_collection_without_splits(bare, part):
-    with pytest.raises(ValueError, match=f"'bare' to have {part}, but it has only docs$"):
-        getattr(bare, part)
-
-
-def test_suggested_collections_have_what_is_missing():
-    """``msmarco-passage`` has 20 subsets, some of them without judgments."""
-    telling = "to have qrels, but it has only docs: try one of"
-    with pytest.raises(ValueError, match=telling) as error:
-        _ = load("msmarco-passage").qrels
-    suggested = str(error.value).partition("try one of ")[2].split(", ")
-    assert all(ir_datasets.load(name).has_qrels() for name in suggested)
-
-
-# --- collections from files, tiny ones ----------------------------------------------------------
+# --- collections from files, tiny ones ------------------------------------------------------------
 
 
 def list_of(*candidates):
     """One of RankLLM's lists; `candidates` are ``(query_id, doc_id, text)``."""
     ids = dict.fromkeys(query_id for query_id, _, _ in candidates)
     return json.dumps([
-        {
-            "query": f"query {query_id}",
-            "hits": [
-                {"content": text, "qid": query_id, "docid": doc_id, "rank": rank, "score": -rank}
-                for rank, (q, doc_id, text) in enumerate(candidates, start=1)
-                if q == query_id
-            ],
-        }
-        for query_id in ids
+        {"query": f"query {query_id}", "hits": [
+            {"content": text, "qid": query_id, "docid": doc_id, "rank": rank, "score": -rank}
+            for rank, (q, doc_id, text) in enumerate(candidates, start=1) if q == query_id
+        ]} for query_id in ids
     ])  # fmt: skip
 
 
@@ -186,11 +152,9 @@ FILES = {
     "trec-dl/retrieve_results/A_SECOND/retrieve_results_dl22_top100.json": list_of(
         (5, "d4", "four"), (5, "d2", "another text"), (7, "d1", "one")
     ),
-    "trec-dl/retrieve_results/Z_FIRST/retrieve_results_dl19_top100.json": list_of(
-        (9, "other", "of another year")
-    ),
+    "trec-dl/retrieve_results/Z_FIRST/retrieve_results_dl19_top100.json": list_of((9, "a", "b")),
     "trec-dl/rerank_results/Z_FIRST/retrieve_results_dl22_top100.json": "no list",
-    "trec-dl/qrels/qrels.dl19-passage.txt": "9 Q0 other 3\n9 Q0 unseen 0\n",
+    "trec-dl/qrels/qrels.dl19-passage.txt": "9 Q0 a 3\n9 Q0 unseen 0\n",
     "vaswani/doc-text.trec": "<DOC>\n<DOCNO>1</DOCNO>\nfirst  text\nof two lines\n</DOC>\n"
     "<DOC>\n<DOCNO>2</DOCNO>\nsecond\n</DOC>\n",
     "vaswani/query-text.trec": "<top>\n<num>1</num><title>\nWHAT\n</title>\n</top>\n",
@@ -212,12 +176,12 @@ def tiny(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        rows.append({"name": name, "url": "", "sha256": sha256, "bytes": len(text), "what": ""})
+        digits = hashlib.sha256(text.encode()).hexdigest()
+        rows.append({"name": name, "url": "", "hash": f"sha256:{digits}", "what": ""})
     (tmp_path / "registry.json").write_text(json.dumps(rows))
     monkeypatch.setattr(downloads, "_REGISTRY", tmp_path / "registry.json")
     monkeypatch.setenv("RDL_MIRROR", str(tmp_path))
-    caches = (downloads.registry, trec_dl.load_texts)
+    caches = (downloads.registry, published.texts)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -226,31 +190,20 @@ def tiny(tmp_path, monkeypatch):
 
 
 def test_texts_of_all_lists_of_a_year_the_first_one_where_they_differ(tiny, caplog):
-    """First in the registry's order, which is not the order of the names."""
+    """First in the registry's order, which is not the order of the names; 2022 has no judgments."""
     collection = Collection("rdl/trec-dl-2022")
-    with caplog.at_level(logging.INFO, logger=trec_dl.__name__):
+    with caplog.at_level(logging.INFO, logger=published.__name__):
         assert collection.passages.to_dict("list") == {
             "doc_id": ["d2", "d1", "d3", "d4"], "text": ["the first text", "one", "three", "four"],
         }  # fmt: skip
-    assert caplog.messages == [
-        "TREC DL 2022: 1 of 4 passages have another text in a later list; the first is kept"
-    ]
+    assert "1 of 4 passages have another text in a later list; the first is kept" in caplog.text
     queries = {"query_id": ["7", "5"], "query": ["query 7", "query 5"]}
     assert collection.queries.to_dict("list") == queries
-
-
-def test_year_without_judgments_says_so_and_has_a_fingerprint(tiny):
-    collection = Collection("rdl/trec-dl-2022")
-    assert not collection.has("qrels")
-    with pytest.raises(ValueError, match="to have qrels, but it has only docs, queries$"):
+    with pytest.raises(ValueError, match="has no qrels, only docs, queries$"):
         _ = collection.qrels
     assert collection.fingerprint.count("-") == 1
-
-
-def test_judgments_of_passages_in_no_list_are_kept(tiny):
-    assert list(ir_datasets.load("rdl/trec-dl-2019").qrels_iter()) == [
-        TrecQrel("9", "other", 3, "Q0"), TrecQrel("9", "unseen", 0, "Q0"),
-    ]  # fmt: skip
+    judged = ir_datasets.load("rdl/trec-dl-2019").qrels_iter()  # of passages in no list, too
+    assert list(judged) == [TrecQrel("9", "a", 3, "0"), TrecQrel("9", "unseen", 0, "0")]
 
 
 def test_vaswani_keeps_its_lines_as_ir_datasets_does(tiny):
@@ -264,28 +217,23 @@ def test_vaswani_keeps_its_lines_as_ir_datasets_does(tiny):
 def test_cranfield_queries_are_numbered_as_its_judgments_are(tiny):
     """Its file numbers them 1, 2, 4, 8 and so on up to 365; the judgments count 1 to 225."""
     dataset = ir_datasets.load("rdl/cranfield")
-    queries = [GenericQuery("1", "ask 1 ."), GenericQuery("2", "ask 4 .")]
-    assert list(dataset.queries_iter()) == queries
-    doc = CranfieldDoc("1", "a wing .", "a wing .\n  flies .", "b,c.", "j. 1958")
-    assert list(dataset.docs_iter()) == [doc]
-    assert dataset.docs_store().get("1") == doc
-    assert load("rdl/cranfield").dataset.docs_cls() is CranfieldDoc
-    assert Collection("rdl/cranfield").passages["text"].tolist() == [doc.default_text()]
+    assert list(dataset.queries_iter()) == [GenericQuery("1", "ask 1 ."), GenericQuery("2", "ask 4 .")]
+    (doc,) = dataset.docs_iter()
+    assert dataset.docs_store().get("1") == doc == GenericDoc("1", "a wing . a wing .\n  flies .")
 
 
-def test_importing_and_opening_fetch_nothing(tmp_path):
+def test_importing_and_opening_fetch_nothing_and_import_little(tmp_path):
     code = f"""
+import sys
 from rdl_core.data import downloads
 downloads._local = lambda file: exit(f"{{file}} was asked for")
 from rdl_core.data.collections import load
+assert not {{"torch", "bm25s", "transformers", "scipy"}} & set(sys.modules)
 official = ["msmarco-passage/trec-dl-2019/judged", "vaswani", "beir/scifact/test"]
 print(*(load(name).has("qrels") for name in [*{FETCHED!r}, *official]))
 """
-    opened = subprocess.run(
-        [sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT,
-        env=os.environ | {"IR_DATASETS_HOME": str(tmp_path)},
-    )  # fmt: skip
-    assert opened.stdout.split() == ["True"] * 2 + ["False"] + ["True"] * 5, opened.stderr
+    opened = in_another_process(code, IR_DATASETS_HOME=str(tmp_path))
+    assert opened.split() == ["True"] * 2 + ["False"] + ["True"] * 5
 
 
 def test_without_files_the_error_names_them_and_the_remedies(monkeypatch, tmp_path):
@@ -297,110 +245,63 @@ def test_without_files_the_error_names_them_and_the_remedies(monkeypatch, tmp_pa
         _ = Collection("rdl/vaswani").qrels
 
 
-# --- collections from files, the real ones ------------------------------------------------------
+# --- the real files -------------------------------------------------------------------------------
 
-FACTS = {  # queries, passages, judgments by grade, judged passages among the passages
-    "rdl/trec-dl-2019": (43, 10_852, {0: 5158, 1: 1601, 2: 1804, 3: 697}, 3834),
-    "rdl/trec-dl-2020": (54, 14_091, {0: 7780, 1: 1940, 2: 1020, 3: 646}, 5001),
-    "rdl/trec-dl-2022": (76, 16_660, {}, 0),
-    "rdl/vaswani": (93, 11_429, {1: 2083}, None),
-    "rdl/cranfield": (225, 1400, {0: 225, 1: 1611, 3: 1}, None),
-}
-
-
-@needs_data
-@pytest.mark.parametrize("name", FETCHED)
-def test_facts(name):
-    collection = load(name)
-    n_queries, n_passages, grades, n_judged = FACTS[name]
-    assert len(collection.queries) == n_queries
-    assert collection.dataset.docs_count() == len(collection.passages) == n_passages
-    assert collection.queries["query_id"].is_unique
-    assert collection.passages["doc_id"].is_unique
-    assert (collection.queries["query"].str.strip() != "").all()
-    if not grades:
-        assert not collection.has("qrels")
-        return
-    qrels = collection.qrels
-    assert qrels["relevance"].value_counts().to_dict() == grades
-    assert set(qrels["query_id"]) == set(collection.queries["query_id"])
-    assert set(collection.dataset.qrels_defs()) == set(grades)
-    judged = set(qrels["doc_id"]) & set(collection.passages["doc_id"])
-    assert len(judged) == (qrels["doc_id"].nunique() if n_judged is None else n_judged)
+FACTS = {  # queries, passages, judgments by grade, judged passages among the passages, fingerprint
+    "rdl/trec-dl-2019": (43, 10_852, {0: 5158, 1: 1601, 2: 1804, 3: 697}, 3834,
+                         "79300d55e346e548-e5daaae48d7206c8-20e0bb622ed58136"),
+    "rdl/trec-dl-2020": (54, 14_091, {0: 7780, 1: 1940, 2: 1020, 3: 646}, 5001,
+                         "2de35c507ee94917-ac7f0899881deb07-294ee413908b7b34"),
+    "rdl/trec-dl-2022": (76, 16_660, {}, 0, "765948046f1dd8b5-bb77e29665d0bddf"),
+    "rdl/vaswani": (93, 11_429, {1: 2083}, None,
+                    "d7e980a1f50e97e6-c807061128f42178-47fb67bdf9faa386"),
+    "rdl/cranfield": (225, 1400, {0: 225, 1: 1611, 3: 1}, None,
+                      "38a24c6c7858ab02-d33ccff5b4ec2f22-8f3154605db6eed9"),
+}  # fmt: skip
 
 
 @needs_data
 @pytest.mark.parametrize("name", FETCHED)
-def test_docs_store_gets_every_passage(name):
-    dataset = ir_datasets.load(name)
-    docs = list(dataset.docs_iter())
-    found = dataset.docs_store().get_many([doc.doc_id for doc in docs])
-    assert list(found.values()) == docs
-    assert all(type(doc) is dataset.docs_cls() for doc in docs)
-
-
-@needs_data
-@pytest.mark.parametrize("year", [2019, 2020, 2022])
-def test_every_candidate_of_every_list_resolves_to_its_text(year):
-    """Where two lists differ they do so in white space alone, in 40 passages of 2022."""
-    text = load(f"rdl/trec-dl-{year}").passages.set_index("doc_id")["text"]
-    query = load(f"rdl/trec-dl-{year}").queries.set_index("query_id")["query"]
-    names = trec_dl.list_names(year)
-    assert len(names) == {2019: 5, 2020: 5, 2022: 3}[year]
-    differing = set()
-    for name in names:
-        for ranking in json.loads((Path(os.environ["RDL_MIRROR"]) / name).read_text()):
-            for hit in ranking["hits"]:
-                assert query[str(hit["qid"])] == ranking["query"]
-                assert "".join(text[hit["docid"]].split()) == "".join(hit["content"].split())
-                if text[hit["docid"]] != hit["content"]:
-                    differing.add(hit["docid"])
-    assert len(differing) == {2019: 0, 2020: 0, 2022: 40}[year]
-
-
-@needs_data
-@pytest.mark.parametrize("name", ["vaswani", "cranfield"])
-def test_as_many_of_each_as_ir_datasets_counts_in_its_own(name):
-    facts = json.loads((resources.files("ir_datasets") / "etc/metadata.json").read_text())[name]
-    own = load(f"rdl/{name}")
-    counts = {"docs": len(own.passages), "queries": len(own.queries), "qrels": len(own.qrels)}
-    assert counts == {part: facts[part]["count"] for part in counts}
-
-
-@needs_data
-def test_texts_are_those_ir_datasets_gives():
-    """Its own integration tests name these."""
-    vaswani, cranfield = (ir_datasets.load(f"rdl/{name}") for name in ("vaswani", "cranfield"))
-    assert vaswani.docs_store().get("10").text == (
-        "highspeed microwave switching of semiconductors part\n"
-    )
-    assert list(vaswani.queries_iter())[9].text == (
-        "METHODS OF CALCULATING INSTANTANEOUS POWER DISSIPATION IN REACTIVE CIRCUITS\n"
-    )
-    assert list(vaswani.qrels_iter())[9] == TrecQrel("1", "6824", 1, "0")
-    doc = cranfield.docs_store().get("10")
-    assert doc.title == "the theory of the impact tube at low pressure ."
-    assert (doc.author, doc.bib) == ("chambre,p.l. and schaaf,s.a.", "j. ae. scs. 15, 1948, 735.")
-    assert doc.text.endswith("corresponding continuum relations .")
-    assert list(cranfield.queries_iter())[9] == GenericQuery(
-        "10",
-        "are real-gas transport properties for air available over a wide range of\n"
-        "enthalpies and densities .",
-    )
-
-
-@needs_data
-def test_fingerprints_are_those_of_another_process():
-    code = f"""
-from rdl_core.data.collections import load
-print(*(load(name).fingerprint for name in {FETCHED!r}))
-"""
-    there = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": "7"}, text=True,
-        capture_output=True, check=True, cwd=ROOT,
+def test_real_collections(name):
+    collection, (n_queries, n_passages, grades, n_judged, known) = load(name), FACTS[name]
+    assert collection.fingerprint == known  # recorded runs know their data by it
+    queries, passages = collection.queries, collection.passages
+    assert (len(queries), len(passages), collection.dataset.docs_count()) == (
+        n_queries, n_passages, n_passages
     )  # fmt: skip
-    assert there.stdout.split() == [load(name).fingerprint for name in FETCHED]
-    assert len(set(there.stdout.split())) == len(FETCHED)
+    assert queries["query_id"].is_unique
+    assert passages["doc_id"].is_unique
+    assert (queries["query"].str.strip() != "").all()
+    docs = list(collection.dataset.docs_iter())
+    assert [*collection.dataset.docs_store().get_many(passages["doc_id"]).values()] == docs
+    assert collection.has("qrels") == bool(grades)
+    if grades:
+        qrels = collection.qrels
+        assert qrels["relevance"].value_counts().to_dict() == grades
+        assert set(qrels["query_id"]) == set(queries["query_id"])
+        assert set(collection.dataset.qrels_defs()) == set(grades)
+        judged = set(qrels["doc_id"]) & set(passages["doc_id"])
+        assert len(judged) == (qrels["doc_id"].nunique() if n_judged is None else n_judged)
+
+
+@needs_data
+def test_vaswani_and_cranfield_are_those_of_ir_datasets():
+    """Its own integration tests name these texts."""
+    facts = json.loads((resources.files("ir_datasets") / "etc/metadata.json").read_text())
+    for name in ("vaswani", "cranfield"):
+        own = load(f"rdl/{name}")
+        counts = {"docs": len(own.passages), "queries": len(own.queries), "qrels": len(own.qrels)}
+        assert counts == {part: facts[name][part]["count"] for part in counts}
+    vaswani, cranfield = (load(f"rdl/{name}") for name in ("vaswani", "cranfield"))
+    text = vaswani.passages.set_index("doc_id")["text"]["10"]
+    assert text == "highspeed microwave switching of semiconductors part\n"
+    assert vaswani.queries["query"][9].endswith("POWER DISSIPATION IN REACTIVE CIRCUITS\n")
+    text = cranfield.passages.set_index("doc_id")["text"]["10"]
+    assert text.endswith("corresponding continuum relations .")
+    assert cranfield.queries["query"][9].startswith("are real-gas transport properties for air")
+
+
+# --- folders, crops, and collections too large for memory -----------------------------------------
 
 
 def write_folder(folder, layout):
@@ -419,29 +320,90 @@ def write_folder(folder, layout):
 
 
 @pytest.mark.parametrize("layout", ["beir", "tsv"])
-def test_a_folder_is_a_collection(layout, tmp_path):
+def test_a_folder_is_a_collection_for_load_and_for_read_corpus(layout, tmp_path):
     write_folder(tmp_path, layout)
     own = load(str(tmp_path))
     assert own.queries.values.tolist() == [["1", "what is red"], ["2", "who sings"]]
-    assert own.passages["doc_id"].tolist() == ["x", "y"]
-    assert own.passages["text"].str.split().str.join(" ").tolist() == ["Fox is red", "whale sings"]
+    assert own.passages.values.tolist() == [["x", "Fox is red"], ["y", "whale sings"]]
     assert own.qrels.values.tolist() == [["1", "x", 2]]
     assert load(str(tmp_path)) is own
-    (document,) = ir_datasets.load(str(tmp_path)).docs_store().get_many(["y"]).values()
-    assert document.default_text() == "whale sings"
+    (tmp_path / "first.run").write_text("2 Q0 y 1 2 t\n2 Q0 x 2 1 t\n1 Q0 x 1 1 t\n")
+    corpus = read_corpus(tmp_path / "first.run", collection=str(tmp_path))
+    assert corpus.queries.of(corpus.ids("query_id")) == ["who sings", "what is red"]
+    assert corpus.passages.of(["y", "x", "y"]) == ["whale sings", "Fox is red", "whale sings"]
+    assert [part.ids("query_id").tolist() for part in corpus.parts(2)] == [["2"], ["1"]]
+    assert corpus.shard(2, 2).candidates["query_id"].tolist() == ["1"]
 
 
-def test_a_folder_without_judgments_says_so(tmp_path):
+def test_texts_of_the_file_and_of_the_collection(tmp_path):
+    row = {"query_id": "1", "doc_id": "x", "score": 0.5, "query": "of the file", "text": "its own"}
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row))
+    write_folder(tmp_path, "tsv")
+    alone, both = read_corpus(path), read_corpus(path, collection=str(tmp_path))
+    assert (alone.queries.of(["1"]), alone.passages.of(["x"])) == (["of the file"], ["its own"])
+    assert (both.queries.of(["1"]), both.passages.of(["x"])) == (["what is red"], ["Fox is red"])
+    assert alone.candidates.columns.tolist() == ["query_id", "doc_id", "rank", "score"]
+
+
+def test_what_a_corpus_lacks_is_refused_by_name(tmp_path):
+    write_folder(tmp_path, "beir")
+    run, two = tmp_path / "a.run", tmp_path / "two.tsv"
+    run.write_text("1 Q0 x 1 1 t\n3 Q0 x 1 1 t\n")
+    two.write_text("1\tx\tq\tone\n2\tx\tr\ttwo\n")
+    for read, message in (
+        (lambda: read_corpus(run), "a.run has no query texts: name a folder"),
+        (lambda: read_corpus(run, collection="rdl/pydocs"), "no query texts and 'rdl/pydocs' has none"),
+        (lambda: read_corpus(run, collection="nothing"), "unknown collection 'nothing'"),
+        (lambda: read_corpus(two), "two.tsv has two texts for passage 'x': give each its own id"),
+        (lambda: read_corpus(run, collection=str(tmp_path)).queries.of(["1", "3"]),
+         "has no text for 1 of 2 query ids, such as '3': name the collection"),
+        (lambda: read_corpus(run, collection=str(tmp_path)).shard(1, 3), "2 queries cannot be shared"),
+        (lambda: read_judgments(tmp_path), "is a folder: name a file of judgments .*test.tsv"),
+        (lambda: read_judgments("nothing"), "nothing is no file of judgments, and unknown collection"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            read()
+    assert read_judgments(tmp_path / "qrels" / "test.tsv").values.tolist() == [["1", "x", 2]]
+    assert read_judgments("rdl/pydocs/test").equals(load("rdl/pydocs/test").qrels)
+
+
+def test_a_folder_without_judgments_or_of_something_else(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"expected queries.jsonl .*got \['notes.txt'\]"):
+        load(str(tmp_path))
     write_folder(tmp_path, "tsv")
     (tmp_path / "qrels.tsv").unlink()
-    with pytest.raises(ValueError, match="to have qrels, but it has only docs, queries"):
+    with pytest.raises(ValueError, match="has no qrels, only docs, queries"):
         _ = load(str(tmp_path)).qrels
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"expected queries.jsonl .*found \['notes.txt'\]"):
-        load(str(tmp_path))
+WORDS = ["Fox", "the", "of", "river", "runs.", "is", "blue;", "whale's", "sings", "(deep)", "a"]
+LONG = "red foxes hunt small mice in the snow while blue whales sing under the ice all winter"
+
+
+def frame(*texts):
+    return pd.DataFrame({"doc_id": [f"d{n}" for n in range(len(texts))], "text": texts}, dtype="str")
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=40))
+def test_a_crop_is_some_words_in_a_row_of_one_sentence(words):
+    text = " ".join(words)
+    for query in crops(frame(text))["query"]:
+        bare = "".join(c for c in text.lower() if c.isalnum() or c in "' -")
+        assert f" {query} " in f" {bare} "
+        assert 2 <= len(query.split()) <= 9
+        assert not {query.split()[0], query.split()[-1]} & set(STOPWORDS_EN_PLUS)
+
+
+def test_crops_are_the_same_everywhere_and_draw_for_themselves():
+    """Python's own hash of a text differs between processes; a crop must not."""
+    here = crops(frame(LONG, LONG))["query"]
+    code = f"""
+import pandas as pd; from rdl_core.data.collections import crops
+print(crops(pd.DataFrame({frame(LONG).to_dict('list')}))['query'][0])"""
+    assert in_another_process(code) == here[0]
+    assert crops(frame(*[LONG] * 30))["query"].nunique() > 10
 
 
 def test_every_collection_has_crops(tmp_path):
@@ -451,4 +413,26 @@ def test_every_collection_has_crops(tmp_path):
     assert pseudo.queries["query_id"].tolist() == ["x.crop"]
     assert pseudo.qrels.values.tolist() == [["x.crop", "x", 1]]
     assert pseudo.passages.equals(load(str(tmp_path)).passages)
-    assert load("rdl/pydocs/crops").passages.equals(load("rdl/pydocs").passages)
+
+
+class Large(BaseDocs):
+    """2,000 passages of 10 kB, made one by one."""
+
+    def docs_iter(self):
+        return (GenericDoc(str(n), f"{n} fox " + "x" * 10_000) for n in range(2000))
+
+
+def test_passages_are_never_all_in_memory_and_have_the_fingerprint_of_their_frame(monkeypatch):
+    """All texts of 8.8 M passages once went into a frame, to be hashed."""
+    monkeypatch.setitem(ir_datasets.registry._registered, "large", ir_datasets.Dataset(Large()))
+    monkeypatch.setattr(collections, "_CHUNK", 200)
+    large = Collection("large")
+    tracemalloc.start()
+    in_parts = large.passages_fingerprint
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # some chunks of 2 to 4 MB; a frame of all the texts took 40 MB
+    assert "passages" not in vars(large)
+    assert large.passages_of(["7", "1999"])["doc_id"].tolist() == ["7", "1999"]
+    assert in_parts == fingerprint(large.passages)
+    assert large.doc_ids.tolist() == large.passages["doc_id"].tolist()

@@ -377,9 +377,9 @@ def test_one_query_has_a_mean_and_no_test():
     ("change", "message"),
     [
         (lambda v: v.rename(columns={"base": "bm25"}), r"systems among \['bm25'.*got \['base'\]"),
-        (lambda v: v.reset_index(names="query_id"), r"set_index\('query_id'\)"),
-        (lambda v: v.rename(index={"q01": "q00"}), r"each query once; got \['q00'\] twice"),
-        (lambda v: v.rename(columns={"much": "some"}), r"each system once; got \['some'\] twice"),
+        (lambda v: v.reset_index(names="query_id"), r"query_id as index.*set_index"),
+        (lambda v: v.rename(index={"q01": "q00"}), r"query and system once; got \['q00'\] twice"),
+        (lambda v: v.rename(columns={"much": "some"}), r"query and system once; got \['some'\] twice"),
         (lambda v: v.iloc[:0], "one or more queries; got 0"),
         (lambda v: v.assign(much=v["much"].drop("q07")), r"1 others, first.*\('q07', 'much'\)"),
         (lambda v: v.assign(much=v["much"].mask(v.index == "q07", np.inf)), r"\('q07', 'much'\)"),

@@ -1,8 +1,8 @@
 """Any file is read whole or refused with its name: never another error, never a line less.
 
-Files are valid ones that were damaged, arbitrary bytes, and JSON and tables of arbitrary values.
-``RDL_FUZZ_CASES=2000 pytest tests/test_fuzz.py`` tries so many of each kind, at random; without it
-a few, always the same.
+Files are valid ones that were damaged, arbitrary bytes, and JSON, tables and YAML of arbitrary values.
+``RDL_FUZZ_CASES=2000 pytest tests/test_fuzz.py`` tries so many of each kind, at random; without it a
+few, always the same.
 """
 
 import gzip
@@ -10,7 +10,6 @@ import json
 import os
 import re
 from datetime import timedelta
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -20,10 +19,10 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from rdl_core.config import DistillConfig
 from rdl_core.data import formats
 from rdl_core.data.formats import FORMATS, read_candidates
-from rdl_study.profile import load_profile
-from rdl_study.store import project_folder
+from rdl_core.files import read_settings
 from rdl_core.teachers.replay import AnswerLog, read_history
 
 CASES = os.environ.get("RDL_FUZZ_CASES")
@@ -39,12 +38,9 @@ HITS = [{"qid": 7, "docid": p["docid"], "rank": n, "score": -n, "content": p["te
 CANDIDATES = [{"docid": p["docid"], "score": 1.5 - n, "doc": p} for n, p in enumerate(PASSAGES)]
 ROWS = [{"query_id": q, "doc_id": d, "rank": n, "score": -n, "query": "q", "text": "t",
          "relevance": n, "teacher_rank": n} for q in "78" for n, d in enumerate("xyz")]  # fmt: skip
-MESSAGES = [{"role": "user", "content": "rank\nSearch query: q"}]
-
-
-def lines(*values):
-    return "".join(f"{json.dumps(value)}\n" for value in values).encode()
-
+CALL = {"prompt": [{"role": "user", "content": "Search query: q"}], "response": "[1]"}
+LISTS = [{"query_id": 7, "doc_ids": ["x", "y"], "labels": [1, 0]}]
+TITLED = [{"_id": "x", "title": "t", "text": "y"}]
 
 #: Reader, and a valid file of it.
 TEXT = {
@@ -54,8 +50,6 @@ TEXT = {
     "MS MARCO's run": (FORMATS["msmarco_run"].read, b"7\tx\t1\n7\ty\t2\n8\tx\t1\n"),
     "qrels": (formats.read_qrels, b"7 0 x 2\n7 0 y 0\n8 0 x -1\n"),
     "qrels of BEIR": (formats.read_qrels, b"query-id\tcorpus-id\tscore\n7\tx\t2\n7\ty a\t0\n"),
-    "triples": (formats.read_triples, b"7\tx\ty\n8\tx\tz\n"),
-    "scored triples": (formats.read_triples, b"9.5\t1.5\t7\tx\ty\n2\t1\t8\tx\tz\n"),
     "queries": (formats.read_queries, "7\twhat is x\n8\tna\u00efve\n".encode()),
     "passages": (formats.read_passages, b"x\tone, two\ny\tthree  four\n"),
     "top 1000": (FORMATS["msmarco_top1000"].read, b"7\tx\tq\tone\n7\ty\tq\ttwo\n"),
@@ -65,34 +59,11 @@ RECORDS = {
     "rank_llm requests": (
         FORMATS["rank_llm"].read, [{"query": {"qid": "7", "text": "q"}, "candidates": CANDIDATES}]
     ),
-    "rankgpt": (
-        formats.read_rankgpt,
-        [{"query": "q", "query_id": 7, "positive_passages": [PASSAGES[0]],
-          "retrieved_passages": PASSAGES}],
-    ),
-    "lists": (FORMATS["lists"].read, [{"query_id": 7, "doc_ids": ["x", 2], "labels": [1, 0]}]),
-    "n_way": (FORMATS["n_way"].read, [[7, ["x", 1.5], ["y", 0.5]], [8, [1, 2]]]),
+    "lists": (FORMATS["lists"].read, LISTS),
     "rows": (FORMATS["rows"].read, ROWS),
-    "passages": (
-        formats.read_passages, [{"_id": "x", "title": "", "text": "y"}, {"_id": "z", "text": "w"}]
-    ),
+    "passages": (formats.read_passages, [*TITLED, {"_id": "z", "text": "w"}]),
     "queries": (formats.read_queries, [{"_id": "7", "text": "y"}, {"_id": "8", "text": "w"}]),
-    "hard negatives": (
-        formats.read_hard_negatives,
-        [{"qid": 7, "pos": [1], "neg": {"bm25": [{"pid": 3, "ce-score": 0.5}, 4], "ance": ["x"]}}],
-    ),
-    "invocations": (
-        formats.read_invocations,
-        [{"query": {"text": "q", "qid": 7}, "invocations_history": [
-            {"prompt": MESSAGES, "response": "[1]", "input_token_count": 3,
-             "output_token_count": None}]}],
-    ),
-    "invocations of 2023": (formats.read_invocations, [{"prompt": "p", "response": "[2] > [1]"}]),
-    "history": (
-        read_history,
-        [{"query": {"text": "q", "qid": 7}, "invocations_history": [
-            {"prompt": MESSAGES, "response": "[1]", "input_token_count": 3}]}],
-    ),
+    "history": (read_history, [{"query": {"qid": 7}, "invocations_history": [CALL]}, CALL]),
     "answers": (
         lambda path: AnswerLog(path, teacher="tiny"),
         [{"teacher": "tiny"}, {"key": ["7", 0, 0, 2], "answer": {
@@ -100,10 +71,9 @@ RECORDS = {
     ),
 }  # fmt: skip
 PARQUET = {
-    "rows": (FORMATS["rows"].read, ROWS),
-    "lists": (FORMATS["lists"].read, [{"query_id": 7, "doc_ids": ["x", "y"], "labels": [1, 0]}]),
-    "passages": (formats.read_passages, [{"_id": "x", "title": "t", "text": "y"}]),
-}
+    "rows": (FORMATS["rows"].read, ROWS), "lists": (FORMATS["lists"].read, LISTS),
+    "passages": (formats.read_passages, TITLED),
+}  # fmt: skip
 NASTY = [
     b"\x00", b"\r", b"\x0c", b"\x1a", b"\xff", b"\xef\xbb\xbf", b"\xc2\x85", "\u2028".encode(), b'"',
     b"\n\n", b"\t", b" ", b"nan", b"inf", b"-", b"1e999", b"9" * 30, b"9" * 5000, b"0x1", b"\\ud800",
@@ -124,12 +94,9 @@ def damaged(draw, raw):
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(raw)))
         stop = min(len(raw), start + draw(st.integers(0, 12)))
-        raw = draw(
-            st.sampled_from(NASTY).map(lambda new, a=raw[:start], b=raw[stop:]: a + new + b)
-            | st.binary(max_size=4).map(lambda new, a=raw[:start], b=raw[stop:]: a + new + b)
-            | st.just(raw[:start]) | st.just(raw[:stop] + raw[start:])
-            | st.just(raw[:start] + raw[stop:])
-        )  # fmt: skip
+        new = draw(st.sampled_from(NASTY) | st.binary(max_size=4))
+        ends = [raw[:start] + new + raw[stop:], raw[:start], raw[:stop] + raw[start:]]
+        raw = draw(st.sampled_from([ends[0], *ends, raw[:start] + raw[stop:]]))
     return raw
 
 
@@ -149,41 +116,43 @@ def replaced(draw, value):
 
 
 def outcome(read, path):
-    """What a reader gives, or None where it refuses as it should."""
+    """What a reader gives, checked, or None where it refuses as it should."""
     try:
-        return read(path)
+        frame = read(path)
     except ValueError as error:
-        said = str(error)
-        assert path.name in said, f"no file in {said!r}"
-        assert len(said) < 4000, f"{len(said)} characters"
+        frame = str(error)
+    if isinstance(frame, str):
+        assert path.name in frame
+        assert len(frame) < 4000
         return None
-
-
-def check(frame):
-    """What holds of everything that was read."""
-    if not isinstance(frame, pd.DataFrame):
-        return
-    assert len(frame)
-    for name in {"query_id", "doc_id", "positive_id", "negative_id"} & set(frame):
-        assert frame[name].dtype == "str"
-        if not frame[name].isna().all():  # invocations of 2023 know no query
-            assert frame[name].str.len().gt(0).all()
-    for name in {"query", "text", "prompt", "response"} & set(frame):
-        assert frame[name].dtype == "str"
-        assert frame[name].notna().all()
-    if {"rank", "score"} <= set(frame) and "system" not in frame:
-        assert not frame.duplicated(["query_id", "doc_id"]).any()
-        assert frame["score"].isna().all() or frame["score"].abs().lt(float("inf")).all()
-        for _, ranks in frame.groupby("query_id")["rank"]:
-            assert ranks.tolist() == list(range(1, len(ranks) + 1))
-    frame.to_json()  # holds no half characters
+    if isinstance(frame, pd.DataFrame):
+        assert len(frame)
+        for name in {"query_id", "doc_id", "query", "text"} & set(frame):
+            assert frame[name].dtype == "str"
+            assert frame[name].notna().all()
+            assert not name.endswith("_id") or frame[name].str.len().gt(0).all()
+        if {"rank", "score"} <= set(frame):
+            assert not frame.duplicated(["query_id", "doc_id"]).any()
+            assert frame["score"].isna().all() or frame["score"].abs().lt(float("inf")).all()
+            for _, ranks in frame.groupby("query_id")["rank"]:
+                assert ranks.tolist() == list(range(1, len(ranks) + 1))
+        frame.to_json()  # holds no half characters
+    return frame
 
 
 def data_lines(raw, *, headed):
     """Lines with something on them, less a header of BEIR: counted without the readers' code."""
-    found = [line for line in raw.decode("utf-8-sig").split("\n") if line.strip(" \t\r\n\x0b\x0c")]
-    header = headed and re.fullmatch(r"query-id[\t ]+\S+[\t ]+score", found[0].strip(" \t\r"))
-    return found[1:] if header else found
+    lines = [line for line in raw.decode("utf-8-sig").split("\n") if line.strip(" \t\r\n\x0b\x0c")]
+    header = headed and re.fullmatch(r"query-id[\t ]+\S+[\t ]+score", lines[0].strip(" \t\r"))
+    return lines[1:] if header else lines
+
+
+def n_values(value):
+    return sum(map(n_values, value)) if isinstance(value, list) else 1
+
+
+def jsonl(values):
+    return "".join(f"{json.dumps(value)}\n" for value in values).encode()
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -198,60 +167,41 @@ def test_damaged_text_is_read_line_by_line_or_refused(tmp_path, name, packed, da
     if packed:
         path.write_bytes(data.draw(damaged(path.read_bytes()) | st.just(path.read_bytes())))
     if (frame := outcome(read, path)) is not None:
-        check(frame)
-        if packed:
-            raw = gzip.decompress(path.read_bytes())
+        raw = gzip.decompress(path.read_bytes()) if packed else raw
         rows = data_lines(raw, headed=name.startswith("qrels"))
         assert len(frame) == len(rows)
         ids = {cell for line in rows for cell in re.split(r"[ \t\r]+|\t", line)}
         ids |= {cell for line in rows for cell in line.rstrip("\r").split("\t")}
-        for column in {"query_id", "doc_id", "positive_id", "negative_id"} & set(frame):
+        for column in {"query_id", "doc_id"} & set(frame):
             assert set(frame[column]) <= ids, "an id that is not in the file"
 
 
 @pytest.mark.parametrize("name", RECORDS)
 @fuzz
 @given(data=st.data())
-def test_damaged_json_is_read_or_refused(tmp_path, name, data):
-    read, valid = RECORDS[name]
-    raw = lines(*valid) if data.draw(st.booleans()) else json.dumps(valid, indent=1).encode()
+def test_json_that_is_damaged_or_of_any_values_is_read_or_refused(tmp_path, name, data):
+    read, records = RECORDS[name]
     path = tmp_path / "file"
-    path.write_bytes(data.draw(damaged(raw)))
-    check(outcome(read, path))
-
-
-@pytest.mark.parametrize("name", RECORDS)
-@fuzz
-@given(data=st.data())
-def test_json_of_any_values_is_read_or_refused(tmp_path, name, data):
-    read, valid = RECORDS[name]
-    records = data.draw(replaced(valid))
-    path = tmp_path / "file"
-    each = data.draw(st.booleans()) and isinstance(records, list)
-    path.write_bytes(lines(*records) if each else json.dumps(records).encode())
-    if (found := outcome(read, path)) is not None:
-        check(found)
-        if each and name in ("rows", "passages", "queries"):
-            assert len(found) == sum(len(r) if isinstance(r, list) else 1 for r in records)
-
-
-@pytest.mark.parametrize("name", PARQUET)
-@fuzz
-@given(data=st.data())
-def test_damaged_parquet_is_read_or_refused(tmp_path, name, data):
-    read, valid = PARQUET[name]
-    path = tmp_path / "file"
-    pd.DataFrame(valid).to_parquet(path, write_page_checksum=data.draw(st.booleans()))
-    path.write_bytes(data.draw(damaged(path.read_bytes())))
-    outcome(read, path)
+    if data.draw(st.booleans()):
+        raw = jsonl(records) if data.draw(st.booleans()) else json.dumps(records, indent=1).encode()
+        path.write_bytes(data.draw(damaged(raw)))
+        outcome(read, path)
+        return
+    records = data.draw(replaced(records))
+    by_line = data.draw(st.booleans()) and isinstance(records, list)
+    path.write_bytes(jsonl(records) if by_line else json.dumps(records).encode())
+    frame = outcome(read, path)
+    if frame is not None and by_line and name in ("rows", "passages", "queries"):
+        assert len(frame) == n_values(records)
 
 
 COLUMNS = st.sampled_from([
     (pa.string(), st.text(max_size=3)), (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
     (pa.float64(), st.floats()), (pa.uint64(), st.integers(0, 2**64 - 1)), (pa.bool_(), st.booleans()),
-    (pa.binary(), st.binary(max_size=3)), (pa.list_(pa.int64()), st.lists(st.integers(0, 9), max_size=2)),
+    (pa.binary(), st.binary(max_size=3)), (pa.timestamp("us"), st.datetimes()),
+    (pa.list_(pa.int64()), st.lists(st.integers(0, 9), max_size=2)),
     (pa.list_(pa.string()), st.lists(st.text(max_size=2), max_size=2)),
-    (pa.timestamp("us"), st.datetimes()), (pa.decimal128(9, 2), st.decimals(-99, 99, places=2)),
+    (pa.decimal128(9, 2), st.decimals(-99, 99, places=2)),
     (pa.struct([("a", pa.int64())]), st.fixed_dictionaries({"a": st.integers(0, 9)})),
     (pa.dictionary(pa.int32(), pa.string()), st.sampled_from(["a", "b"])),
 ])  # fmt: skip
@@ -264,9 +214,14 @@ NAMES = st.sampled_from(
 @pytest.mark.parametrize("name", PARQUET)
 @fuzz
 @given(data=st.data())
-def test_tables_of_any_types_are_read_or_refused(tmp_path, name, data):
+def test_parquet_that_is_damaged_or_of_any_types_is_read_or_refused(tmp_path, name, data):
     read, valid = PARQUET[name]
-    table = pa.Table.from_pylist(valid)
+    path, table = tmp_path / "file", pa.Table.from_pylist(valid)
+    if data.draw(st.booleans()):
+        pq.write_table(table, path, write_page_checksum=True)
+        path.write_bytes(data.draw(damaged(path.read_bytes())))
+        outcome(read, path)
+        return
     for _ in range(data.draw(st.integers(1, 3))):
         kind, values = data.draw(COLUMNS)
         cells = data.draw(st.lists(st.none() | values, min_size=len(valid), max_size=len(valid)))
@@ -274,64 +229,59 @@ def test_tables_of_any_types_are_read_or_refused(tmp_path, name, data):
         if own in table.schema.names and data.draw(st.integers(0, 9)):
             table = table.remove_column(table.schema.get_all_field_indices(own)[0])
         table = table.append_column(own, pa.array(cells, kind))
-    path = tmp_path / "file"
     pq.write_table(table, path)
-    if (frame := outcome(read, path)) is not None:
-        check(frame)
-        if name != "lists":
-            assert len(frame) == len(valid)
-
-
-@fuzz
-@given(raw=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace")))
-def test_no_bytes_are_a_surprise(tmp_path, raw):
-    path = tmp_path / "file"
-    path.write_bytes(raw)
-    readers = {read for read, _ in [*TEXT.values(), *RECORDS.values()]}
-    for read in [*sorted(readers, key=repr), read_candidates]:
-        if read is not RECORDS["answers"][0]:  # which drops an unfinished last line, and says so
-            check(outcome(read, path))
-        path.write_bytes(raw)
-    table = tmp_path / "file.yaml"
-    table.write_bytes(raw)
-    outcome(lambda path: load_profile.__wrapped__(str(path)), table)
+    frame = outcome(read, path)
+    assert frame is None or name == "lists" or len(frame) == len(valid)
 
 
 @fuzz
 @given(data=st.data())
 def test_candidates_of_any_kind_are_recognised_or_refused(tmp_path, data):
     name = data.draw(st.sampled_from(sorted({*TEXT, *RECORDS} - {"history", "answers"})))
-    valid = TEXT[name][1] if name in TEXT else lines(*RECORDS[name][1])
+    valid = TEXT[name][1] if name in TEXT else jsonl(RECORDS[name][1])
     path = tmp_path / data.draw(st.sampled_from(["file", "file.run", "file.gz"]))
     path.write_bytes(data.draw(damaged(valid)))
-    check(outcome(read_candidates, path))
+    outcome(read_candidates, path)
 
 
-PROFILE = (project_folder() / "profiles" / "mini.yaml").read_bytes()
+def settings_of(path):
+    return read_settings(DistillConfig, path)
+
+
+@fuzz
+@given(raw=st.binary(max_size=60) | st.text(max_size=60).map(lambda x: x.encode("utf-8", "replace")))
+def test_no_bytes_are_a_surprise(tmp_path, raw):
+    readers = {read for read, _ in [*TEXT.values(), *RECORDS.values()]} | {settings_of, read_candidates}
+    for read in readers - {RECORDS["answers"][0]}:  # which drops an unfinished last line, and says so
+        path = tmp_path / "file"
+        path.write_bytes(raw)
+        outcome(read, path)
 
 
 @fuzz
 @given(data=st.data())
-def test_damaged_profiles_are_read_or_refused(tmp_path, data):
-    path = tmp_path / "file.yaml"
+def test_damaged_settings_are_read_or_refused(tmp_path, data):
+    path, values = tmp_path / "file.yaml", {"lists": "a.run", "encoder": "e", "training": {"steps": 3}}
     if data.draw(st.booleans()):
-        path.write_bytes(data.draw(damaged(PROFILE)))
+        path.write_bytes(data.draw(damaged(yaml.safe_dump(values).encode())))
     else:
-        path.write_text(yaml.safe_dump(data.draw(replaced(yaml.safe_load(PROFILE)))))
-    outcome(lambda path: load_profile.__wrapped__(str(path)), path)
+        path.write_text(yaml.safe_dump(data.draw(replaced(values))))
+    outcome(settings_of, path)
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]\n"
+                                   for n in range(24))  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "text",
-    ["a: &a [x, x]\n" + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]\n"
-                                 for n in range(24)),
-     "&a [*a]", "[" * 5000, "seeds: [" + "9" * 5000 + "]", "!!python/object/apply:os.system [ls]",
+    [BOMB, "&a [*a]", "[" * 5000, "seed: [" + "9" * 5000 + "]", "!!python/object/apply:os.system [ls]",
      "a: 1\nb: \x00", "? [a, b]\n: c"],
     ids=["billion laughs", "in itself", "deep", "long", "code", "nul", "odd key"],
 )  # fmt: skip
-def test_profiles_that_mean_harm_are_refused_at_once(tmp_path, text):
-    path = Path(tmp_path, "file.yaml")
+def test_settings_that_mean_harm_are_refused_at_once(tmp_path, text):
+    path = tmp_path / "file.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match="file.yaml") as refused:
-        load_profile.__wrapped__(str(path))
+        settings_of(path)
     assert len(str(refused.value)) < 4000

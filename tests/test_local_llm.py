@@ -1,55 +1,27 @@
-"""A local LLM as teacher: tiny models with random weights, made from a configuration.
-
-The tokenizers are two: ByT5's bytes (identifiers of three or four tokens, ``[1`` begins ``[10]``)
-and whole words (an identifier is one token).
-
-These 39 mutations were tried, one at a time, and each fails a test here:
-
-- local_llm: the wrong one struck out; end allowed early; separator forgotten; beginnings not
-  refused; limit one short; constraint dropped; grammar of the first row for all; prompt taken for
-  answer; padded on the right; padding not masked; answers not reordered; worst first; letters of
-  all windows; lower-case letters; no opening bracket; numbers shown in first_token; two tokens
-  generated; penalties of the model; sampling of the model; retries greedy; global random state; one
-  seed for all attempts; special tokens added; no begin token; template ignored; no generation
-  prompt; options dropped; thoughts stay open; thoughts closed in free mode; passages not cut to
-  fit; no room for the answer; end kept in the text; special tokens skipped; limit of the batch;
-  max_new_tokens ignored; name without mode; tokenizer not tried; letters not checked; end not
-  checked.
-"""
+"""A local LLM as teacher: tiny models with random weights, made from a configuration."""
 
 import random
 import re
-from itertools import permutations
+from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import (
-    ByT5Tokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
 
-from rdl_core.teachers.listwise import rank_lists
-from rdl_core.teachers.local_llm import MODES, LocalLLM, PermutationGrammar
-from rdl_core.teachers.answers import Window, identifiers, read_answer
-from rdl_core.teachers.replay import AnswerLog
+from rdl_core.teachers.answers import Window, identifiers
+from rdl_core.teachers.local_llm import LocalLLM, PermutationGrammar
 
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}{{ ending }}"
-)
-few = settings(derandomize=True, deadline=None, max_examples=60, database=None)
+modes = pytest.mark.parametrize("mode", ["free", "constrained", "first_token"])
+TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 
 def bytes_tokenizer(template=None):
-    tokenizer = ByT5Tokenizer(extra_ids=0)
+    """Identifiers are three or four tokens each, and ``[1`` begins ``[10]``."""
+    tokenizer = transformers.ByT5Tokenizer(extra_ids=0)
     tokenizer.chat_template = template
     return tokenizer
 
@@ -59,62 +31,44 @@ def words_tokenizer(names):
     pieces = ["<pad>", "</s>", "<unk>", ">", "[", *names]
     tokenizer = Tokenizer(models.WordLevel({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def llama(seed=0, *, vocab=259, context=4096, layers=2):
+def llama(seed=0, *, vocab=259, context=4096):
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab, hidden_size=32, intermediate_size=32, num_hidden_layers=layers,
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=vocab, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=context,
         initializer_range=0.3, bos_token_id=None, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
-def gpt2(seed=0, *, vocab=259, context=4096):
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=vocab, n_embd=16, n_layer=1, n_head=2, n_positions=context,
-        initializer_range=0.3, bos_token_id=1, eos_token_id=1,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
+    ))  # fmt: skip
 
 
 def windows(sizes, words=4):
-    draw = random.Random(0)
+    draw, found = random.Random(0), []
     for q, n in enumerate(sizes):
-        lengths = [draw.randint(1, words) for _ in range(n)]
-        texts = tuple(" ".join(draw.choices("abcdefgh", k=length)) for length in lengths)
-        docs = tuple(f"d{i}" for i in range(n))
-        yield Window(query_id=f"q{q}", query=f"query {q}", doc_ids=docs, passages=texts)
+        texts = tuple(" ".join(draw.choices("abcdefgh", k=draw.randint(1, words))) for _ in range(n))
+        ids = tuple(f"d{i}" for i in range(n))
+        found.append(Window(query_id=f"q{q}", query=f"query {q}", doc_ids=ids, passages=texts))
+    return found
 
 
-def frame(sizes):
-    rows = [
-        {"query_id": w.query_id, "query": w.query, "doc_id": d, "text": t, "rank": i + 1}
-        for w in windows(sizes) for i, (d, t) in enumerate(zip(w.doc_ids, w.passages))
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+def ask(windows, model=None, tokenizer=None, **own):
+    """A model's answers, in the order of the windows."""
+    found = dict(LocalLLM(model or llama(), tokenizer or bytes_tokenizer(), **own).ask(windows))
+    return [found[number] for number in range(len(windows))]
 
 
-class Forwards:
-    """Counts the model's forward passes, and the sequences in each."""
-
-    def __init__(self, model):
-        self.sizes = []
-        model.register_forward_pre_hook(self.count, with_kwargs=True)
-
-    def count(self, _model, _args, kwargs):
-        self.sizes.append(tuple(kwargs["input_ids"].shape))
+def watch(model, see):
+    model.register_forward_pre_hook(lambda _model, _args, inputs: see(inputs), with_kwargs=True)
 
 
-# --- grammar ------------------------------------------------------------------------------------
+def prompt_of(window, template=None, model=None, **own):
+    llm = LocalLLM(model or llama(), bytes_tokenizer(template), **own)
+    return llm.tokenizer.decode(llm._prompt(window))
 
 
-@few
+@settings(derandomize=True, deadline=None, max_examples=60, database=None)
 @given(order=st.permutations(range(12)))
 def test_a_grammar_allows_each_permutation_to_its_end_and_nothing_else(order):
     first = [tuple(name.encode()) for name in identifiers(12)]
@@ -125,331 +79,160 @@ def test_a_grammar_allows_each_permutation_to_its_end_and_nothing_else(order):
         allowed = grammar.allowed(whole[:k])
         assert token in allowed
         assert 1 not in allowed
-        assert allowed == sorted(set(allowed))
     assert grammar.allowed(whole) == grammar.allowed([*whole, 1]) == [1]
     assert len(whole) + 1 == grammar.max_tokens
+    grammar = PermutationGrammar([(9, i) for i in range(12)], [(8, 9, i) for i in range(12)], end=7)
+    for k in range(1, 12):  # only identifiers not written yet
+        written = [token for i in order[:k] for token in (8, 9, i)][1:]
+        assert grammar.allowed(written) == [8]
+        assert grammar.allowed([*written, 8, 9]) == sorted(order[k:])
 
 
-def test_a_grammar_offers_only_identifiers_not_written_yet():
-    grammar = PermutationGrammar([(9, i) for i in range(4)], [(8, 9, i) for i in range(4)], end=7)
-    for order in permutations(range(4), 3):
-        written = [9, order[0]]
-        for i in order[1:]:
-            assert grammar.allowed(written) == [8]
-            written += [8, 9, i]
-        assert grammar.allowed([*written, 8, 9]) == sorted(set(range(4)) - set(order))
-
-
-@pytest.mark.parametrize("first", [[(1,), (1,)], [(1,), (1, 2)], [(3, 1, 2), (3,)]])
-def test_identifiers_that_tokens_do_not_tell_apart_are_refused(first):
-    with pytest.raises(ValueError, match="2 identifiers of different tokens.*use mode 'free'"):
-        PermutationGrammar(first, [(1,), (2,)], end=0)
-    with pytest.raises(ValueError, match="2 identifiers of different tokens.*use mode 'free'"):
-        PermutationGrammar([(1,), (2,)], first, end=0)
-
-
-# --- caches -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_keys_and_values_kept_in_place_give_the_same_answers(mode):
-    model, kinds = llama(), set()
-    model.register_forward_pre_hook(
-        lambda _model, _args, kwargs: kinds.add(type(kwargs["past_key_values"]).__name__),
-        with_kwargs=True,
-    )
-    asked, answers = list(windows([3, 7, 5])), []
-    for cache in (None, "static"):
-        llm = LocalLLM(model, bytes_tokenizer(), mode=mode, batch_size=2, cache=cache)
-        answers.append(dict(llm.ask(asked)))
-    assert answers[0] == answers[1]
+@modes
+def test_a_batch_answers_as_each_window_alone_and_so_do_values_kept_in_place(mode):
+    asked, model, kinds = windows([3, 8, 11, 2]), llama(seed=3), set()
+    watch(model, lambda inputs: kinds.add(type(inputs["past_key_values"]).__name__))
+    together = ask(asked, model, mode=mode, batch_size=4)
+    assert together == [ask([window], model, mode=mode)[0] for window in asked]
+    assert together == ask(asked, model, mode=mode, batch_size=2, cache="static")
     assert kinds == {"DynamicCache", "StaticCache"}
 
 
-# --- constrained --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [llama, gpt2])
-@pytest.mark.parametrize("template", [None, TEMPLATE], ids=["plain", "chat"])
-def test_constrained_answers_of_random_models_are_all_clean_permutations(make, template):
-    sizes, orders = [2, 20, 5, 11, 9, 3], set()
-    for seed in range(3):
-        llm = LocalLLM(make(seed), bytes_tokenizer(template), mode="constrained", batch_size=4)
-        asked = list(windows(sizes))
-        answers = dict(llm.ask(asked))
-        assert sorted(answers) == list(range(6))
-        for number, window in enumerate(asked):
-            n = len(window.passages)
-            text = answers[number].text
-            assert re.fullmatch(r"\[\d+\]( > \[\d+\])*", text)
-            assert sorted(map(int, re.findall(r"\d+", text))) == list(range(1, n + 1))
-            assert read_answer(text, n).status == "clean"
-            assert answers[number].output_tokens == len(text) + 1
-            orders.add(text)
-    assert len(orders) > 10  # these models do not all write the same
-
-
-def test_unconstrained_the_same_model_writes_no_permutation():
-    asked = list(windows([20, 5]))
-    answers = dict(LocalLLM(llama(), bytes_tokenizer()).ask(asked))
-    assert all(read_answer(answers[i].text, len(asked[i].passages)).n_missing for i in (0, 1))
-
-
-def test_constrained_answers_follow_the_model():
-    """Among identifiers of one token, greedy decoding takes the best that is left, one by one."""
-    names = identifiers(6)
-    tokenizer = words_tokenizer(names)
-    model = llama(vocab=len(tokenizer))
-    [window] = windows([6])
-    llm = LocalLLM(model, tokenizer, mode="constrained")
-    answer = dict(llm.ask([window]))[0]
-    tokens, left, order = list(llm._prompt(0, window).tokens), list(range(6)), []
-    while left:
-        logits = model(torch.tensor([tokens])).logits[0, -1]
-        if order:
-            tokens += tokenizer.encode(">")
-            logits = model(torch.tensor([tokens])).logits[0, -1]
-        best = max(left, key=lambda i: logits[tokenizer.convert_tokens_to_ids(names[i])])
-        left.remove(best)
-        order.append(names[best])
-        tokens += tokenizer.encode(names[best])
-    assert answer.text.split(" > ") == order != names
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_batch_answers_as_each_window_alone(mode):
-    asked = list(windows([3, 8, 12, 2, 7]))
-    model = llama(seed=3)
-    together = dict(LocalLLM(model, bytes_tokenizer(), mode=mode, batch_size=5).ask(asked))
-    for number, window in enumerate(asked):
-        alone = dict(LocalLLM(model, bytes_tokenizer(), mode=mode, batch_size=1).ask([window]))[0]
-        assert (alone.text, alone.order) == (together[number].text, together[number].order)
-        assert alone.input_tokens == together[number].input_tokens
+def test_constrained_answers_of_random_models_are_all_clean_permutations():
+    sizes, texts = [2, 20, 5, 11, 3], set()
+    for seed, template in enumerate([None, TEMPLATE]):
+        own = {"mode": "constrained", "batch_size": 4}
+        answers = ask(windows(sizes), llama(seed), bytes_tokenizer(template), **own)
+        for n, answer in zip(sizes, answers, strict=True):
+            assert re.fullmatch(r"\[\d+\]( > \[\d+\])*", answer.text)
+            assert sorted(map(int, re.findall(r"\d+", answer.text))) == list(range(1, n + 1))
+            assert answer.output_tokens == len(answer.text) + 1
+            texts.add(answer.text)
+    assert len(texts) > 6  # these models do not all write the same
+    assert ask(windows([20]))[0].read(20).n_missing
 
 
 def test_penalties_in_a_models_own_settings_do_not_change_answers():
     """A penalty on what was said before strikes identifiers, since the prompt names them all."""
-    asked, texts = list(windows([9, 4])), []
-    for penalty in (1.0, 5.0):
-        model = llama(seed=1)
-        model.generation_config.repetition_penalty = penalty
-        model.generation_config.do_sample = penalty > 1
-        model.generation_config.no_repeat_ngram_size = int(penalty > 1)
-        answers = dict(LocalLLM(model, bytes_tokenizer(), mode="constrained").ask(asked))
-        texts.append([answers[i].text for i in (0, 1)])
-    assert texts[0] == texts[1]
-
-
-# --- first token --------------------------------------------------------------------------------
-
-
-def test_first_token_mode_takes_one_forward_pass_per_window():
-    """Seven windows, three at a time: three passes over 3 + 3 + 1 sequences, nothing generated."""
-    model = llama()
-    forwards = Forwards(model)
-    asked = list(windows([20, 3, 7, 20, 2, 11, 5]))
-    llm = LocalLLM(model, bytes_tokenizer(), mode="first_token", batch_size=3)
-    answers = dict(llm.ask(asked))
-    assert [rows for rows, _ in forwards.sizes] == [3, 3, 1]
-    assert sum(answer.n_calls for answer in answers.values()) == 7
-    for number, window in enumerate(asked):
-        assert sorted(answers[number].order) == list(range(len(window.passages)))
-        assert answers[number].output_tokens == 0
+    model, answers = llama(seed=1), []
+    for own in ({}, {"repetition_penalty": 5.0, "do_sample": True, "no_repeat_ngram_size": 1}):
+        model.generation_config.update(**own)
+        answers.append(ask(windows([9, 4]), model, mode="constrained"))
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE], ids=["plain", "chat"])
-def test_first_token_order_is_that_of_the_letters_logits(template):
-    model, tokenizer = llama(), bytes_tokenizer(template)
-    llm = LocalLLM(model, tokenizer, mode="first_token")
-    [window] = windows([20])
-    tokens = llm._prompt(0, window).tokens
-    text = tokenizer.decode(tokens)
-    assert text.endswith("<|assistant|>[" if template else "\n\nRanking: [")
+def test_first_token_order_is_that_of_the_letters_logits_in_one_forward_pass(template):
+    """Seven windows, three at a time: three passes over 3 + 3 + 1 sequences, nothing generated."""
+    model, sizes, asked = llama(), [], windows([20, 3, 7, 20, 2, 11, 5])
+    text = prompt_of(asked[0], template, mode="first_token")
     assert "\n[T] " in text
+    tokens = bytes_tokenizer().encode(text, add_special_tokens=False)
     logits = model(torch.tensor([tokens])).logits[0, -1]
     scores = [logits[byte + 3].item() for byte in b"ABCDEFGHIJKLMNOPQRST"]
-    expected = sorted(range(20), key=lambda i: -scores[i])
-    assert list(dict(llm.ask([window]))[0].order) == expected != list(range(20))
+    watch(model, lambda inputs: sizes.append(len(inputs["input_ids"])))
+    answers = ask(asked, model, bytes_tokenizer(template), mode="first_token", batch_size=3)
+    assert sizes == [3, 3, 1]
+    assert list(answers[0].order) == sorted(range(20), key=lambda i: -scores[i]) != list(range(20))
+    for window, answer in zip(asked, answers, strict=True):
+        assert sorted(answer.order) == list(range(len(window.passages)))
+        assert (answer.n_calls, answer.output_tokens) == (1, 0)
+    torch.nn.init.zeros_(model.lm_head.weight)  # equal logits keep the order shown
+    assert ask(asked[:1], model, mode="first_token")[0].order == tuple(range(20))
 
 
-def test_equal_logits_keep_the_order_shown():
-    model = llama()
-    torch.nn.init.zeros_(model.lm_head.weight)
-    llm = LocalLLM(model, bytes_tokenizer(), mode="first_token")
-    assert [dict(llm.ask([w]))[0].order for w in windows([9])] == [tuple(range(9))]
+@pytest.mark.parametrize("alike", [[(1,), (1,)], [(1,), (1, 2)], [(3, 1, 2), (3,)]])
+def test_what_a_tokenizer_or_model_cannot_do_is_refused(alike):
+    for books in ([alike, [(1,), (2,)]], [[(1,), (2,)], alike]):
+        with pytest.raises(ValueError, match="not tell 2 identifiers apart.*use mode 'free'"):
+            PermutationGrammar(*books, end=0)
+    three = words_tokenizer(identifiers(3))
+    model = llama(vocab=len(three))
+    for n, tokenizer, mode, telling in (
+        (3, three, "first_token", "lacks a letter's token: use mode 'constrained'"),
+        (4, three, "constrained", r"writes '\[1\] > .* > \[4\]' as .*use mode 'free'"),
+        (27, bytes_tokenizer(), "first_token", "letters name at most 26 passages, got 27"),
+        (2, three, "greedy", "mode: .*'first_token'.*got 'greedy'"),
+    ):
+        with pytest.raises(ValueError, match=telling):
+            ask(windows([n]), model, tokenizer, mode=mode)
+    model.generation_config.eos_token_id = three.eos_token = None
+    with pytest.raises(ValueError, match="no end token: set tokenizer.eos_token"):
+        LocalLLM(model, three)
 
 
-def test_first_token_mode_has_letters_for_26_passages():
-    llm = LocalLLM(llama(), bytes_tokenizer(), mode="first_token")
-    assert len(dict(llm.ask(list(windows([26]))))[0].order) == 26
-    with pytest.raises(ValueError, match="at most 26 passages where letters name them, got 27"):
-        list(llm.ask(list(windows([27]))))
-
-
-def test_tokenizers_without_letters_or_identifiers_are_refused():
-    tokenizer = words_tokenizer(identifiers(3))
-    model = llama(vocab=len(tokenizer))
-    with pytest.raises(ValueError, match="a token for each letter.*use mode 'constrained'"):
-        list(LocalLLM(model, tokenizer, mode="first_token").ask(list(windows([3]))))
-    with pytest.raises(ValueError, match=r"can write '\[1\] > .* > \[4\]'.*use mode 'free'"):
-        list(LocalLLM(model, tokenizer, mode="constrained").ask(list(windows([4]))))
-
-
-# --- prompts ------------------------------------------------------------------------------------
-
-
-def prompt_of(window, template=None, model=None, **own):
-    llm = LocalLLM(model or llama(), bytes_tokenizer(template), **own)
-    return llm.tokenizer.decode(llm._prompt(0, window).tokens)
-
-
-def test_a_chat_template_is_used_where_there_is_one():
-    [window] = windows([2])
-    chat, plain = prompt_of(window, TEMPLATE), prompt_of(window)
-    assert chat.startswith("<|user|>Query: query 0\n\n[1] ")
-    assert chat.endswith("<|assistant|>")
-    assert plain == chat.removeprefix("<|user|>").removesuffix("<|assistant|>") + "\n\nRanking: "
-
-
-def test_a_plain_prompt_has_a_begin_token_if_there_is_one_and_never_an_end_token():
-    [window] = windows([2])
-    llm = LocalLLM(llama(), bytes_tokenizer())
-    assert 1 not in llm._prompt(0, window).tokens
-    llm.tokenizer.bos_token = "</s>"  # as GPT-2's, begin and end are one token
-    assert [i for i, token in enumerate(llm._prompt(0, window).tokens) if token == 1] == [0]
-
-
-def test_options_reach_the_chat_template_and_thinking_is_off():
-    [window] = windows([2])
-    assert prompt_of(window, TEMPLATE, chat_options={"ending": "Well, "}).endswith("Well, ")
-    switch = TEMPLATE + "{% if enable_thinking %}<think>{% endif %}"
-    assert not prompt_of(window, switch).endswith("<think>")
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_thought_that_the_template_opens_is_closed_where_nothing_may_be_thought(mode):
+@modes
+def test_a_chat_template_is_used_and_a_thought_closed_where_nothing_may_be_thought(mode):
     """One-token scoring that reads "<think>" leaves every list as it was (lilbee#503)."""
-    [window] = windows([2])
-    text = prompt_of(window, TEMPLATE + "<think>\n", mode=mode)
+    [window], own = windows([2]), {"mode": mode}
+    chat, plain = prompt_of(window, TEMPLATE, **own), prompt_of(window, **own)
+    assert chat.startswith("<|user|>Query: query 0\n\n[")
+    bare = chat.removeprefix("<|user|>").replace("<|assistant|>", "\n\nRanking: ")
+    assert plain == bare != chat
+    text = prompt_of(window, TEMPLATE + "<think>\n", **own)
     ending = {"free": "<think>", "constrained": "</think>\n\n", "first_token": "</think>\n\n["}
     assert text.removesuffix("\n" if mode == "free" else "").endswith(ending[mode])
+    switch = TEMPLATE + "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    assert "<think>" not in prompt_of(window, switch, **own)
+    llm = LocalLLM(llama(), bytes_tokenizer(), **own)
+    assert 1 not in llm._prompt(window)
+    llm.tokenizer.bos_token = "</s>"  # as GPT-2's, begin and end are one token
+    assert [i for i, token in enumerate(llm._prompt(window)) if token == 1] == [0]
 
 
 def test_passages_are_cut_alike_until_the_prompt_fits(caplog):
-    long = Window(
-        query_id="q", query="x", doc_ids=("a", "b"), passages=("long " * 400, "short one")
-    )
+    texts = ("long " * 400, "short one")
+    long = Window(query_id="q", query="x", doc_ids=("a", "b"), passages=texts)
     caplog.set_level("INFO")
-    for context in range(700, 1000, 20):  # "[1] > [2]" and 32 more must fit behind the prompt
-        text = prompt_of(long, model=llama(context=context, layers=1))
+    for context in range(700, 1000, 60):  # "[1] > [2]" and 32 more must fit behind the prompt
+        text = prompt_of(long, model=llama(context=context))
         assert context * 0.7 < len(text) <= context - 9 - 32
         assert "[2] short one" in text
     assert "query q: passages cut to" in caplog.text
     assert prompt_of(long, max_words=30).count("long") == 30
+    for mode in ("free", "constrained", "first_token"):
+        with pytest.raises(ValueError, match=r"query 'q0' has \d+ tokens .*at most .*smaller window"):
+            ask(windows([20], 40), llama(context=300), mode=mode)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_windows_that_cannot_fit_are_refused_by_name(mode):
-    with pytest.raises(ValueError, match=r"at most \d+ tokens, query 'q0' has .*a smaller window"):
-        list(LocalLLM(llama(context=300), bytes_tokenizer(), mode=mode).ask([*windows([20], 40)]))
-
-
-# --- answers, retries, the whole way ------------------------------------------------------------
-
-
-def saying(text, tokenizer=None):
+def saying(text, tokenizer):
     """A model that writes one text, whatever the prompt, then ends."""
-    tokenizer = tokenizer or bytes_tokenizer()
     tokens = [*tokenizer.encode(text, add_special_tokens=False), 1]
-    model = llama(vocab=len(tokenizer))
-    width = []
+    model, written = llama(vocab=len(tokenizer)), []
 
     def speak(_model, _args, kwargs, output):
         if kwargs["input_ids"].shape[1] > 1:
-            width.append(-1)
-        width[-1] += 1
+            written.clear()
         output.logits[:] = -50.0
-        output.logits[:, -1, tokens[width[-1]]] = 50.0
+        output.logits[:, -1, tokens[len(written)]] = 50.0
+        written.append(1)
         return output
 
     model.register_forward_hook(speak, with_kwargs=True)
     return model
 
 
-def test_free_answers_are_what_the_model_wrote_up_to_its_end():
-    text = "<think>[1]?</think> [2] > [1]"
-    answers = dict(LocalLLM(saying(text), bytes_tokenizer()).ask(list(windows([2, 2]))))
-    for answer in answers.values():
-        assert answer.text == text
-        assert answer.output_tokens == len(text) + 1
-        assert answer.read(2).order == (1, 0)
-
-
-def test_free_answers_end_at_the_limit():
-    llm = LocalLLM(saying("[2] > [1]"), bytes_tokenizer(), max_new_tokens=4)
-    [(_, answer)] = llm.ask(list(windows([2])))
-    assert (answer.text, answer.output_tokens) == ("[2] ", 4)
-
-
-def test_thoughts_are_dropped_also_where_their_tags_are_special_tokens():
-    text = "<think>[1] > [2]</think>[2] > [1]"
+@pytest.mark.parametrize("special", [[], ["<think>", "</think>"]])
+@pytest.mark.parametrize("text", ["<think>[1]?</think> [2] > [1]", "<think>[1] > [2]</think>[2]"])
+def test_free_answers_are_what_the_model_wrote_thoughts_included_up_to_its_end(text, special):
+    """Where tags of thoughts are special tokens, too: dropping those would make thoughts votes."""
     tokenizer = bytes_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
-    assert len(tokenizer.encode("<think>", add_special_tokens=False)) == 1
-    half = "<think>[1] > [2]</think>[2]"
-    for said, order in [(text, (1, 0)), (half, (1, 0))]:
-        [(_, answer)] = LocalLLM(saying(said, tokenizer), tokenizer).ask(list(windows([2])))
-        assert answer.text == said
-        assert answer.read(2).order == order
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    assert (len(tokens) < len(text)) == bool(special)
+    for answer in ask(windows([2, 2]), saying(text, tokenizer), tokenizer):
+        assert (answer.text, answer.output_tokens) == (text, len(tokens) + 1)
+        assert answer.read(2).order == (1, 0)
+    [short] = ask(windows([2]), saying("[2] > [1]", tokenizer), tokenizer, max_new_tokens=4)
+    assert (short.text, short.output_tokens) == ("[2] ", 4)
 
 
 def test_what_is_asked_again_is_sampled_and_the_same_each_time():
-    [window] = windows([4])
-    llm = LocalLLM(llama(), bytes_tokenizer())
+    [window], model, texts = windows([4]), llama(), {}
     before = torch.random.get_rng_state()
-    texts = {}
     for attempt in (0, 1, 2, 1, 0):
-        again = Window(**{**window.__dict__, "attempt": attempt})
-        texts.setdefault(attempt, set()).add(dict(llm.ask([again]))[0].text)
-    assert [len(said) for said in texts.values()] == [1, 1, 1]
+        [answer] = ask([replace(window, attempt=attempt)], model)
+        texts.setdefault(attempt, set()).add(answer.text)
+    assert [len(written) for written in texts.values()] == [1, 1, 1]
     assert len(set.union(*texts.values())) == 3
     assert torch.equal(before, torch.random.get_rng_state())
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_the_whole_way_from_candidates_to_teacher_ranks(tmp_path, mode):
-    candidates, sizes = frame([12, 7, 1]), {"window_size": 6, "stride": 3}
-    reports = []
-    for _ in range(2):  # the second time, the log answers
-        llm = LocalLLM(llama(), bytes_tokenizer(), mode=mode, batch_size=2)
-        log = AnswerLog(tmp_path / "answers.jsonl", teacher=llm.name)
-        forwards = Forwards(llm.model)
-        ranked, report = rank_lists(candidates, llm, answers=log, **sizes)
-        reports.append(report)
-        for _, rows in ranked.groupby("query_id"):
-            assert sorted(rows["teacher_rank"]) == list(range(1, len(rows) + 1))
-    assert not forwards.sizes
-    pd.testing.assert_frame_equal(*reports)
-    assert report["n_windows"].tolist() == [3, 2, 0]
-    if mode != "free":
-        assert report["n_clean"].tolist() == report["n_calls"].tolist() == [3, 2, 0]
-        assert (ranked["teacher_rank"] != ranked["rank"]).any()
-
-
-def test_a_model_is_loaded_from_a_folder(tmp_path):
-    llama().save_pretrained(tmp_path)
-    words_tokenizer(identifiers(3)).save_pretrained(tmp_path)
-    llm = LocalLLM.load(str(tmp_path), device="cpu", precision="float32", mode="constrained")
-    assert llm.model.dtype == torch.float32
-    assert dict(llm.ask(list(windows([3]))))[0].read(3).status == "clean"
-    assert str(tmp_path) in llm.name
-    assert llm.name != LocalLLM.load(str(tmp_path), device="cpu", mode="first_token").name
-
-
-def test_unknown_modes_and_models_without_an_end_are_refused():
-    with pytest.raises(ValueError, match="a mode among .*'first_token'.*got 'greedy'"):
-        LocalLLM(llama(), bytes_tokenizer(), mode="greedy")
-    model, tokenizer = llama(), words_tokenizer(["[1]"])
-    model.generation_config.eos_token_id = tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="end-of-sequence token.*set tokenizer.eos_token"):
-        LocalLLM(model, tokenizer)

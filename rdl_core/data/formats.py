@@ -43,13 +43,9 @@ _log = logging.getLogger(__name__)
 
 
 def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame:
-    """Read ranked candidates from a file of any format in `FORMATS`.
+    """Read ranked candidates from a file of any format in `FORMATS`; None: the file tells which.
 
     Ranks decide the order if they differ within each query, else scores; the log says which.
-
-    Args:
-        path: The file.
-        format: A key of `FORMATS`; None: the file's name and first record tell.
 
     Raises:
         ValueError: The format is unknown, the file is empty or broken, a record does not fit, a passage
@@ -76,7 +72,7 @@ def read_qrels(path: str | Path) -> pd.DataFrame:
     Returns:
         ``query_id``, ``doc_id`` (str), ``relevance`` (int64), in the order of the file.
     """
-    header = re.fullmatch(r"\s*query-id([\t ]+)\S+[\t ]+score\s*", _first_line(path)[1])
+    header = re.fullmatch(r"[ \t]*query-id([\t ]+)\S+[\t ]+score[ \t]*", _first_line(path)[1])
     tabs, what = header is not None and "\t" in header[1], "judgments of 4 or 3 columns"
     frame, at = _table(path, (4, 3), what, tabs=tabs, skip=int(header is not None))
     names = ["query_id", "doc_id", "relevance"]
@@ -93,8 +89,8 @@ def read_queries(path: str | Path) -> pd.DataFrame:
 def read_passages(path: str | Path) -> pd.DataFrame:
     """Read ``doc_id``, ``text``: MS MARCO's table with tabs, or JSON or parquet as BEIR has it.
 
-    A title stands before its text. Texts are not repaired: some of ``collection.tsv`` were encoded twice,
-    which ir_datasets mends.
+    A title stands before its text. Texts are not repaired: some of ``collection.tsv`` were encoded
+    twice, which ir_datasets mends.
     """
     return _texts(path, ["doc_id", "text"], ("_id", *_COLUMNS["doc_id"][0], "id"), _TEXT)
 
@@ -111,13 +107,9 @@ def each_record(path: str | Path) -> tuple[Iterator[tuple[int, Any]], str]:
 def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Candidates from a frame, such as pyterrier's (``qid, docno, rank, score, query, text``).
 
-    Args:
-        frame: Ids as ``query_id`` or ``qid`` and as ``doc_id``, ``docno``, ``pid``, ``passage_id`` or
-            ``docid``, str or integers; ``rank`` (from 0 or 1), ``score``, ``query``, ``text``,
-            ``relevance``, ``teacher_rank`` where there are any. Other columns are left out.
-
-    Raises:
-        ValueError: As for `read_candidates`; names the row, counted from 1.
+    Ids are str or integers, ``query_id`` or ``qid``, and ``doc_id``, ``docno``, ``pid``, ``passage_id``
+    or ``docid``; ranks count from 0 or 1; columns that candidates do not have are left out. Raises
+    ValueError as `read_candidates` does, with the row, counted from 1.
     """
     return _from_columns(frame.reset_index(drop=True), _places("frame", "row"))
 
@@ -180,8 +172,8 @@ def _write(path: str | Path, rows: Iterable[str]) -> None:
         beside.write_bytes(gzip.compress(raw, mtime=0) if str(path).endswith(".gz") else raw)
 
 
-def _refuse(place: object, expected: str, got: object, remedy: str = "correct or remove it") -> NoReturn:
-    raise ValueError(f"{place}: expected {expected}; got {textwrap.shorten(str(got), 500)}: {remedy}")
+def _refuse(place: object, expected: str, got: object, do: str = "correct or remove it") -> NoReturn:
+    raise ValueError(f"{place}: expected {expected}; got {textwrap.shorten(str(got), 500)}: {do}")
 
 
 def _places(path: str | Path, unit: str, number: Callable[[int], int] = (1).__add__) -> _Places:
@@ -252,7 +244,7 @@ def _table(
     """Columns 0, 1, ... (str) of a file separated by white space or single tabs; all lines alike."""
 
     def split(line: str) -> list[str]:
-        return line.split("\t") if tabs else re.split(r"[ \t]+", line.strip(" \t\r\n"))
+        return line.split("\t") if tabs else re.split(r"[ \t\r]+", line.strip(" \t\r"))
 
     width = len(split(_first_line(path)[1]))
     if not tabs and not skip and width in widths:
@@ -353,7 +345,8 @@ def _text(record: Any, names: tuple[str, ...] = _TEXT) -> str:
     return f"{_get(record, 'title', kind=str)} {text}" if record.get("title") else text
 
 
-def _rank_llm(record: dict) -> dict[str, Any]:
+def _rank_llm(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
+    """What all rows of a record share, and columns of the rest."""
     if "hits" in record:
         hits = texts = _get(record, "hits", kind=list)
         ids = list(dict.fromkeys(str(_get(hit, "qid")) for hit in hits))
@@ -364,50 +357,47 @@ def _rank_llm(record: dict) -> dict[str, Any]:
         hits, query = _get(record, "candidates", kind=list), _get(record, "query")
         texts, ranks = [_get(hit, "doc") for hit in hits], list(range(1, len(hits) + 1))
         query_id, query = _get(query, "qid"), _get(query, "text")
-    return {
-        "query_id": query_id, "doc_id": [_get(hit, "docid") for hit in hits], "rank": ranks,
-        "score": [hit.get("score") for hit in hits], "query": query, "text": list(map(_text, texts)),
+    return {"query_id": query_id, "query": query}, {
+        "doc_id": [_get(hit, "docid") for hit in hits], "rank": ranks,
+        "score": [hit.get("score") for hit in hits], "text": list(map(_text, texts)),
     }  # fmt: skip
 
 
-def _id_list(record: dict) -> dict[str, Any]:
+def _id_list(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
     ids = _get(record, "doc_ids", kind=list)
     ranks = list(range(1, len(ids) + 1))
-    labels = _get(record, "labels", kind=list) if "labels" in record else None
-    if labels is not None and (len(labels) != len(ids) or None in labels):
+    shared = {"query_id": _get(record, "query_id")}
+    if "labels" not in record:
+        return shared | {"relevance": None}, {"doc_id": ids, "rank": ranks, "teacher_rank": ranks}
+    labels = _get(record, "labels", kind=list)
+    if len(labels) != len(ids) or None in labels:
         raise ValueError(f"a label for each of {len(ids)} doc_ids", repr(labels)[:80])
-    return {
-        "query_id": _get(record, "query_id"), "doc_id": ids, "rank": ranks, "relevance": labels,
-        "teacher_rank": ranks if labels is None else None,
-    }  # fmt: skip
+    return shared | {"teacher_rank": None}, {"doc_id": ids, "rank": ranks, "relevance": labels}
 
 
-def _row(record: dict) -> dict[str, Any]:
+def _row(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
     ids = {name: [_get(record, *_COLUMNS[name][0])] for name in ("query_id", "doc_id")}
-    return ids | {name: [record.get(name)] for name in _COLUMNS if name not in ids}
+    return {}, ids | {name: [record.get(name)] for name in _COLUMNS if name not in ids}
 
 
-def _unpacked(path: str | Path, unpack: Callable[[dict], dict]) -> tuple[dict[str, pd.Series], _Places]:
-    """Rows of all records as columns; what is no list stands for every row of its record.
-
-    Where the query is such a value, a query has one record.
-    """
+def _unpacked(path: str | Path, unpack: Callable) -> tuple[dict[str, pd.Series], _Places]:
+    """Rows of all records as columns; where a record's rows share a query, it has no other record."""
     columns, numbers, seen = defaultdict(list), [], {}
     records, unit = each_record(path)
     for number, record in records:
         place = f"{path}, {unit} {number}"
         try:
-            rows = unpack(record if isinstance(record, dict) else _get(record))
+            shared, rows = unpack(record if isinstance(record, dict) else _get(record))
         except ValueError as misfit:
             _refuse(place, *misfit.args)
-        if not (size := len(next(value for value in rows.values() if isinstance(value, list)))):
+        if not (size := len(rows[next(iter(rows))])):
             _refuse(place, "at least one entry", "an empty list")
-        query = rows.get("query_id", [])
-        if not isinstance(query, list) and seen.setdefault(str(query), number) != number:
-            got = f"{query!r} again, first in {unit} {seen[str(query)]}"
+        query_id = str(shared.get("query_id"))
+        if shared and seen.setdefault(query_id, number) != number:
+            got = f"{query_id!r} again, first in {unit} {seen[query_id]}"
             _refuse(place, "one record for each query", got, "merge or remove it")
-        for name, value in rows.items():
-            columns[name].extend(value if isinstance(value, list) else [value] * size)
+        for name, values in (rows | {name: [x] * size for name, x in shared.items()}).items():
+            columns[name].extend(values)
         numbers.extend([number] * size)
     if not numbers:
         _refuse(path, "records", "none", "check where the file comes from")
@@ -416,8 +406,8 @@ def _unpacked(path: str | Path, unpack: Callable[[dict], dict]) -> tuple[dict[st
 
 
 def _texts(path: str | Path, names: list[str], ids: tuple, texts: tuple) -> pd.DataFrame:
-    def unpack(record: dict) -> dict[str, Any]:
-        return {names[0]: [_get(record, *ids)], names[1]: [_text(record, texts)]}
+    def unpack(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
+        return {}, {names[0]: [_get(record, *ids)], names[1]: [_text(record, texts)]}
 
     records = _is_parquet(path) or _first_line(path)[1].lstrip().startswith(("{", "["))
     columns, at = _unpacked(path, unpack) if records else _tabbed(path, names)
@@ -515,24 +505,23 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
     queries, ranks, scores = pd.factorize(frame["query_id"])[0], frame.get("rank"), frame.get("score")
     again = None if ranks is None else frame.duplicated(["query_id", "rank"]) | (ranks < 0)
     place = at(int(again.argmax())) if ranks is not None and again.any() else ""
-    level = logging.INFO
+    why = f"ranks repeat, first in {place}" if place else "there are no ranks"
     if ranks is not None and not place:
         order, by = np.lexsort((ranks, queries)), "rank"
     elif scores is not None and (ranks is None or (scores.groupby(queries).nunique() > 1).any()):
-        order = np.lexsort((-scores, queries))
-        by = f"score, as ranks repeat, first in {place}" if place else "score, as there are no ranks"
-        level = logging.WARNING if place else level
+        order, by = np.lexsort((-scores, queries)), f"score, as {why}"
     elif ranks is None:
-        order, by = np.argsort(queries, kind="stable"), "place, as there are no ranks and no scores"
-        level = logging.WARNING
+        order, by = np.argsort(queries, kind="stable"), f"place, as {why} and no scores"
     else:
         got = f"{ranks[again.argmax()]} again or below 0, and no scores that differ"
         _refuse(place, "ranks that differ within a query", got)
+    n_rise = n_tie = 0
     if scores is not None:  # RankGPT and RankLLM leave the first stage's where they were
         steps = np.diff(scores.iloc[order])[np.diff(queries[order]) == 0]
         n_rise, n_tie = int((steps > 0).sum()), int((steps == 0).sum())
-        by, level = f"{by}; {n_rise} scores rise, {n_tie} tie", logging.WARNING if n_rise else level
-    _log.log(level, "%s: ordered by %s", at(), by)
+    doubtful = n_rise or place or (ranks is None and scores is None)
+    level = logging.WARNING if doubtful else logging.INFO
+    _log.log(level, "%s: ordered by %s; %d scores rise, %d tie", at(), by, n_rise, n_tie)
     frame = frame.iloc[order].reset_index(drop=True)
     frame["rank"] = frame.groupby("query_id", sort=False).cumcount() + 1
     frame["score"] = np.nan if scores is None else frame["score"]

@@ -1,15 +1,13 @@
 """Published lists: candidates of first stages, and how LLMs ranked them.
 
-TREC DL: RankLLM's lists carry their texts, so that the union of a year's lists is a collection small
-enough for a laptop: 10,852 passages in 2019, 14,091 in 2020, 16,660 in 2022, of 8.8 M and 138 M. It
-holds every candidate, and not every judged passage: 3,834 of the 9,139 judged in 2019, 5,001 of 11,224
-in 2020. Measures do not need the others' texts. In 2022 the texts of 40 passages differ between the
-lists, in white space alone; the first list in the registry's order counts.
+TREC DL: RankLLM's lists carry their texts. The union of a year's lists is a collection small enough for
+a laptop: 10,852 passages in 2019, 14,091 in 2020, 16,660 in 2022, of 8.8 M and 138 M. It has all
+candidates but not all judged passages (3,834 of 9,139 in 2019, 5,001 of 11,224 in 2020), whose texts
+measures do not need. In 2022, 40 passages differ between lists in white space; the first list counts.
 
 Rank-DistiLLM: a first stage's file has its top 500 of every judged training query, 250 M rows in 10 GB;
-it is streamed, and only the rows that are asked for stay. RankZephyr's has its order of the top 100 of
-10,000 of these queries, without the first stage's ranks. ColBERTv2's lists of test queries are in an
-archive of which no hash is published; a file of them is used as it is.
+it is streamed. RankZephyr's has its order of the top 100 of 10,000 of these queries, without the first
+stage's ranks. ColBERTv2's lists of test queries are in an archive of which no hash is published.
 
 Reference: Craswell et al., TREC 2019 and 2020; Pradeep et al., RankVicuna, arXiv 2309.15088; Schlatt
 et al., ECIR 2025, zenodo.org/records/12528410 and 15150456.
@@ -79,8 +77,8 @@ def first_stage(
         ``query_id``, ``doc_id``, ``rank`` (1 is best), ``score``.
 
     Raises:
-        ValueError: The collection has published lists, but none of this first stage; or a file is not to
-            be had or not as published.
+        ValueError: The collection has published lists, but none of this first stage; or a file is not
+            to be had or not as published.
     """
     query_ids = None if query_ids is None else list(query_ids)
     if collection_id == JUDGED:
@@ -178,11 +176,10 @@ def _files(collection_id: str, first_stage: str) -> dict[str, list[str]]:
     if collection_id == JUDGED:
         return {"rank_zephyr": [_ZEPHYR[first_stage]] if first_stage in _ZEPHYR else []}
     year, folder = _year(collection_id), f"trec-dl/rerank_results/{_FOLDERS.get(first_stage)}/"
-    names = sorted(name for name in group_names("trec-dl") if name.startswith(folder) and year)
-    return {
-        llm: [n for n in names if n.startswith(f"{folder}{start}_4096_100_") and f"_dl{year % 100}_" in n]
-        for llm, start in _LLMS.items()
-    }
+    names = sorted(group_names("trec-dl")) if year else []
+    of_year = [name for name in names if f"_dl{year % 100}_" in name]
+    starts = {llm: f"{folder}{start}_4096_100_" for llm, start in _LLMS.items()}
+    return {llm: [n for n in of_year if n.startswith(start)] for llm, start in starts.items()}
 
 
 @lru_cache(maxsize=2)

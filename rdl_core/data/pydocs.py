@@ -1,14 +1,10 @@
 """The embedded collection: a search task made from docstrings, on any machine, without a network.
 
-Every Python installation carries thousands of short technical texts. A docstring's first sentence
-says what a function is for, as somebody who looks for it might; the remainder explains it. So the
-first sentence is a query, the remainder (about 90 words) a passage, and relevance is known without
-anybody judging: a query's own passage has grade 3, the passages that its "See Also" section names
-have grade 1.
-
-Sources are read as text with `ast`; nothing is imported, so that a package's import can neither
-fail nor run. Which packages are read is fixed (`PACKAGES`); the collection changes with their
-versions, and its fingerprint says so.
+A docstring's first sentence says what a function is for, much as somebody who looks for it might: it is
+a query, and the remainder (up to 90 words) a passage. Nobody has to judge: a query's own passage has
+grade 3, the passages that its "See Also" section names have grade 1. Sources are read as text with
+`ast`, and nothing is imported. The collection changes with the versions of `PACKAGES`, and its
+fingerprint says so.
 """
 
 from __future__ import annotations
@@ -25,10 +21,10 @@ import tempfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -49,7 +45,7 @@ _PASSAGE_WORDS = range(15, 91)
 _SKIPPED_FOLDERS = {
     "__pycache__", "_vendor", "externals", "idlelib", "lib2to3", "site-packages", "test", "testing",
     "tests",
-}
+}  # fmt: skip
 _SECTION = re.compile(r"^[ \t]*([A-Z][A-Za-z ]+)\n[ \t]*-{3,}[ \t]*$", re.MULTILINE)
 _ROLE = re.compile(r":[a-z:]+:`~?([^`<]+?)(?: <[^`]*>)?`")
 _DIRECTIVE = re.compile(r"^[ \t]*(\.\. [a-z-]+::.*|:no-?index:)$", re.MULTILINE)
@@ -63,18 +59,13 @@ _SENTENCE_END = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One documented object."""
+class Entry(NamedTuple):
+    """One documented object: its qualified name, first sentence, rest, and names under "See Also"."""
 
     name: str
-    """Qualified name, such as ``json.decoder.JSONDecoder.decode``; the passage's id."""
     query: str
-    """First sentence of the docstring, without its full stop."""
     passage: str
-    """What follows the first sentence, cut at 90 words."""
     see_also: tuple[str, ...] = ()
-    """Names in the "See Also" section, as written there."""
 
 
 def parse_docstring(name: str, docstring: str) -> Entry | None:
@@ -88,7 +79,7 @@ def parse_docstring(name: str, docstring: str) -> Entry | None:
     see_also, rest = _cut_see_also(rest)
     query = _plain(sentence).rstrip(". ")
     passage = " ".join(_plain(f"{tail}\n{rest}").split()[: _PASSAGE_WORDS.stop - 1])
-    return Entry(name=name, query=query, passage=passage, see_also=see_also) if passage else None
+    return Entry(name, query, passage, see_also) if passage else None
 
 
 def split_of(name: str) -> str:
@@ -101,34 +92,29 @@ def split_of(name: str) -> str:
     return next(reversed(SPLITS))
 
 
-@dataclass(frozen=True)
-class Frames:
+class Frames(NamedTuple):
     """The collection as three frames. An object's name is the id of its query and its passage."""
 
-    queries: pd.DataFrame
-    """``query_id``, ``query``, ``split``."""
-    passages: pd.DataFrame
-    """``doc_id``, ``text``."""
-    qrels: pd.DataFrame
-    """``query_id``, ``doc_id``, ``relevance``."""
+    queries: pd.DataFrame  # query_id, query, split
+    passages: pd.DataFrame  # doc_id, text
+    qrels: pd.DataFrame  # query_id, doc_id, relevance
 
 
 @lru_cache(maxsize=1)
 def load() -> Frames:
     """The collection of the installed versions, from the cache or built in seconds."""
-    names = [field.name for field in fields(Frames)]
     folder = cache_folder() / f"pydocs-{_source_key()}"
     if not folder.exists():
         frames = build()
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="pydocs-partial-"))
-        for name in names:
-            getattr(frames, name).to_parquet(partial / f"{name}.parquet", index=False)
+        for name, frame in frames._asdict().items():
+            frame.to_parquet(partial / f"{name}.parquet", index=False)
         try:
             partial.rename(folder)
         except OSError:  # another process finished first, with the same content
             shutil.rmtree(partial)
-    return Frames(*(pd.read_parquet(folder / f"{name}.parquet") for name in names))
+    return Frames(*(pd.read_parquet(folder / f"{name}.parquet") for name in Frames._fields))
 
 
 def build() -> Frames:
@@ -150,9 +136,7 @@ def build() -> Frames:
         qrels.extend((name, other, 1) for other in sorted(related - {None, name}))
     return Frames(
         queries=pd.DataFrame(queries, columns=["query_id", "query", "split"]),
-        passages=pd.DataFrame(
-            [(n, e.passage) for n, e in entries.items()], columns=["doc_id", "text"]
-        ),
+        passages=pd.DataFrame([(n, e.passage) for n, e in entries.items()], columns=["doc_id", "text"]),
         qrels=pd.DataFrame(qrels, columns=["query_id", "doc_id", "relevance"]),
     )
 
@@ -184,9 +168,7 @@ def _cut_see_also(text: str) -> tuple[tuple[str, ...], str]:
     return (), text
 
 
-def _resolve(
-    name: str, other: str, names: set[str], by_last_part: dict[str, list[str]]
-) -> str | None:
+def _resolve(name: str, other: str, names: set[str], by_last_part: dict[str, list]) -> str | None:
     """Full name that `other`, written in the docstring of `name`, stands for; None if unclear."""
     scope = name
     while scope := scope.rpartition(".")[0]:
@@ -196,11 +178,8 @@ def _resolve(
         return other
     top, _, within = other.partition(".")
     package = top if within and top in PACKAGES else name.partition(".")[0]
-    fits = [
-        candidate
-        for candidate in by_last_part[other.rpartition(".")[2]]
-        if candidate.startswith(f"{package}.")
-    ]
+    same_last_part = by_last_part[other.rpartition(".")[2]]
+    fits = [candidate for candidate in same_last_part if candidate.startswith(f"{package}.")]
     return fits[0] if len(fits) == 1 else None
 
 
@@ -246,8 +225,7 @@ def _module_entries(module: str, path: Path) -> Iterator[Entry]:
         scope, node = stack.pop()
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
             name = f"{scope}.{node.name}"
-            if docstring := ast.get_docstring(node):
-                if entry := parse_docstring(name, docstring):
-                    yield entry
+            if (docstring := ast.get_docstring(node)) and (entry := parse_docstring(name, docstring)):
+                yield entry
             if isinstance(node, ast.ClassDef):
                 stack.extend((name, child) for child in node.body)

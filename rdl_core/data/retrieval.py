@@ -1,6 +1,7 @@
 """First stages: BM25, a dense bi-encoder, random passages; from frames of text to frames of candidates.
 
-All return ``query_id``, ``doc_id``, ``rank`` (1 is best) and ``score``, at most `depth` rows per query.
+All take queries (``query_id``, ``query``) and passages (``doc_id``, ``text``) and give ``query_id``,
+``doc_id``, ``rank`` (1 is best) and ``score``, at most `depth` rows per query.
 
 Reference: Robertson & Zaragoza, Foundations and Trends in IR 2009 (BM25); Lù, 2024 (bm25s);
 Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
@@ -31,10 +32,7 @@ _CHUNK = 512
 def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.DataFrame:
     """Candidates by BM25 (k1 = 1.2, b = 0.75, English stop words, Snowball's English stemmer).
 
-    Args:
-        queries: ``query_id`` and ``query``.
-        passages: ``doc_id`` and ``text``.
-        depth: Most candidates per query; passages that share no word with it are left out.
+    Passages that share no word with a query are left out.
     """
     if queries.empty:  # which bm25s does not take
         return _candidates(queries, passages, np.empty((0, 0), np.int64), np.empty((0, 0)))
@@ -68,16 +66,13 @@ def random_candidates(
 
 
 def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool) -> np.ndarray:
-    """Unit vectors of texts from a bi-encoder, behind the prompt it names for such texts, if any.
+    """Unit vectors of texts from a bi-encoder, float32 ``[n, dim]``; longer texts are cut.
 
     Args:
-        texts: Any number of texts.
+        texts: They go behind the prompt that the encoder names for `queries` or passages, if any.
         encoder: The embedded encoder, a folder or a hub id of a sentence-transformers model.
-        max_tokens: Longer texts are cut.
+        max_tokens: Of a text.
         queries: Whether the texts are queries and not passages.
-
-    Returns:
-        float32 ``[n, dim]``.
     """
     from sentence_transformers import SentenceTransformer  # two seconds; most processes encode nothing
 

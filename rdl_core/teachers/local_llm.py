@@ -92,13 +92,9 @@ class LocalLLM:
     """
 
     def __init__(
-        self,
-        model: transformers.PreTrainedModel,
-        tokenizer: transformers.PreTrainedTokenizerBase,
-        *,
-        cache: str | None = None,
-        **settings: Any,
-    ) -> None:
+        self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, /,
+        *, cache: str | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
         named = {"model": model.name_or_path or type(model).__name__} | settings
         self.config = checked(LocalConfig, named, what="LocalLLM")
         self.model, self.tokenizer, self.cache = model.eval(), tokenizer, cache

@@ -61,27 +61,28 @@ class AnswerLog:
 
     def add(self, window: Window, answer: Answer) -> None:
         """Store an answer; ValueError if the window has one already."""
-        self._store(window.key, answer)
+        self._store({window.key: answer})
 
     def take(self, other: str | Path) -> None:
         """Store the answers that only the same teacher's other log has, which may be growing."""
-        for key, answer in AnswerLog(other, teacher=self.teacher)._answers.items():
-            if key not in self._answers:
-                self._store(key, answer)
+        theirs = AnswerLog(other, teacher=self.teacher)._answers
+        self._store({key: answer for key, answer in theirs.items() if key not in self._answers})
 
     def _remember(self, key: tuple, answer: Answer) -> None:
         if key in self._answers:
             raise ValueError(f"window {key} has two answers: let one process write to {self.path}")
         self._answers[key] = answer
 
-    def _store(self, key: tuple, answer: Answer) -> None:
-        self._remember(key, answer)
-        header = "" if self._size else f"{json.dumps({'teacher': self.teacher})}\n"
-        line = f"{json.dumps({'key': key, 'answer': asdict(answer)})}\n"
+    def _store(self, answers: dict[tuple, Answer]) -> None:
+        entries = [{"teacher": self.teacher}] if answers and not self._size else []
+        for key, answer in answers.items():
+            self._remember(key, answer)
+            entries.append({"key": key, "answer": asdict(answer)})
+        lines = "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
         with self.path.open("ab") as file:
             if self._cut_off:
                 file.truncate(self._size)
-            self._cut_off, self._size = b"", self._size + file.write((header + line).encode())
+            self._cut_off, self._size = b"", self._size + file.write(lines)
             file.flush()
             os.fsync(file.fileno())
 
@@ -139,13 +140,13 @@ class Replay:
             left = self._records.get(owners[0]) or self._records.get(owners[1])
             if not left:
                 raise ValueError(f"no recorded answer is left for {place}")
-            record, expected = left.popleft(), window.passages
-            texts = _passages(record.prompt)
-            for i, (text, passage) in enumerate(zip_longest(texts, expected), start=1):
+            record = left.popleft()
+            texts, ours = _passages(record.prompt), window.passages
+            for i, (text, passage) in enumerate(zip_longest(texts, ours), start=1):
                 if text is None or passage is None or not _similar(text, passage):
-                    ours = f"{passage!r:.60}, {i} of {len(expected)}"
-                    theirs = f"{text!r:.60}, {i} of {len(texts)}"
-                    raise ValueError(f"expected passage {ours}, recorded was {theirs}, for {place}")
+                    expected = f"{passage!r:.60} as passage {i} of {len(ours)}"
+                    recorded = f"{text!r:.60}, {i} of {len(texts)}"
+                    raise ValueError(f"expected {expected}, recorded was {recorded}, for {place}")
             yield number, record.answer
 
 

@@ -84,13 +84,8 @@ def _lightning_ir(function: str, **options: object) -> System:
 
 
 def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]]:
-    """Of each part what it compares, its systems by label, and the work that they do.
-
-    Args:
-        work: As `rdl_study.bench.systems` has it; parts change its lists.
-        llm: Sizes of the listwise LLM, ``"7B"`` or ``"toy"``.
-    """
-    first, words = work["lists"][0], " ".join(work["lists"][0]["passages"]).split()
+    """Of each part what it compares, its systems by label, and the work that they do."""
+    words = " ".join(work["lists"][0]["passages"]).split()
     texts = list(dict.fromkeys(text for each in work["lists"] for text in each["passages"]))
     by_words = [[" ".join(words[i * 7 % 200 :][:n]) for i in range(32)] for n in _PASSAGE_WORDS]
     many = (work["lists"] * 32)[:32]
@@ -104,8 +99,8 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
             compiled["layers compiled, CUDA graphs"] = _ours(compiled="reduce-overhead")
 
     def lists_of(passages: list[list[str]], sizes: tuple[int, ...]) -> dict:
-        of_first = [{"query": first["query"], "passages": each} for each in passages]
-        return work | {"lists": of_first, "sizes": sizes}
+        first = [{"query": work["lists"][0]["query"], "passages": each} for each in passages]
+        return work | {"lists": first, "sizes": sizes}
 
     def of_sizes(*sizes: int) -> dict:  # passages repeated where there are too few
         return lists_of([(texts * (n // len(texts) + 1))[:n] for n in sizes], sizes)
@@ -158,9 +153,9 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
     }  # fmt: skip
 
 
-def bench(config: BenchConfig) -> str:
-    """Race systems, part by part, and keep the figures; how fast they are, as text."""
-    profile, texts = load_profile(config.profile), []
+def bench(config: BenchConfig) -> None:
+    """Race systems, part by part; print how fast they are, and keep the figures."""
+    profile = load_profile(config.profile)
     candidates, model = replace(profile.test, n_queries=config.queries), config.model or profile.encoder
     if config.peers:  # Lightning IR's environment
         subprocess.run(["make", "-sC", project_folder(), ".venv-peers/.ready"], check=True)
@@ -180,8 +175,8 @@ def bench(config: BenchConfig) -> str:
             }  # fmt: skip
             _keep(config.out, name, timed, about, started)
             table = summary(timed).assign(speed=ratios(timed, next(iter(systems)))["median"])
-            texts.append(f"{name}: {what}\n{table.round(2).to_string()}\n")
-    return "\n".join([*texts, f"figures in {config.out}"])
+            print(f"{name}: {what}\n{table.round(2).to_string()}\n")
+    print(f"figures in {config.out}")
 
 
 def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
@@ -190,9 +185,9 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
     limits, trained = {name: getattr(system, name) for name in _UNCUT}, train(system)
     identity = {"candidates": asdict(candidates), "system": asdict(system), "repetitions": repetitions}
     device = default_device()
-    more = [resolve_precision(profile.precision, device), *(["int8"] if device.type == "cpu" else [])]
+    more = {resolve_precision(profile.precision, device), *(["int8"] if device.type == "cpu" else [])}
     systems = {
-        "student": _ours(), **{f"student, {x}": _ours(precision=x) for x in more if x != "float32"},
+        "student": _ours(), **{f"student, {x}": _ours(precision=x) for x in sorted(more - {"float32"})},
         "student in sentence-transformers": _system("rank_sentence_transformers", batch_size=8),
         "bi-encoder": _system("rank_bi_encoder"), "BM25": _system("rank_bm25"),
     }  # fmt: skip
@@ -229,7 +224,7 @@ def _work(candidates: ListsConfig, model: str, folder: Path, limits: dict[str, i
 
 
 def _compared(results: dict[str, dict[int, Any]]) -> dict[str, dict]:
-    """Largest differences of systems' scores from the first one's; what was counted instead of scores."""
+    """Largest differences of systems' scores from the first one's; counts that are no scores."""
     first, differences = next(iter(results.values())), {}
     for name, other in list(results.items())[1:]:
         pairs = [(scores, other[call]) for call, scores in first.items()]
@@ -251,7 +246,7 @@ def _keep(folder: str | Path, part: str, table: pd.DataFrame, about: dict, start
 # --- what a precision costs -----------------------------------------------------------------------
 
 
-def precision(config: PrecisionConfig) -> str:
+def precision(config: PrecisionConfig) -> None:
     """Rank a profile's test candidates with a student in each precision; keep every query's measure."""
     profile, started, tables = load_profile(config.profile), time.monotonic(), []
     name, limits = model_path(config.model), {limit: getattr(profile, limit) for limit in _UNCUT}
@@ -274,13 +269,13 @@ def precision(config: PrecisionConfig) -> str:
     }  # fmt: skip
     _keep(config.out, "precision", values, about, started)
     means = values.groupby(["collection", "precision"], sort=False)[profile.measure].mean()
-    return f"{means.round(4).to_string()}\nfigures in {config.out}"
+    print(f"{means.round(4).to_string()}\nfigures in {config.out}")
 
 
 # --- the way of data at the size of MS MARCO ------------------------------------------------------
 
 
-def size(config: SizeConfig) -> str:
+def size(config: SizeConfig) -> None:
     """Time opening a store, making lists and drawing batches, of made-up ids and tokens."""
     started, machines, tables = time.monotonic(), {}, []
     steps = {"token store opened": "open", "lists made of a parquet file": "lists",
@@ -299,11 +294,11 @@ def size(config: SizeConfig) -> str:
     _keep(config.out, "full_size", pd.concat(tables), about, started)
     peak_mb = {label: of["peak_bytes"] / 1e6 for label, of in machines.items()}
     table = summary(pd.concat(tables)).assign(peak_MB=peak_mb).round(1)
-    return f"{table.to_string()}\nfigures in {config.out}"
+    print(f"{table.to_string()}\nfigures in {config.out}")
 
 
 def _made_up(config: SizeConfig, folder: Path) -> dict:
-    """Write stores, ids and lists of 100 as Rank-DistiLLM has them; where they are, as a race's work."""
+    """Write stores, ids and lists of 100 like Rank-DistiLLM's; their paths, as a race's work."""
     rng = np.random.default_rng(0)
     tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
     for name, n, mean in (("passages", config.passages, 74), ("queries", config.queries, 8)):

@@ -26,16 +26,13 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A function in a file, which takes the work and options, and returns what is called with numbers.
-
-    A peer runs only where peers are asked for, perhaps by the Python of another environment.
-    """
+    """A function that takes the work and options, and returns what is called with numbers."""
 
     function: str
     options: dict[str, Any] = field(default_factory=dict)
     file: str = "systems.py"  # relative to this folder
-    python: str = sys.executable
-    peer: bool = False
+    python: str = sys.executable  # of the environment that it needs
+    peer: bool = False  # runs only where peers are asked for
 
 
 class Measured(NamedTuple):
@@ -60,9 +57,7 @@ def race(
 ) -> tuple[pd.DataFrame, dict[str, dict], dict[str, dict[int, Any]]]:
     """Race systems, by label, after a call of each that does not count.
 
-    Args:
-        systems, work: Who takes part, and what all of them are made from, as JSON.
-        calls, repetitions: Numbers that systems are called with, in this order, and how often.
+    The work is JSON; the calls are the numbers that systems are called with, in this order.
 
     Returns:
         Timings; memory in bytes and versions of each system, with CUDA also its memory on the GPU,

@@ -1,9 +1,8 @@
 """Rankers: ours, sentence-transformers', a bi-encoder, BM25, a listwise LLM; and matrix products.
 
 Each function takes the work and options, and returns what a worker calls with the number of a list,
-for its scores; tokenising is part of the call. The work has ``model`` (folder of a cross-encoder),
-``bi_encoder``, ``query_tokens``, ``passage_tokens``, ``pair_tokens``, and ``lists``, each with a
-``query`` and ``passages``.
+for its scores; tokenising is part of the call. The work has the folder of a ``model``, ``bi_encoder``,
+``query_tokens``, ``passage_tokens``, ``pair_tokens``, and ``lists`` of a ``query`` and ``passages``.
 """
 
 from __future__ import annotations
@@ -87,8 +86,7 @@ def rank_sentence_transformers(work: dict, *, batch_size: int) -> Callable[[int]
     model = TheirCrossEncoder(work["model"], trust_remote_code=False, **options)
 
     def rank(number: int) -> np.ndarray:
-        query, passages = work["lists"][number]["query"], work["lists"][number]["passages"]
-        pairs = [(query, text) for text in passages]
+        pairs = [(work["lists"][number]["query"], text) for text in work["lists"][number]["passages"]]
         return model.predict(pairs, batch_size=batch_size, show_progress_bar=False)
 
     return rank
@@ -136,8 +134,8 @@ def rank_listwise_llm(
         model = MistralForCausalLM._from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = -1  # it never ends before its time
     answer = len(tokenizer(" > ".join(f"[{i + 1}]" for i in range(20))).input_ids) - 2
-    own = {"mode": mode, "batch_size": batch_size, "max_new_tokens": answer, "cache": cache}
-    llm = LocalLLM(model, tokenizer, **own)
+    own = {"mode": mode, "batch_size": batch_size, "max_new_tokens": answer}
+    llm = LocalLLM(model, tokenizer, cache=cache, **own)
     llm._ends = [-1]
     # Which tokens are compared does not matter to time; this tokenizer knows no capital letters.
     letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
@@ -145,8 +143,7 @@ def rank_listwise_llm(
 
     def rank(number: int) -> list[int]:
         lists = [work["lists"][(number + i) % len(work["lists"])] for i in range(batch_size)]
-        windows = {"window_size": 20, "stride": 10, "max_retries": 0}
-        ranked, _ = rank_lists(candidates_of(lists), llm, **windows)
+        ranked, _ = rank_lists(candidates_of(lists), llm, window_size=20, stride=10, max_retries=0)
         return ranked.loc[ranked["query_id"] == "0000", "teacher_rank"].tolist()
 
     rank.lists_at_once = batch_size
@@ -155,8 +152,7 @@ def rank_listwise_llm(
 
 def matrix_products(work: dict, *, precision: str) -> Callable[[int], int]:
     """Products of square matrices and nothing else; returns their floating-point operations."""
-    device = default_device()
-    size = 8192 if device.type == "cuda" else 2048
+    device, size = default_device(), 8192 if torch.cuda.is_available() else 2048
     square = torch.rand(size, size, device=device).to(PRECISIONS[precision])
     layer = torch.nn.Linear(size, size, bias=False)
     with_onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()  # beats `torch.mm`

@@ -1,9 +1,7 @@
 """Training steps, ours and sentence-transformers', and the way of data to a step.
 
 As in `rdl_study.bench.systems`, functions take the work and options, and return what a worker calls;
-passages are in the teacher's order. Work on files has, instead of ``lists``, the token stores
-``passages`` and ``queries``, the parquet files ``doc_ids``, ``query_ids`` and ``candidates``, and the
-``template`` of a pair.
+passages are in the teacher's order. Work on files is that of ``rdl size``.
 """
 
 from __future__ import annotations
@@ -52,11 +50,10 @@ def train_theirs(work: dict, *, mini_batch_size: int | None) -> Callable:
             def on_step_end(self, *_: object, **__: object) -> None:
                 step_ended()
 
-        own = {"max_length": work["pair_tokens"], "trust_remote_code": False}
-        model = TheirCrossEncoder(work["model"], **own)
-        lists = [(x["query"], x["passages"]) for x in work["lists"] * 1000]
-        rows = [{"query": query, "docs": docs, "labels": [-float(i) for i in range(len(docs))]}
-                for query, docs in lists]  # fmt: skip
+        model = TheirCrossEncoder(work["model"], max_length=work["pair_tokens"])
+        rows = [{"query": x["query"], "docs": x["passages"],
+                 "labels": [-float(i) for i in range(len(x["passages"]))]}
+                for x in work["lists"] * 1000]  # fmt: skip
         arguments = CrossEncoderTrainingArguments(
             output_dir=tempfile.mkdtemp(), per_device_train_batch_size=1, learning_rate=1e-5,
             save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no",
@@ -72,8 +69,7 @@ def train_theirs(work: dict, *, mini_batch_size: int | None) -> Callable:
 
 def sample_ours(work: dict, *, n_lists: int, list_size: int) -> Callable[[int], int]:
     """A step's lists drawn and packed, with nothing computed on them; returns their tokens."""
-    student = load_student(work)
-    size = {"n_lists": n_lists, "list_size": list_size}
+    student, size = load_student(work), {"n_lists": n_lists, "list_size": list_size}
     return _packing(_lists_of(work, student), student.template, work | size)
 
 

@@ -5,6 +5,7 @@ Nothing of ours can be imported here. The work is that of `rdl_study.bench.syste
 
 import json
 import tempfile
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -50,9 +51,7 @@ def load(work: dict, *, n_lists: int, list_size: int, tokenised: bool = False):
     """Batches from its data loader: texts, or tokens as its training step makes them of these."""
     module, data = _module(work), _data(work, "random", list_size, batch=n_lists)
 
-    def endless():
-        while True:
-            yield from data.train_dataloader()
+    batches = (loaded for _ in count() for loaded in data.train_dataloader())
 
     def batch(number: int) -> int:
         loaded = next(batches)
@@ -61,7 +60,6 @@ def load(work: dict, *, n_lists: int, list_size: int, tokenised: bool = False):
             module.prepare_input(loaded.queries, texts, [len(docs) for docs in loaded.docs])
         return len(texts)
 
-    batches = endless()
     return batch
 
 

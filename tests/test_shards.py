@@ -1,0 +1,31 @@
+"""Shards become the whole, or are refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from rdl_core.shards import check_once, in_turn, whole
+
+
+def test_shards_come_together_in_the_order_in_which_they_were_dealt():
+    queries = [f"q{i}" for i in range(11)]
+    assert in_turn([queries[i::3] for i in range(3)]) == queries
+    identities = {Path(f"{n}"): {"depth": 9, "shard": [n, 3]} for n in (3, 1, 2)}
+    assert whole(identities) == {"depth": 9, "shard": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("identities", "telling"),
+    [([{"shard": [1, 2]}], "missing: 2/2; named were 1/2: .*--shard 2/2"),
+     ([{"shard": [3, 3]}], "missing: 1/3, 2/3"),
+     ([{"shard": [1, 1]}] * 2, "shard 1/1 is there more than once"),
+     ([{"shard": [1, 2]}, {"shard": [2, 3]}], r"1 was made .* than 0: shard is \[1, 3\], not \[1, 2\]"),
+     ([{"shard": [1, 2], "x": 1}, {"shard": [2, 2]}], "configuration than 0: x is None, not 1")],
+)  # fmt: skip
+def test_shards_that_do_not_belong_together_are_refused(identities, telling):
+    with pytest.raises(ValueError, match=telling):
+        whole({Path(str(i)): identity for i, identity in enumerate(identities)})
+    with pytest.raises(ValueError, match=r"each of 2 queries once, got 2, twice \['q1'\]: check"):
+        check_once(["q1", "q1"], 2)
+    with pytest.raises(ValueError, match="each of 6 queries once, got 5: check"):
+        check_once(list("abcde"), 6)
