@@ -30,6 +30,7 @@ __all__ = ["app", "command", "refusals"]
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NONE = type(None)
+_WHAT = "the command line"  # in errors
 
 
 def command(
@@ -76,9 +77,12 @@ def command(
                 settings = {name: given.pop(name) for name in fields if name in given}
                 arguments = {name: settings.pop(name) for name in extras if name in settings}
                 for name, classes in nested.items():
-                    settings[name] = _one_of(given, classes, name, given.pop(name, ""))
+                    value = given.pop(name, "")
+                    settings[name] = _one_of(given, classes, name, value)
+                    if value:  # several configurations have fields of the same names
+                        settings[name] = checked(classes[value], settings[name], what=_WHAT)
                 if kind:
-                    arguments["config"] = checked(kind, settings, what="the command's options")
+                    arguments["config"] = checked(kind, settings, what=_WHAT)
                 text = function(**arguments)
             if text:
                 click.echo(text)
@@ -117,7 +121,7 @@ def _parameter(
     if default not in (inspect.Parameter.empty, None, (), ""):
         shown = ", ".join(default) if isinstance(default, tuple) else default
         text += f" [default: {shown}]" if default is not False else ""
-    text = " ".join(re.sub(r"`(rdl_core\.\w+\.)?(\w+)`", r"\2", text).split())
+    text = " ".join(re.sub(r"`(?:rdl_core\.[\w.]*\.)?(\w+)`", r"\1", text).split())
     if get_origin(kind) is Literal:
         options["type"] = click.Choice([str(x) for x in get_args(kind)])
     elif kind is bool:

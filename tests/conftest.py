@@ -2,7 +2,10 @@
 
 import json
 import logging
+import multiprocessing
+import os
 import random
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -25,6 +28,7 @@ from transformers import (
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
+from transformers.utils import logging as transformers_logging
 
 from rdl_core import cli
 from rdl_core.cross_encoder import CrossEncoder
@@ -120,6 +124,11 @@ def read_log(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def child_environment(**more):
+    """For processes that import what the tests import."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | more
+
+
 @pytest.fixture(params=KINDS)
 def kind(request):
     """Each architecture in turn."""
@@ -151,6 +160,17 @@ def encoder_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Starts processes that have imported all they need."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["test_distill"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server looks nowhere else
+        processes.Process(target=os.getpid).start()
+    return processes
 
 
 # --- files for commands ---------------------------------------------------------------------------
@@ -197,13 +217,15 @@ def rdl(files, monkeypatch):
     """Run a command in the folder of the files; gives its result."""
     monkeypatch.setattr(cli, "log_plainly", lambda: None)  # it would change logging for all tests
     monkeypatch.chdir(files)
+    transformers_logging.disable_progress_bar()  # as it does
 
     def run(*words, code=0):
         done = CliRunner().invoke(cli.app, list(map(str, words)))
         assert done.exit_code == code, done.output
         return done
 
-    return run
+    yield run
+    transformers_logging.enable_progress_bar()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,13 @@ import pytest
 from rdl_study.store import project_folder
 
 BOOK = project_folder() / "book"
+<<<<<<< HEAD
+=======
+KEPT = BOOK / "_static"
+SPEC = importlib.util.spec_from_file_location("drawings", BOOK / "drawings.py")
+drawings = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(drawings)
+>>>>>>> main
 NUMBER = re.compile(r"-?\d+\.?\d*")
 MADE_UP = re.compile(r"[a-zA-Z]\w*[0-9a-f]{10}|Matplotlib v[\d.]+")
 SPEC = importlib.util.spec_from_file_location("drawings", BOOK / "drawings.py")
@@ -21,7 +28,18 @@ drawings = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(drawings)
 
 
+<<<<<<< HEAD
 def test_kept_pictures_are_what_the_code_draws(tmp_path):
+=======
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    paths = drawings.draw(tmp_path_factory.mktemp("drawings"))
+    return {path.stem: path.read_text() for path in paths}
+
+
+@pytest.mark.parametrize("name", ["main_result", "two_stages", "sliding_window"])
+def test_kept_picture_is_what_the_code_draws(name, drawn):
+>>>>>>> main
     """Up to names that matplotlib makes of hashes, and a twentieth of a point: machines round."""
     paths = drawings.draw(tmp_path)
     assert [path.stem for path in paths] == ["main_result", "two_stages", "sliding_window"]

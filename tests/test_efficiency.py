@@ -199,14 +199,15 @@ def test_a_step_trains_on_the_list_of_its_number(work, monkeypatch):
 # --- commands -------------------------------------------------------------------------------------
 
 
-def test_figures_are_kept_with_all_that_pages_need(encoder_folder, tmp_path, monkeypatch):
+def test_figures_are_kept_with_all_that_pages_need(encoder_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
     mini = load_profile("mini")
     stage, test = small_stage(mini.stage1, steps=1), replace(mini.test, n_queries=3, depth=5)
     tiny = replace(mini, encoder=encoder_folder, stage1=stage, stage2=stage, test=test)
     monkeypatch.setattr(measure, "load_profile", lambda name: tiny)
     own = {"out": str(tmp_path)}
-    assert "sample: A batch" in measure.bench(BenchConfig(parts=("sample",), repetitions=1, **own))
+    measure.bench(BenchConfig(parts=("sample",), repetitions=1, **own))
+    assert "sample: A batch" in capsys.readouterr().out
     kept = measure.read(tmp_path / "sample.json")
     assert kept.timings["system"].unique().tolist() == ["ours"]  # peers were not asked for
     assert recorded("sample").manifest.keys() <= kept.manifest.keys()

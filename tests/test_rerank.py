@@ -1,93 +1,145 @@
-"""Re-ranking: the scores of one pair at a time, whatever the chunks, budgets and row order.
+"""Re-ranking: the scores of one pair at a time, whatever the chunks, budgets, shards and row order."""
 
-Mutations seen to fail: queries repeated in the wrong order; the last pair of a chunk dropped; the
-student left in training mode; broken scores passed on; nothing to rank an error; bfloat16 ignored.
-"""
+import gzip
 
 import pandas as pd
 import pytest
 import torch
-from conftest import make_student
+from conftest import PASSAGES, QUERIES, make_candidates, make_model, make_student, make_tokenizer
 
-from rdl_core import rerank as rerank_module
-from rdl_core.rerank import rerank
+from rdl_core import rerank as module
+from rdl_core.config import RerankConfig
+from rdl_core.data.formats import read_run
+from rdl_core.rerank import merge_runs, rerank, rerank_files
+from rdl_core.tokens import TokenCorpus
 
-QUERY_IDS = pd.Index([f"q{i}" for i in range(7)])
-DOC_IDS = pd.Index([f"d{i}" for i in range(13)])
-
-
-def make_candidates():
-    """One to seven candidates of six queries; the row order is nobody's order."""
-    rows = [(f"q{q}", f"d{(3 * q + 5 * r) % 13}", r + 1) for q in range(1, 7) for r in range(8 - q)]
-    frame = pd.DataFrame(rows, columns=["query_id", "doc_id", "rank"])
-    return frame.sample(frac=1, random_state=0)
+CORPUS = TokenCorpus.of(
+    pd.DataFrame({"query_id": list(QUERIES), "query": list(QUERIES.values())}),
+    pd.DataFrame({"doc_id": list(PASSAGES), "text": list(PASSAGES.values())}), make_tokenizer("bert"),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def one_by_one(stores):
-    """Score of each candidate, from a batch of its own."""
-    student, scores = make_student(), {}
-    for query_id, doc_id, _ in make_candidates().itertuples(index=False):
-        pair = (torch.tensor([int(query_id[1:])]), torch.tensor([int(doc_id[1:])]))
-        with torch.no_grad():
-            scores[query_id, doc_id] = student.score(*stores, *pair, token_budget=1).item()
-    return scores
+def by_hand():
+    """Each query's passages as plain transformers scores them, the first stage settling ties."""
+    model, tokenizer, frame = make_model("bert").eval(), make_tokenizer("bert"), make_candidates()
+    queries = [" ".join(QUERIES[x].split()[:5]) for x in frame["query_id"]]
+    passages = [" ".join(PASSAGES[x].split()[:20]) for x in frame["doc_id"]]
+    with torch.no_grad():
+        scores = model(**tokenizer(queries, passages, padding=True, return_tensors="pt")).logits[:, 0]
+    frame = frame.assign(score=scores.numpy().round(5))
+    return frame.sort_values(["query_id", "score", "rank"], ascending=[True, False, True])
 
 
-def run_of(stores, student=None, candidates=None, **own):
-    return rerank(
-        student or make_student(), make_candidates() if candidates is None else candidates, *stores,
-        query_ids=QUERY_IDS, doc_ids=DOC_IDS, **own,
-    )
+def by_pair(frame):
+    return frame.set_index(["query_id", "doc_id"])["score"].to_dict()
 
 
-def by_pair(run):
-    return {(q, d): score for q, d, score in run[["query_id", "doc_id", "score"]].itertuples(index=False)}
-
-
-@pytest.mark.parametrize("pairs_at_once", [1, 4, 27, 1000])
-@pytest.mark.parametrize("token_budget", [1, 60, 4096])
-def test_rerank_scores_like_one_by_one(stores, one_by_one, monkeypatch, pairs_at_once, token_budget):
-    monkeypatch.setattr(rerank_module, "_PAIRS_AT_ONCE", pairs_at_once)
-    run = run_of(stores, token_budget=token_budget)
+@pytest.mark.parametrize(("pairs_at_once", "token_budget"), [(1, 60), (4, 1), (27, 4096), (1000, None)])
+def test_scores_are_those_of_transformers(by_hand, monkeypatch, pairs_at_once, token_budget):
+    """Neither training mode nor gradients reach them."""
+    monkeypatch.setattr(module, "_PAIRS_AT_ONCE", pairs_at_once)
+    candidates, student = make_candidates().sample(frac=1, random_state=0), make_student(dropout=0.5).train()
+    run = rerank(student, candidates, CORPUS, token_budget=token_budget)
     assert run.columns.tolist() == ["query_id", "doc_id", "score"]
-    assert len(run) == len(one_by_one) == 27
-    assert by_pair(run) == pytest.approx(one_by_one, abs=1e-5)
-    blocks = run["query_id"].ne(run["query_id"].shift()).sum()
-    assert blocks == run["query_id"].nunique() == 6
-    assert len(run["score"].unique()) > 20
-
-
-def test_training_mode_and_gradients_do_not_reach_the_scores(stores, one_by_one):
-    student = make_student(dropout=0.5).train()
-    assert by_pair(run_of(stores, student)) == pytest.approx(one_by_one, abs=1e-5)
+    assert by_pair(run) == pytest.approx(by_pair(by_hand), abs=2e-5)
+    assert run["query_id"].ne(run["query_id"].shift()).sum() == run["query_id"].nunique()
     assert all(weight.grad is None for weight in student.parameters())
 
 
-def test_bfloat16_scores_are_near_and_not_rounded(stores, one_by_one):
-    scores = by_pair(run_of(stores, precision="bfloat16"))
-    assert scores == pytest.approx(one_by_one, abs=0.1)
-    assert max(abs(scores[pair] - one_by_one[pair]) for pair in scores) > 1e-4  # no float32
-    assert len(set(scores.values())) > 20
+@pytest.mark.parametrize(("precision", "most"), [("bfloat16", 0.1), ("int8", 0.2)])
+def test_scores_of_other_precisions_are_near_and_not_rounded(by_hand, precision, most):
+    run = rerank(make_student(), make_candidates(), CORPUS, precision=precision)
+    expected = by_pair(by_hand)
+    assert by_pair(run) == pytest.approx(expected, abs=most)
+    assert max(abs(x - expected[pair]) for pair, x in by_pair(run).items()) > 1e-4
+    assert run["score"].nunique() == by_hand["score"].nunique()
 
 
-def test_nothing_to_rerank_gives_an_empty_run(stores):
+def test_nothing_to_rerank_gives_an_empty_run():
     """BM25 finds nothing for some queries, and of a small test set perhaps for none."""
-    run = run_of(stores, candidates=make_candidates()[:0])
-    assert run.empty
-    assert run.columns.tolist() == ["query_id", "doc_id", "score"]
+    run = rerank(make_student(), make_candidates()[:0], CORPUS)
+    assert (len(run), run.columns.tolist()) == (0, ["query_id", "doc_id", "score"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_broken_weights_are_named_as_such(stores, value):
+def test_broken_weights_are_named_as_such(value):
     student = make_student()
-    with torch.no_grad():
-        student.model.classifier.bias.fill_(value)
-    with pytest.raises(ValueError, match="nan or infinity for query 'q1': its weights are broken"):
-        run_of(stores, student)
+    torch.nn.init.constant_(student.model.classifier.bias, value)
+    with pytest.raises(ValueError, match="nan or infinity for query 'q0': its weights are broken"):
+        rerank(student, make_candidates(), CORPUS)
 
 
-def test_unknown_id_is_named(stores):
-    candidates = pd.DataFrame({"query_id": ["q1"], "doc_id": ["d99"], "rank": [1]})
-    with pytest.raises(ValueError, match="'d99' is not"):
-        run_of(stores, candidates=candidates)
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def to_file(files, tmp_path):
+    """Re-rank first.run, or other candidates, into a file; gives its path."""
+
+    def to_file(name, candidates="first.run", **own):
+        config = {"collection": str(files / "beir"), "precision": "float32"} | own
+        student, candidates, out = str(files / "student"), str(files / candidates), tmp_path / name
+        rerank_files(RerankConfig(student=student, candidates=candidates, out=str(out), **config))
+        return out
+
+    return to_file
+
+
+@pytest.mark.parametrize("pairs_in_memory", [1, 10, 2**15])
+def test_a_run_is_settled_and_written_some_queries_at_a_time(to_file, by_hand, monkeypatch, pairs_in_memory):
+    """However many there are, the texts in memory are those of so many pairs and a list."""
+    monkeypatch.setattr(module, "_PAIRS_IN_MEMORY", pairs_in_memory)
+    sizes = []
+    monkeypatch.setattr(module, "rerank", lambda s, c, *x, **o: sizes.append(len(c)) or rerank(s, c, *x, **o))
+    packed = to_file("own.run.gz")
+    run = read_run(packed)
+    assert run["doc_id"].tolist() == by_hand["doc_id"].tolist()
+    assert run["score"].to_numpy() == pytest.approx(by_hand["score"].to_numpy(), abs=2e-5)
+    assert run.groupby("query_id")["score"].diff().dropna().lt(0).all()
+    assert max(sizes) < pairs_in_memory + 9
+    assert len(sizes) == {1: 6, 10: 4}.get(pairs_in_memory, 1)
+    assert gzip.decompress(packed.read_bytes()).startswith(b"q0 Q0 ")
+
+
+def test_a_run_that_breaks_off_leaves_what_was_there(to_file, files, tmp_path, monkeypatch):
+    """The text that is missing is the last query's; those before it were ranked by then."""
+    monkeypatch.setattr(module, "_PAIRS_IN_MEMORY", 1)
+    (tmp_path / "broken.run").write_text((files / "first.run").read_text() + "q5 Q0 d99 10 -9.0 t\n")
+    (tmp_path / "old.run").write_text("old")
+    (tmp_path / "own.run.partial").write_text("q0 Q0 d99 1 99.0 t\n")  # of a killed one: not taken up
+    for name in ("new.run", "old.run"):
+        with pytest.raises(ValueError, match="'d99'"):
+            to_file(name, tmp_path / "broken.run")
+    assert (tmp_path / "old.run").read_text() == "old"
+    assert not (tmp_path / "new.run").exists()
+    assert to_file("own.run").read_bytes() == to_file("other.run").read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_shards_of_a_run_become_the_run(to_file, tmp_path):
+    """Other pairs share a batch, so that the last bits of a score may be others."""
+    whole, merged = to_file("whole.run"), tmp_path / "merged.run"
+    shards = [to_file(f"{n}.run", shard=f"{n}/2") for n in (1, 2)]
+    assert merge_runs(shards[::-1], merged) == 6
+    pd.testing.assert_frame_equal(read_run(merged), read_run(whole), rtol=0, atol=1e-6)
+    assert sorted(merged.read_text()) == sorted("".join(s.read_text() for s in shards))
+    assert not (tmp_path / "whole.run.json").exists()
+
+
+def test_runs_that_are_not_the_shards_of_one_are_refused(to_file, tmp_path):
+    first, second = (to_file(f"{n}.run", shard=f"{n}/2") for n in (1, 2))
+    other, plain = to_file("other.run", shard="2/2", tag="another"), to_file("plain.run")
+    again, changed = (to_file(f"{name}.run", shard="2/2") for name in ("again", "changed"))
+    changed.write_text(changed.read_text().replace("rdl", "me", 1))
+    for shards, says in (
+        ([first], "shards missing: 2/2"), ([first, second, again], "shard 2/2 is there more than once"),
+        ([plain], "plain.run is no run of a shard with plain.run.json beside it"),
+        ([first, other], "tag is 'another', not 'rdl'"),
+        ([first, changed], "changed.run changed since changed.run.json was written"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            merge_runs(shards, tmp_path / "merged.run")
+    assert not (tmp_path / "merged.run").exists()
+    with pytest.raises(ValueError, match="6 queries cannot be shared by 7 shards"):
+        to_file("x.run", shard="1/7")

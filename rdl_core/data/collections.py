@@ -288,7 +288,9 @@ def read_corpus(
                 raise ValueError(f"{path} has two texts for {what} {first!r}: give each its own id")
             texts[what] = _looked_up(what, str(path), pairs)
     if collection:
-        opened, source = load(collection), f"collection {collection!r}"
+        # A folder comes before an id of its name: ir_datasets knows a "beir" without texts.
+        own = Path(collection).is_dir() and str(Path(collection).resolve())
+        opened, source = load(own or collection), f"collection {collection!r}"
         if opened.has("queries"):
             texts["query"] = _looked_up("query", source, opened.queries)
         if opened.has("docs"):

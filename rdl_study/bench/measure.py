@@ -153,9 +153,9 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
     }  # fmt: skip
 
 
-def bench(config: BenchConfig) -> str:
-    """Race systems, part by part, and keep the figures; how fast they are, as text."""
-    profile, texts = load_profile(config.profile), []
+def bench(config: BenchConfig) -> None:
+    """Race systems, part by part; print how fast they are, and keep the figures."""
+    profile = load_profile(config.profile)
     candidates, model = replace(profile.test, n_queries=config.queries), config.model or profile.encoder
     if config.peers:  # Lightning IR's environment
         subprocess.run(["make", "-sC", project_folder(), ".venv-peers/.ready"], check=True)
@@ -175,8 +175,8 @@ def bench(config: BenchConfig) -> str:
             }  # fmt: skip
             _keep(config.out, name, timed, about, started)
             table = summary(timed).assign(speed=ratios(timed, next(iter(systems)))["median"])
-            texts.append(f"{name}: {what}\n{table.round(2).to_string()}\n")
-    return "\n".join([*texts, f"figures in {config.out}"])
+            print(f"{name}: {what}\n{table.round(2).to_string()}\n")
+    print(f"figures in {config.out}")
 
 
 def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
@@ -246,7 +246,7 @@ def _keep(folder: str | Path, part: str, table: pd.DataFrame, about: dict, start
 # --- what a precision costs -----------------------------------------------------------------------
 
 
-def precision(config: PrecisionConfig) -> str:
+def precision(config: PrecisionConfig) -> None:
     """Rank a profile's test candidates with a student in each precision; keep every query's measure."""
     profile, started, tables = load_profile(config.profile), time.monotonic(), []
     name, limits = model_path(config.model), {limit: getattr(profile, limit) for limit in _UNCUT}
@@ -269,13 +269,13 @@ def precision(config: PrecisionConfig) -> str:
     }  # fmt: skip
     _keep(config.out, "precision", values, about, started)
     means = values.groupby(["collection", "precision"], sort=False)[profile.measure].mean()
-    return f"{means.round(4).to_string()}\nfigures in {config.out}"
+    print(f"{means.round(4).to_string()}\nfigures in {config.out}")
 
 
 # --- the way of data at the size of MS MARCO ------------------------------------------------------
 
 
-def size(config: SizeConfig) -> str:
+def size(config: SizeConfig) -> None:
     """Time opening a store, making lists and drawing batches, of made-up ids and tokens."""
     started, machines, tables = time.monotonic(), {}, []
     steps = {"token store opened": "open", "lists made of a parquet file": "lists",
@@ -294,7 +294,7 @@ def size(config: SizeConfig) -> str:
     _keep(config.out, "full_size", pd.concat(tables), about, started)
     peak_mb = {label: of["peak_bytes"] / 1e6 for label, of in machines.items()}
     table = summary(pd.concat(tables)).assign(peak_MB=peak_mb).round(1)
-    return f"{table.to_string()}\nfigures in {config.out}"
+    print(f"{table.to_string()}\nfigures in {config.out}")
 
 
 def _made_up(config: SizeConfig, folder: Path) -> dict:
