@@ -10,7 +10,6 @@ import html
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +33,7 @@ def as_p(value: float) -> str:
 
 def as_seeds(number: int) -> str:
     """Number of trainings of a student that a figure is the mean of, such as ``5 seeds``."""
-    return f"{number} seed{'s' * (number > 1)}"
+    return f"{number} seed{'s' * (number != 1)}"
 
 
 def as_html(table: pd.DataFrame) -> HTML:
@@ -62,14 +61,14 @@ def display_table(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("system").reset_index()
 
 
-def sentence(table: pd.DataFrame, results: Results) -> Markdown:
+def sentence(table: pd.DataFrame, results: Results | Recorded) -> Markdown:
     """The best system, and which differ from the baseline, in words; of `compare`'s table."""
-    profile, best = results.profile, table["mean"].idxmax()
+    of, best = getattr(results, "profile", results), table["mean"].idxmax()
     row, differ = table.loc[best], table.index[table["significant"].fillna(False).astype(bool)]
     head = (
-        f"On {len(results.values)} queries of {_tested_on(profile)}, with "
-        f"{as_seeds(len(profile.seeds))}, **{best}** has the highest {profile.measure}: "
-        f"{row['mean']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f})."
+        f"On {len(results.values)} queries of {_tested_on(of)}, with {as_seeds(len(of.seeds))}, "
+        f"**{best}** has the highest {of.measure}: {row['mean']:.3f} (95 % interval "
+        f"{row['ci_low']:.3f} to {row['ci_high']:.3f})."
     )
     if len(differ):
         systems = ", ".join(f"{name} ({table.loc[name, 'delta']:+.3f})" for name in differ)
@@ -85,8 +84,7 @@ def sentence(table: pd.DataFrame, results: Results) -> Markdown:
 def provenance(results: Results, page: str) -> HTML:
     """Where a page's figures come from: data, teacher, machine, runs, command."""
     profile, runs = results.profile, [run for x in results.runs.values() for run in x]
-    trained = {run.manifest["inputs"][0] for run in runs if run.manifest["inputs"]}
-    first = runs[0].manifest
+    behind, first = {x for run in runs for x in run.manifest["inputs"]}, runs[0].manifest
     entries = {
         "Data and teacher": profile.label,
         "Test": f"{_tested_on(profile).replace('`', '')}, {len(results.values)} queries, "
@@ -95,7 +93,7 @@ def provenance(results: Results, page: str) -> HTML:
         "Machine": f"{first['device']}, {first['threads']} threads",
         "Versions": ", ".join(f"{name} {v}" for name, v in first["versions"].items()),
         "Ranking took": f"{sum(run.manifest['wall_s'] for run in runs):.0f} s in all",
-        "Students": ", ".join(sorted(trained)) or "none",
+        "Students": ", ".join(sorted(x for x in behind if x.startswith("train-"))) or "none",
         "Commit": first["commit"] or "not in git",
         "Command": f"papermill notebooks/{page}.ipynb out.ipynb -p profile {profile.name}",
     }
@@ -108,20 +106,16 @@ def provenance(results: Results, page: str) -> HTML:
     )
 
 
-def _tested_on(profile: Profile) -> str:
-    return " and ".join(f"`{test.collection}`" for test in profile.tests)
-
-
-@lru_cache
-def _paper() -> dict:
-    return json.loads(Path(__file__).with_name("paper_tables.json").read_text())
+def _tested_on(of: Profile | Recorded) -> str:
+    names = getattr(of, "collections", None) or [test.collection for test in of.tests]
+    return " and ".join(f"`{name}`" for name in names)
 
 
 def published(table: str) -> pd.DataFrame:
     """A table of the paper (Schlatt et al., ECIR 2025): trec_dl, loss, tirex, depth, queries (all
     nDCG@10) or efficiency (seconds per query, GB).
     """
-    data = _paper()[table]
+    data = json.loads(Path(__file__).with_name("paper_tables.json").read_text())[table]
     index = pd.Index([row[0] for row in data["rows"]], name=table if "note" in data else None)
     values = [row[1] for row in data["rows"]]
     return pd.DataFrame(values, index=index, columns=data["columns"], dtype="float64")

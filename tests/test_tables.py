@@ -97,6 +97,8 @@ def test_what_is_recorded_comes_back_with_every_run_behind_it(measured, tmp_path
     assert (kept.baseline, kept.measure, kept.seeds) == ("BM25", "nDCG@10", (0, 1))
     assert (kept.collections, kept.candidates) == (("rdl/pydocs/test",), "bm25 top 5")
     assert (other.device, bool(kept.device)) == ("", True)
+    said = tables.sentence(compare(kept.values, "BM25"), kept).data
+    assert said.startswith("On 6 queries of `rdl/pydocs/test`, with 2 seeds, **")
     table = pd.read_csv(path, dtype={"query_id": "str"})
     assert table[table["part"] == "one"].groupby(["system", "seed"]).size().to_dict() == {
         ("BM25", -1): 6, ("student", 0): 6, ("student", 1): 6
