@@ -1,22 +1,21 @@
 """The reference: all that `rdl` offers is on its page, and every module that is meant exists.
 
-Mutations seen to fail: brackets not escaped; an option left out; paths left in; a module misspelt.
+Mutations seen to fail: an option left out; paths left in; a module misspelt.
 """
 
 import importlib
 import importlib.util
 import re
 
+import click
 import pytest
-import typer.main
 
 from rdl_core.cli import app
 from rdl_study.store import project_folder
 
 BOOK = project_folder() / "book"
-NAMED = re.compile(r"\.\. automodule:: (\S+)")
 PAGES = [page.read_text() for page in sorted(BOOK.glob("api/*.md"))]
-MODULES = [name for page in PAGES for name in NAMED.findall(page)]
+MODULES = [name for page in PAGES for name in re.findall(r"\.\. automodule:: (\S+)", page)]
 
 
 @pytest.fixture(scope="module")
@@ -28,30 +27,25 @@ def extension():
 
 
 def test_page_has_every_command_with_all_arguments_and_options(extension):
-    page = extension.command_line()
-    sections = dict(re.findall(r"^## `rdl (\w+)`\n(.*?)(?=^## |\Z)", page, re.S | re.M))
-    commands = typer.main.get_command(app).commands
-    assert sections.keys() == commands.keys()
-    for name, command in commands.items():
-        for parameter in command.params:
-            said = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name
-            assert said in sections[name], f"{said} of rdl {name}"
-
-
-def test_help_shows_brackets(extension):
-    """Rich took ``[ranknet]`` for a style, and the example ended in ``losses=``."""
-    assert "losses=[ranknet]" in extension.command_line()
+    page, context = extension.command_line(), click.Context(app, info_name="rdl")
+    sections = dict(re.findall(r"^## `rdl (\w+)`\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    assert sections.keys() == set(app.list_commands(context))
+    assert {"teach", "distill", "rerank", "book", "bench"} <= sections.keys()
+    for name, section in sections.items():
+        for parameter in app.get_command(context, name).params:
+            option = parameter.param_type_name == "option"
+            assert (parameter.opts[0] if option else parameter.name.upper()) in section, name
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_modules_of_the_reference_say_what_is_public(name):
-    module = importlib.import_module(name)
-    assert module.__doc__
-    assert module.__all__
+def test_modules_of_the_reference_can_be_imported_and_say_what_they_are(name):
+    assert importlib.import_module(name).__doc__
 
 
 def test_reference_has_what_a_user_imports():
-    assert len(MODULES) == len(set(MODULES)) >= 25
+    assert len(MODULES) == len(set(MODULES)) >= 35
+    packages = {name.rpartition(".")[0] for name in MODULES}
+    assert {"rdl_core", "rdl_core.data", "rdl_core.teachers", "rdl_study"} <= packages
     assert {"rdl_core.samplers", "rdl_core.losses", "rdl_core.data.formats"} <= set(MODULES)
 
 

@@ -21,6 +21,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.ext.autodoc import Documenter, ModuleDocumenter
+from sphinx.ext.autodoc.preserve_defaults import update_defvalue
 
 from rdl_core.cli import app as rdl
 
@@ -75,6 +76,14 @@ def _plain_defaults(
     return (re.sub(r"'/[^']*'|<[^<>]*>", "...", signature), returns) if signature else None
 
 
+def _defaults_of_source(app: Sphinx, obj: object, bound_method: bool) -> None:
+    """Defaults as the source spells them; of a signature made by code, such as a loss's, values."""
+    if "__signature__" not in getattr(obj, "__dict__", {}):
+        app.config.autodoc_preserve_defaults = True
+        update_defvalue(app, obj, bound_method)
+        app.config.autodoc_preserve_defaults = False
+
+
 def _keep(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
@@ -95,6 +104,7 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.add_autodocumenter(_SourceOrder, override=True)
     app.connect("source-read", _fill)
     app.connect("missing-reference", _plain)
+    app.connect("autodoc-before-process-signature", _defaults_of_source)
     app.connect("autodoc-process-signature", _plain_defaults)
     app.connect("autodoc-process-docstring", _keep, priority=400)  # napoleon's is 500
     app.connect("autodoc-process-docstring", _put_back, priority=600)
