@@ -16,7 +16,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ __all__ = ["Node", "declarations", "jobs", "marker", "nodes", "plan", "run"]
 
 _TIMING, _LAST = "efficiency", "start"  # nothing runs beside the one; the other sums up all pages
 _LLM = ".yaml"  # ends the name of an LLM that is asked
-_Work = tuple[Callable[[Any], object], Any]
+_Work = tuple[Callable[..., object], tuple]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ def nodes(profile_name: str) -> dict[str, Node]:
         made_of = [_code(*page_code(name)), _plain(profile), profile_name, shown_in(name)]
         node = Node(
             kind="page", key=f"{name}-{short_hash(made_of)}", what=f"page {name}",
-            needs=(*of_page[name], *others), work=((partial(page, profile_name), name),),
+            needs=(*of_page[name], *others), work=((page, (profile_name, name)),),
         )  # fmt: skip
         graph[node.name] = node
     return graph
@@ -96,7 +95,7 @@ def jobs(parts: Mapping[str, Iterable[Part]]) -> tuple[dict[str, Node], dict[str
         what = f"first stage and teacher of {collection}"
         names[collection] = _node(graph, "lists", what, before, work.values())
     for key, work in trained.items():
-        student, before = next(iter(work.values()))[1], [names[x] for x in names if x in needs[key]]
+        (student,), before = next(iter(work.values()))[1], [names[x] for x in names if x in needs[key]]
         last, n, seed = student.stages[-1], len(student.stages), student.seed
         learnt = f"{last.training.loss} from {last.lists.teacher}, {last.lists.first_stage}"
         what = f"stage {n} of a student: {learnt} top {last.lists.depth}, seed {seed}"
@@ -112,8 +111,8 @@ def marker(name: str) -> Path:
 def run(node: Node) -> None:
     """Do a node's work, as far as the store does not hold it, and leave its marker."""
     with noted() as ids:
-        for function, argument in node.work:
-            function(argument)
+        for function, arguments in node.work:
+            function(*arguments)
     _write(marker(node.name), {"node": node.name, "what": node.what, "runs": list(ids)})
 
 
@@ -147,22 +146,22 @@ def _add(
 ) -> set[str]:
     """Add a ranking's work; gives the collections and students that it needs."""
     tested, before = config.candidates.collection, set()
-    listed[tested][_id(config.candidates)] = (lists, config.candidates)
+    listed[tested][_id(config.candidates)] = (lists, (config.candidates,))
     if isinstance(config.system, str):
-        listed[tested][_id(config)] = (rank, config)
+        listed[tested][_id(config)] = (rank, (config,))
         return {tested}
     for number, stage in enumerate(config.system.stages, start=1):
         for wanted in (x for x in (*stage.lists.each(), stage.dev) if x):
-            listed[wanted.collection][_id(wanted)] = (lists, wanted)
+            listed[wanted.collection][_id(wanted)] = (lists, (wanted,))
             before.add(wanted.collection)
         student = replace(config.system, stages=config.system.stages[:number])
         needs[key := _id(student)] |= before
-        trained[key].setdefault(key, (train, student))
+        trained[key].setdefault(key, (train, (student,)))
         before.add(key)
     for name in {tested, *before} & listed.keys():
         texts = (name, config.system.encoder)
-        listed[name][_id(texts)] = (_tokens, texts)
-    trained[key][_id(config)] = (rank, config)
+        listed[name][_id(texts)] = (corpus, texts)
+    trained[key][_id(config)] = (rank, (config,))
     needs[key].add(tested)
     return {tested, *before}
 
@@ -174,7 +173,7 @@ def _fetched(graph: dict[str, Node], collection: str) -> list[str]:
         return []
     groups = {name.partition("/")[0] for name in registry()}
     group = next((g for g in groups if base.startswith(f"rdl/{g}")), None)
-    work = (fetch_group, group) if group else (_read, base)
+    work = (fetch_group, (group,)) if group else (_read, (base,))
     return [_node(graph, "fetch", f"files of {group or base}", (), [work])]
 
 
@@ -182,7 +181,7 @@ def _asked(graph: dict[str, Node], work: Iterable, needs: list[str]) -> list[str
     """The nodes of LLMs that are asked for lists or for rankings: one for each shard."""
     wanted = [
         x if function is lists else replace(x.candidates, teacher=x.system)
-        for function, x in work
+        for function, (x, *_) in work
         if function is lists or (function is rank and x.system.endswith(_LLM))
     ]
     names = []
@@ -194,8 +193,7 @@ def _asked(graph: dict[str, Node], work: Iterable, needs: list[str]) -> list[str
     return names
 
 
-def _ask(shard: tuple[ListsConfig, int]) -> None:
-    wanted, number = shard
+def _ask(wanted: ListsConfig, number: int) -> None:
     candidates = candidates_of(wanted)
     if number <= candidates["query_id"].nunique():  # else there is nothing for it to do
         ask_shard(candidates, wanted.collection, Path(wanted.teacher), number)
@@ -204,10 +202,6 @@ def _ask(shard: tuple[ListsConfig, int]) -> None:
 def _read(collection: str) -> str:
     """Read all of a collection once, so that ir_datasets fetches its files."""
     return load(collection).fingerprint
-
-
-def _tokens(texts: tuple[str, str]) -> None:
-    corpus(*texts)
 
 
 def _node(

@@ -294,23 +294,17 @@ def _similarity(candidates: pd.DataFrame, collection_id: str, encoder: str) -> n
 class LLMTeacher(c.WindowConfig):
     """Who orders candidates, and how: exactly one of endpoint, local_llm and replay is set."""
 
-    endpoint: c.EndpointConfig | None = None
-    """An LLM behind a server."""
-    local_llm: c.LocalConfig | None = None
-    """An LLM that runs where the job runs."""
-    replay: c.ReplayConfig | None = None
-    """Answers that others recorded."""
-    depth: c.Positive = 100
-    """Candidates of each query that it orders, the first stage's best."""
-    shards: c.Positive = 1
-    """Parts of the queries, each a job; at most as many as there are queries."""
+    endpoint: c.EndpointConfig | None = None  # an LLM behind a server
+    local_llm: c.LocalConfig | None = None  # one that runs where the job runs
+    replay: c.ReplayConfig | None = None  # answers that others recorded
+    depth: c.Positive = 100  # candidates of each query that it orders
+    shards: c.Positive = 1  # parts of the queries, each a job; at most as many as there are queries
 
     def __post_init__(self) -> None:
         c.WindowConfig.__post_init__(self)
         if (n := sum(who is not None for who in (self.endpoint, self.local_llm, self.replay))) != 1:
-            raise ValueError(
-                f"expected one of endpoint, local_llm, replay; got {n} of them: say who answers"
-            )
+            names = "endpoint, local_llm, replay"
+            raise ValueError(f"expected one of {names}; got {n} of them: say who answers")
 
     @property
     def backend(self) -> c.EndpointConfig | c.LocalConfig | c.ReplayConfig:
@@ -326,8 +320,8 @@ def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: 
     Args:
         candidates: ``query_id``, ``doc_id``, ``rank`` of all queries, not of the shard's alone.
         collection: Has their texts.
-        teacher: YAML file with the fields of `LLMTeacher`.
-        number: Number of the shard, from 1.
+        teacher: YAML file of an `LLMTeacher`.
+        number: The shard's, from 1.
     """
     settings = read_settings(LLMTeacher, teacher)
     who, windows, depth = settings.backend, settings.windows, settings.depth

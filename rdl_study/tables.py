@@ -115,7 +115,7 @@ def published(table: str) -> pd.DataFrame:
     """A table of the paper (Schlatt et al., ECIR 2025): trec_dl, loss, tirex, depth, queries (all
     nDCG@10) or efficiency (seconds per query, GB).
     """
-    data = json.loads(Path(__file__).with_name("paper_tables.json").read_text())[table]
+    data = json.loads((project_folder() / "results" / "published.json").read_text())[table]
     index = pd.Index([row[0] for row in data["rows"]], name=table if "note" in data else None)
     values = [row[1] for row in data["rows"]]
     return pd.DataFrame(values, index=index, columns=data["columns"], dtype="float64")
@@ -204,11 +204,7 @@ def side_by_side(
 ) -> HTML:
     """Published, recorded and this run's figures: a table for each part that was run or recorded.
 
-    Args:
-        page: The page's name.
-        results: This run's results, by part.
-        paper: Published figures by part, each by the labels of the part's systems.
-        profile: The recorded one.
+    `paper` has published figures by part, each by the labels of the part's systems.
     """
     path = project_folder() / "results" / profile / f"{page}.csv"
     kept = pd.read_csv(path, usecols=["part"])["part"].unique() if path.exists() else ()
@@ -244,9 +240,8 @@ def _one_part(kept: Recorded | None, results: Results | None, paper: pd.Series |
 
 def _columns(where: str, table: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
     baseline = table["p_value"].isna()
-    delta, low, high = (
-        table[name].map("{:+.3f}".format) for name in ("delta", "delta_low", "delta_high")
-    )
+    names = ("delta", "delta_low", "delta_high")
+    delta, low, high = (table[name].map("{:+.3f}".format) for name in names)
     interval = "(" + low + _SPACE + "to" + _SPACE + high + ")"  # on a line of its own
     return {
         (where, "mean"): table["mean"].map("{:.3f}".format),

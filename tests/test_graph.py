@@ -64,7 +64,7 @@ def test_nodes_come_behind_those_that_they_need_and_share_the_first_stage(mini):
     assert last.key.startswith("start-")
     assert set(last.needs) >= {name for name in mini if name.startswith("page-")} - {last.name}
     students = [node for node in mini.values() if node.kind == "student"]
-    configs = [config for node in students for do, config in node.work if do is grid.train]
+    configs = [config for node in students for do, (config,) in node.work if do is grid.train]
     assert len({repr(config) for config in configs}) == len(configs) == len(students)
     (shared,) = (n for n, c in zip(students, configs, strict=True) if c == MINI.student(MINI.stage1))
     stage2 = [n for n, c in zip(students, configs, strict=True) if len(c.stages) == 2]
@@ -75,7 +75,7 @@ def test_nodes_come_behind_those_that_they_need_and_share_the_first_stage(mini):
 def test_pages_find_all_that_they_rank_with_made_before(mini):
     for page, parts in graph.declarations("mini").items():
         (node,) = (node for node in mini.values() if node.key.startswith(f"{page}-"))
-        made = {repr(config) for name in node.needs for do, config in mini[name].work}
+        made = {repr(config) for name in node.needs for do, (config, *_) in mini[name].work}
         for part in parts.values():
             wanted = {repr(x) for s in part.systems.values() for x in rankings(part.profile, s)}
             assert wanted <= made

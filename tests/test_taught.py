@@ -113,7 +113,7 @@ def test_shards_are_jobs_that_come_before_the_lists(wanted, server, teacher, sto
     check_order(lists(stage.lists))
     assert len(server.requests) == n_asked
     more, n_runs = replace(wanted, teacher=teacher(shards=9, passes=2)), len(list(store.iterdir()))
-    graph._ask((more, 9))  # it has nothing to do
+    graph._ask(more, 9)  # it has nothing to do
     assert len(list(store.iterdir())) == n_runs
     check_order(lists(more))
 

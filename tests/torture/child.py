@@ -30,11 +30,12 @@ from rdl_study import cli, live, pages
 from rdl_study.store import project_folder
 
 torch.set_num_threads(1)
+ASKED = "--model m --window-size 6 --stride 3 --in-flight 2"
 LIMITS = "--query-tokens 5 --passage-tokens 20 --precision float32"
 DISTILL = f"--list-size 6 --queries-per-step 4 --steps 40 --checkpoint-every 4 {LIMITS}"
 COMMANDS = {
     "fetch": "fetch vaswani",
-    "teach": "teach {0}/worth.jsonl out --base-url {1} --model m --window-size 6 --stride 3 --in-flight 2",
+    "teach": f"teach {{0}}/worth.jsonl out --base-url {{1}} {ASKED}",
     "distill": f"distill {{0}}/requests.jsonl out --encoder {{0}}/encoder {DISTILL}",
     "rerank": f"rerank {{0}}/student {{0}}/requests.jsonl out.run {LIMITS}",
 }
