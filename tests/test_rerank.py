@@ -14,8 +14,8 @@ from rdl_core.rerank import merge_runs, rerank, rerank_files
 from rdl_core.tokens import TokenCorpus
 
 CORPUS = TokenCorpus.of(
-    pd.DataFrame({"query_id": list(QUERIES), "query": list(QUERIES.values())}),
-    pd.DataFrame({"doc_id": list(PASSAGES), "text": list(PASSAGES.values())}), make_tokenizer("bert"),
+    pd.DataFrame(QUERIES.items(), columns=["query_id", "query"]),
+    pd.DataFrame(PASSAGES.items(), columns=["doc_id", "text"]), make_tokenizer("bert"),
 )  # fmt: skip
 
 
