@@ -50,10 +50,9 @@ def test_an_int8_score_does_not_depend_on_its_batch(kind, stores):
 
 @torch.inference_mode()
 def test_an_int8_layer_overwrites_only_what_gelu_made():
-    torch.manual_seed(0)
     student = make_student()
     layer, own = layers_of(engine(student, "int8"))[0], student.model.base_model.encoder.layer[0]
-    state = torch.randn(3, student.model.config.hidden_size)
+    state = torch.linspace(-2, 2, 72).view(3, 24)
     before = state.clone()
     wide = layer.intermediate(state)
     assert torch.equal(state, before)
@@ -100,16 +99,14 @@ def test_each_core_takes_batches_of_its_own(two_threads, kind, stores, monkeypat
 
 @torch.inference_mode()
 def test_projections_of_two_threads_do_not_mix():
-    student = make_student()
-    attention = layers_of(engine(student, "float32"))[0].attention.self
-    inputs = [torch.full((2, student.model.config.hidden_size), x) for x in (0.5, 2.0)]
-    in_turn = [(n, i) for n in range(3) for i in range(2)]
-    parts = (attention.query, attention.key, attention.value)
+    attention = layers_of(engine(make_student(), "float32"))[0].attention.self
+    parts, inputs = (attention.query, attention.key, attention.value), [torch.full((2, 24), x) for x in (0.5, 2)]
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
-        mixed = {(n, i): (first, second)[i].submit(parts[n], inputs[i]).result() for n, i in in_turn}
+        mixed = [[pool.submit(part, x).result() for pool, x in ((first, inputs[0]), (second, inputs[1]))]
+                 for part in parts]  # fmt: skip
     for i, x in enumerate(inputs):
-        for n, part in enumerate(parts):
-            torch.testing.assert_close(mixed[n, i], part(x))
+        for part, results in zip(parts, mixed, strict=True):
+            torch.testing.assert_close(results[i], part(x))
 
 
 _FAULTS = """

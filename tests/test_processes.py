@@ -1,7 +1,4 @@
-"""Several processes on one student, and too little memory: all of it for real.
-
-Processes are started as a person starts them, and talk over loopback (gloo).
-"""
+"""Several processes on one student, over loopback (gloo), and too little memory: all of it for real."""
 
 import logging
 import os
@@ -42,13 +39,6 @@ def launch(files, out):
     )  # fmt: skip
 
 
-def wait_for_steps(folder, n):
-    log, until = folder / "log.jsonl", time.monotonic() + 200
-    while not log.exists() or log.read_text().count("\n") < n:
-        assert time.monotonic() < until, "the training never came so far"
-        time.sleep(0.02)
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux's /proc")
 def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp_path):
     """One worker is killed: the launch ends, and the same command goes on to the same bytes.
@@ -56,11 +46,13 @@ def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp
     While it runs, nobody else may work in its folder; the log has one line a step.
     """
     one, whole, broken = (tmp_path / name for name in ("one", "whole", "broken"))
-    first = launch(files, broken)
-    wait_for_steps(broken, 6)
+    first, log, until = launch(files, broken), broken / "log.jsonl", time.monotonic() + 200
+    while not log.exists() or log.read_text().count("\n") < 6:
+        assert time.monotonic() < until, "the training never came so far"
+        time.sleep(0.02)
     assert "another process works in this folder" in rdl(*DISTILL, broken, code=2).stderr
-    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
     first.communicate(timeout=100)
     assert first.returncode != 0
     assert not (broken / "manifest.json").exists()
@@ -71,9 +63,8 @@ def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp
     for name in ("model/model.safetensors", "log.jsonl"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
     rdl(*DISTILL, one)
-    logs = [read_log(folder) for folder in (one, whole)]
-    for key in ("step", "loss", "gradient_norm"):
-        assert [x[key] for x in logs[1]] == pytest.approx([x[key] for x in logs[0]], rel=1e-5)
+    for a, b in zip(read_log(one), read_log(whole), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
     a, b = (load_file(folder / "model" / "model.safetensors") for folder in (one, whole))
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
 
