@@ -100,13 +100,14 @@ def test_each_core_takes_batches_of_its_own(two_threads, kind, stores, monkeypat
 @torch.inference_mode()
 def test_projections_of_two_threads_do_not_mix():
     attention = layers_of(engine(make_student(), "float32"))[0].attention.self
-    parts, inputs = (attention.query, attention.key, attention.value), [torch.full((2, 24), x) for x in (0.5, 2)]
+    parts, results = (attention.query, attention.key, attention.value), []
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
-        mixed = [[pool.submit(part, x).result() for pool, x in ((first, inputs[0]), (second, inputs[1]))]
-                 for part in parts]  # fmt: skip
-    for i, x in enumerate(inputs):
-        for part, results in zip(parts, mixed, strict=True):
-            torch.testing.assert_close(results[i], part(x))
+        work = [(first, torch.full((2, 24), 0.5)), (second, torch.full((2, 24), 2.0))]
+        for part in parts:
+            results += [pool.submit(part, x).result() for pool, x in work]  # in turn
+    for i, (_, x) in enumerate(work):
+        for n, part in enumerate(parts):
+            torch.testing.assert_close(results[2 * n + i], part(x))
 
 
 _FAULTS = """

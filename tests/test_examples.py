@@ -25,9 +25,10 @@ from rdl_core import bm25, load, two_stages
 whole = {name: vars(Collection)[name].func for name in ("queries", "passages")}
 Collection.queries = property(lambda self: whole["queries"](self)[:2])
 Collection.passages = property(lambda self: whole["passages"](self)[:500])
-train, few = load("rdl/pydocs/train"), {"steps": 2, "queries_per_step": 2, "list_size": 4, "token_budget": 512}
+train, few = load("rdl/pydocs/train"), dict(steps=2, queries_per_step=2, list_size=4, token_budget=512)
 write_run(bm25(train.queries, train.passages, depth=5), "teacher.run")
-two_stages.__kwdefaults__.update(contrastive=replace(CONTRASTIVE, **few), listwise=replace(LISTWISE, **few))
+few = {"contrastive": replace(CONTRASTIVE, **few), "listwise": replace(LISTWISE, **few)}
+two_stages.__kwdefaults__.update(few)
 """
 
 

@@ -35,9 +35,9 @@ def text(seed, n):
 def candidates_of(query):
     draw = np.random.RandomState(500 + query)
     docs, ranks = draw.permutation(60)[:10], draw.permutation(10) + 1
-    names = ["query_id", "doc_id", "rank", "teacher_rank", "teacher_score", "relevance"]
-    columns = f"q{query}", [f"d{x}" for x in docs], range(1, 11), ranks, -ranks / 3, (ranks <= 2).astype(int)
-    return pd.DataFrame(dict(zip(names, columns, strict=True)))
+    frame = pd.DataFrame({"query_id": f"q{query}", "doc_id": [f"d{x}" for x in docs]})
+    frame = frame.assign(rank=range(1, 11), teacher_rank=ranks, teacher_score=-ranks / 3)
+    return frame.assign(relevance=(ranks <= 2).astype(int))
 
 
 _QUERIES = [(f"q{i}", text(i, 3 + i % 4)) for i in range(12)]
@@ -45,19 +45,20 @@ _PASSAGES = [(f"d{i}", text(100 + i, 5 + i % 17)) for i in range(60)]
 QUERIES = pd.DataFrame(_QUERIES, columns=["query_id", "query"])
 PASSAGES = pd.DataFrame(_PASSAGES, columns=["doc_id", "text"])
 FRAME = pd.concat(map(candidates_of, range(12)), ignore_index=True)
-_JUDGED = {"sampler": "single_relevant", "loss": "info_nce", "targets": "judgments", "schedule": "linear"}
+_JUDGED = {"sampler": "single_relevant", "loss": "info_nce", "targets": "judgments"}
 _SCORED = {"sampler": "stratified", "loss": "kl_div", "targets": "scores", "score_scale": 2.0}
 STAGES = [
     StageConfig(
         **_JUDGED, list_size=4, queries_per_step=4, steps=6, learning_rate=1e-3, head_rate=10,
-        warmup_steps=2, max_gradient_norm=1.0,
+        warmup_steps=2, schedule="linear", max_gradient_norm=1.0,
     ),
     StageConfig(
-        list_size=10, queries_per_step=3, steps=6, learning_rate=1e-3, schedule="cosine", held_tokens=64,
-        token_budget=128,
+        list_size=10, queries_per_step=3, steps=6, learning_rate=1e-3, schedule="cosine",
+        held_tokens=64, token_budget=128,
     ),
     StageConfig(  # then with gradient checkpointing, which changed memory alone
-        **_SCORED, list_size=5, queries_per_step=5, steps=4, learning_rate=1e-3, train_word_embeddings=False
+        **_SCORED, list_size=5, queries_per_step=5, steps=4, learning_rate=1e-3,
+        train_word_embeddings=False,
     ),
 ]  # fmt: skip
 
@@ -73,10 +74,11 @@ def trained(tmp_path_factory):
     )  # fmt: skip
     model = BertForSequenceClassification(config)
     student = CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=16)
-    corpus, folder, logs = TokenCorpus.of(QUERIES, PASSAGES, tokenizer), tmp_path_factory.mktemp("stages"), []
+    corpus, logs = TokenCorpus.of(QUERIES, PASSAGES, tokenizer), []
     for n, stage in enumerate(STAGES):
-        distill(student, RankedLists.from_frame(FRAME, corpus), stage, seed=n, folder=folder / str(n))
-        logs.append([[x["loss"], x["learning_rate"], x["gradient_norm"]] for x in read_log(folder / str(n))])
+        folder = tmp_path_factory.mktemp("stage")
+        distill(student, RankedLists.from_frame(FRAME, corpus), stage, seed=n, folder=folder)
+        logs.append([[x["loss"], x["learning_rate"], x["gradient_norm"]] for x in read_log(folder)])
     return student, corpus, logs
 
 
@@ -105,7 +107,8 @@ def test_stages_scores_runs_and_measures_are_those_of_before(trained, tmp_path):
     for log, expected in zip(logs, PINS["training"], strict=True):
         assert np.array(log) == pytest.approx(np.array(expected), rel=1e-6)
     for precision, most in (("float32", 1e-6), ("int8", 1e-4)):
-        away = rerank(student, FRAME, corpus, precision=precision)["score"] - PINS[f"scores_{precision}"]
+        run = rerank(student, FRAME, corpus, precision=precision)
+        away = run["score"] - PINS[f"scores_{precision}"]
         assert away.max() - away.min() < most
         assert away.abs().max() < 0.02
     run = settle_ties(rerank(student, FRAME, corpus), FRAME)

@@ -34,8 +34,8 @@ def launch(files, out):
     """Start `rdl distill` in two processes, as torchrun and accelerate launch do."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     return subprocess.Popen(
-        [*command, "-m", "rdl_core.cli", *DISTILL, str(out)], cwd=files, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(),
+        [*command, "-m", "rdl_core.cli", *DISTILL, str(out)], cwd=files, start_new_session=True,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(),
     )  # fmt: skip
 
 
@@ -81,14 +81,15 @@ def _with_less_memory(folder, what, extra_mb):
     passages = pd.DataFrame({"doc_id": [str(i) for i in range(n)], "text": texts})
     queries = pd.DataFrame({"query_id": ["q"], "query": make_texts(1, seed=1, longest=8)})
     corpus = TokenCorpus.of(queries, passages, tokenizer)
-    frame = passages[["doc_id"]].assign(query_id="q", rank=range(1, n + 1), teacher_rank=range(1, n + 1))
+    ranks = range(1, n + 1)
+    frame = passages[["doc_id"]].assign(query_id="q", rank=ranks, teacher_rank=ranks)
 
     def work(budget):
         student = make_student(passage_tokens=40, intermediate_size=4096)
         if what == "rank":
             return rerank(student, frame, corpus, token_budget=budget)["score"].tolist()
         stage = StageConfig(
-            list_size=n, dropout=0.0, queries_per_step=1, steps=1, learning_rate=1e-3, token_budget=budget,
+            list_size=n, dropout=0, queries_per_step=1, steps=1, token_budget=budget,
             held_tokens=8 * budget,
         )  # fmt: skip
         out = folder / str(budget)
@@ -111,7 +112,8 @@ def test_less_memory_makes_smaller_batches_and_the_same_result(server, what, ext
     assert process.exitcode == 0
     expected, scores = eval((tmp_path / "scores").read_text())
     assert scores == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert "out of memory with 65536 tokens at once; going on with 32768" in (tmp_path / "messages").read_text()
+    messages = (tmp_path / "messages").read_text()
+    assert "out of memory with 65536 tokens at once; going on with 32768" in messages
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,9 @@ def by_pair(frame):
 def test_scores_are_those_of_transformers(by_hand, monkeypatch, pairs_at_once, token_budget):
     """Neither training mode nor gradients reach them."""
     monkeypatch.setattr(module, "_PAIRS_AT_ONCE", pairs_at_once)
-    candidates, student = make_candidates().sample(frac=1, random_state=0), make_student(dropout=0.5).train()
-    run = rerank(student, candidates, CORPUS, token_budget=token_budget)
+    student = make_student(dropout=0.5).train()
+    shuffled = make_candidates().sample(frac=1, random_state=0)
+    run = rerank(student, shuffled, CORPUS, token_budget=token_budget)
     assert run.columns.tolist() == ["query_id", "doc_id", "score"]
     assert by_pair(run) == pytest.approx(by_pair(by_hand), abs=2e-5)
     assert run["query_id"].ne(run["query_id"].shift()).sum() == run["query_id"].nunique()
@@ -83,11 +84,12 @@ def to_file(files, tmp_path):
 
 
 @pytest.mark.parametrize("pairs_in_memory", [1, 10, 2**15])
-def test_a_run_is_settled_and_written_some_queries_at_a_time(to_file, by_hand, monkeypatch, pairs_in_memory):
+def test_a_run_is_settled_and_written_in_parts(to_file, by_hand, monkeypatch, pairs_in_memory):
     """However many there are, the texts in memory are those of so many pairs and a list."""
     monkeypatch.setattr(module, "_PAIRS_IN_MEMORY", pairs_in_memory)
     sizes = []
-    monkeypatch.setattr(module, "rerank", lambda s, c, *x, **o: sizes.append(len(c)) or rerank(s, c, *x, **o))
+    counted = lambda s, c, *x, **own: sizes.append(len(c)) or rerank(s, c, *x, **own)  # noqa: E731
+    monkeypatch.setattr(module, "rerank", counted)
     packed = to_file("own.run.gz")
     run = read_run(packed)
     assert run["doc_id"].tolist() == by_hand["doc_id"].tolist()

@@ -162,7 +162,7 @@ def test_build_that_was_killed_goes_on_at_its_last_whole_chunk(tmp_path, n):
         assert _contents(store) == _contents(whole)
 
 
-@pytest.mark.parametrize("other", [{"words": WORDS[::-1]}, {"kind": "roberta"}, {"max_tokens": 2}], ids=str)
+@pytest.mark.parametrize("other", [{"words": WORDS[::-1]}, {"kind": "roberta"}, {"max_tokens": 2}])
 def test_build_with_other_settings_begins_anew(tmp_path, other):
     _build(tmp_path / "whole", **other)
     _kill(tmp_path / "store", reading=7)
@@ -232,8 +232,9 @@ def test_memory_of_a_build_does_not_grow_with_its_texts(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", params=[*KINDS, EMBEDDED_ENCODER])
 def tokenizer(request):
-    known = request.param in KINDS
-    return make_tokenizer(request.param) if known else AutoTokenizer.from_pretrained(encoder_path(request.param))
+    if request.param in KINDS:
+        return make_tokenizer(request.param)
+    return AutoTokenizer.from_pretrained(encoder_path(request.param))
 
 
 def _pack(queries, passages, tokenizer, *, query_tokens=999, passage_tokens=999):
@@ -340,7 +341,8 @@ class _Reads(TorchFunctionMode):
 
 
 def test_packing_reads_from_the_device_once():
-    store, rows = TokenStore.from_lists([[7, 8, 9], [], [5]]), torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]])
+    store = TokenStore.from_lists([[7, 8, 9], [], [5]])
+    rows = torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]])
     template = PairTemplate((1,), (2, 2), (3,), (0, 1))
     with _Reads() as reads:
         reads.seen = []
