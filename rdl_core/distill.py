@@ -79,8 +79,9 @@ def two_stages(
         ("contrastive", judged, contrastive), ("listwise", ranked, listwise)
     ):  # fmt: skip
         data = hashlib.sha256()
-        for table in (lists.query_rows, lists.passage_rows, lists.teacher_rank, lists.relevance):
-            data.update(table.numpy())
+        tables = (lists.passage_rows, lists.teacher_rank, lists.teacher_score, lists.relevance)
+        for table in (lists.query_rows, *tables):
+            data.update(table.cpu().contiguous().numpy())
         identity = {"stage": asdict(config), "seed": seed, "lists": data.hexdigest()}
         with _held(Path(folder) / name, identity) as work:
             if work.manifest is None:

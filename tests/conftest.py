@@ -34,7 +34,7 @@ KINDS = ("bert", "electra", "roberta", "modernbert")
 _ROBERTA = {"type_vocab_size": 1, "max_position_embeddings": 66}
 _OWN = {
     "bert": {}, "electra": {"embedding_size": 12}, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA,
-    "modernbert": {  # layers are global, local, global, ...; a local one sees three places to either side
+    "modernbert": {  # layers are global, local, global, ...; a local one sees three to either side
         "global_attn_every_n_layers": 2, "local_attention": 6, "bos_token_id": 0, "cls_token_id": 0,
         "eos_token_id": 2, "sep_token_id": 2,
     },
@@ -138,8 +138,9 @@ def stores(texts):
 def encoder_folder(tmp_path_factory):
     """A folder with a tiny encoder that reads what the embedded one reads."""
     tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "initializer_range": 0.02}
-    model = make_model("bert", vocab_size=len(tokenizer), max_position_embeddings=512, pad_token_id=0, **sizes)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_attention_heads": 2}
+    of_bert = {"max_position_embeddings": 512, "pad_token_id": 0, "initializer_range": 0.02}
+    model = make_model("bert", intermediate_size=8, **sizes, **of_bert)
     folder = tmp_path_factory.mktemp("encoder")
     CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
     return str(folder)
@@ -187,7 +188,8 @@ def files(tmp_path_factory):
     for name, texts in (("queries", QUERIES), ("corpus", PASSAGES)):
         records = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
         (folder / "beir" / f"{name}.jsonl").write_text("\n".join(records))
-    (folder / "qrels.txt").write_text("".join(f"{q} 0 d{i} {i % 3}\n" for q in QUERIES for i in range(13)))
+    qrels = "".join(f"{q} 0 d{i} {i % 3}\n" for q in QUERIES for i in range(13))
+    (folder / "qrels.txt").write_text(qrels)
     make_student().save_pretrained(folder / "student")
     make_model("bert", num_labels=2).save_pretrained(folder / "two")
     BertModel(make_model("bert").config).save_pretrained(folder / "encoder")

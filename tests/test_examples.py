@@ -25,9 +25,10 @@ from rdl_core import bm25, load, two_stages
 whole = {name: vars(Collection)[name].func for name in ("queries", "passages")}
 Collection.queries = property(lambda self: whole["queries"](self)[:2])
 Collection.passages = property(lambda self: whole["passages"](self)[:500])
-train, few = load("rdl/pydocs/train"), {"steps": 2, "queries_per_step": 2, "list_size": 4, "token_budget": 512}
+train, few = load("rdl/pydocs/train"), dict(steps=2, queries_per_step=2, list_size=4, token_budget=512)
 write_run(bm25(train.queries, train.passages, depth=5), "teacher.run")
-two_stages.__kwdefaults__.update(contrastive=replace(CONTRASTIVE, **few), listwise=replace(LISTWISE, **few))
+few = {"contrastive": replace(CONTRASTIVE, **few), "listwise": replace(LISTWISE, **few)}
+two_stages.__kwdefaults__.update(few)
 """
 
 
@@ -37,8 +38,7 @@ def test_the_recipe_of_the_readme_runs(tmp_path):
     assert len(lines) <= 12
     check = "assert run['query_id'].nunique() == 2 and run['score'].nunique() > 50, run"
     words = [sys.executable, "-c", "\n".join([FEW, *lines, check])]
-    done = subprocess.run(words, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    subprocess.run(words, cwd=tmp_path, env=child_environment(), check=True)
     assert (tmp_path / "student" / "listwise" / "model" / "model.safetensors").exists()
 
 

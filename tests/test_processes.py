@@ -1,7 +1,4 @@
-"""Several processes on one student, and too little memory: all of it for real.
-
-Processes are started as a person starts them, and talk over loopback (gloo).
-"""
+"""Several processes on one student, over loopback (gloo), and too little memory: all of it for real."""
 
 import logging
 import os
@@ -37,16 +34,9 @@ def launch(files, out):
     """Start `rdl distill` in two processes, as torchrun and accelerate launch do."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     return subprocess.Popen(
-        [*command, "-m", "rdl_core.cli", *DISTILL, str(out)], cwd=files, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(),
+        [*command, "-m", "rdl_core.cli", *DISTILL, str(out)], cwd=files, start_new_session=True,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(),
     )  # fmt: skip
-
-
-def wait_for_steps(folder, n):
-    log, until = folder / "log.jsonl", time.monotonic() + 200
-    while not log.exists() or log.read_text().count("\n") < n:
-        assert time.monotonic() < until, "the training never came so far"
-        time.sleep(0.02)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux's /proc")
@@ -56,11 +46,13 @@ def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp
     While it runs, nobody else may work in its folder; the log has one line a step.
     """
     one, whole, broken = (tmp_path / name for name in ("one", "whole", "broken"))
-    first = launch(files, broken)
-    wait_for_steps(broken, 6)
+    first, log, until = launch(files, broken), broken / "log.jsonl", time.monotonic() + 200
+    while not log.exists() or log.read_text().count("\n") < 6:
+        assert time.monotonic() < until, "the training never came so far"
+        time.sleep(0.02)
     assert "another process works in this folder" in rdl(*DISTILL, broken, code=2).stderr
-    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
     first.communicate(timeout=100)
     assert first.returncode != 0
     assert not (broken / "manifest.json").exists()
@@ -71,9 +63,8 @@ def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp
     for name in ("model/model.safetensors", "log.jsonl"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
     rdl(*DISTILL, one)
-    logs = [read_log(folder) for folder in (one, whole)]
-    for key in ("step", "loss", "gradient_norm"):
-        assert [x[key] for x in logs[1]] == pytest.approx([x[key] for x in logs[0]], rel=1e-5)
+    for a, b in zip(read_log(one), read_log(whole), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
     a, b = (load_file(folder / "model" / "model.safetensors") for folder in (one, whole))
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
 
@@ -90,14 +81,15 @@ def _with_less_memory(folder, what, extra_mb):
     passages = pd.DataFrame({"doc_id": [str(i) for i in range(n)], "text": texts})
     queries = pd.DataFrame({"query_id": ["q"], "query": make_texts(1, seed=1, longest=8)})
     corpus = TokenCorpus.of(queries, passages, tokenizer)
-    frame = passages[["doc_id"]].assign(query_id="q", rank=range(1, n + 1), teacher_rank=range(1, n + 1))
+    ranks = range(1, n + 1)
+    frame = passages[["doc_id"]].assign(query_id="q", rank=ranks, teacher_rank=ranks)
 
     def work(budget):
         student = make_student(passage_tokens=40, intermediate_size=4096)
         if what == "rank":
             return rerank(student, frame, corpus, token_budget=budget)["score"].tolist()
         stage = StageConfig(
-            list_size=n, dropout=0.0, queries_per_step=1, steps=1, learning_rate=1e-3, token_budget=budget,
+            list_size=n, dropout=0, queries_per_step=1, steps=1, token_budget=budget,
             held_tokens=8 * budget,
         )  # fmt: skip
         out = folder / str(budget)
@@ -120,7 +112,8 @@ def test_less_memory_makes_smaller_batches_and_the_same_result(server, what, ext
     assert process.exitcode == 0
     expected, scores = eval((tmp_path / "scores").read_text())
     assert scores == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert "out of memory with 65536 tokens at once; going on with 32768" in (tmp_path / "messages").read_text()
+    messages = (tmp_path / "messages").read_text()
+    assert "out of memory with 65536 tokens at once; going on with 32768" in messages
 
 
 @pytest.mark.parametrize(

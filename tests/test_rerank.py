@@ -14,8 +14,8 @@ from rdl_core.rerank import merge_runs, rerank, rerank_files
 from rdl_core.tokens import TokenCorpus
 
 CORPUS = TokenCorpus.of(
-    pd.DataFrame({"query_id": list(QUERIES), "query": list(QUERIES.values())}),
-    pd.DataFrame({"doc_id": list(PASSAGES), "text": list(PASSAGES.values())}), make_tokenizer("bert"),
+    pd.DataFrame(QUERIES.items(), columns=["query_id", "query"]),
+    pd.DataFrame(PASSAGES.items(), columns=["doc_id", "text"]), make_tokenizer("bert"),
 )  # fmt: skip
 
 
@@ -39,8 +39,9 @@ def by_pair(frame):
 def test_scores_are_those_of_transformers(by_hand, monkeypatch, pairs_at_once, token_budget):
     """Neither training mode nor gradients reach them."""
     monkeypatch.setattr(module, "_PAIRS_AT_ONCE", pairs_at_once)
-    candidates, student = make_candidates().sample(frac=1, random_state=0), make_student(dropout=0.5).train()
-    run = rerank(student, candidates, CORPUS, token_budget=token_budget)
+    student = make_student(dropout=0.5).train()
+    shuffled = make_candidates().sample(frac=1, random_state=0)
+    run = rerank(student, shuffled, CORPUS, token_budget=token_budget)
     assert run.columns.tolist() == ["query_id", "doc_id", "score"]
     assert by_pair(run) == pytest.approx(by_pair(by_hand), abs=2e-5)
     assert run["query_id"].ne(run["query_id"].shift()).sum() == run["query_id"].nunique()
@@ -56,18 +57,14 @@ def test_scores_of_other_precisions_are_near_and_not_rounded(by_hand, precision,
     assert run["score"].nunique() == by_hand["score"].nunique()
 
 
-def test_nothing_to_rerank_gives_an_empty_run():
+def test_nothing_to_rerank_gives_an_empty_run_and_broken_weights_none():
     """BM25 finds nothing for some queries, and of a small test set perhaps for none."""
-    run = rerank(make_student(), make_candidates()[:0], CORPUS)
+    run, student = rerank(make_student(), make_candidates()[:0], CORPUS), make_student()
     assert (len(run), run.columns.tolist()) == (0, ["query_id", "doc_id", "score"])
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_broken_weights_are_named_as_such(value):
-    student = make_student()
-    torch.nn.init.constant_(student.model.classifier.bias, value)
-    with pytest.raises(ValueError, match="nan or infinity for query 'q0': its weights are broken"):
-        rerank(student, make_candidates(), CORPUS)
+    for value in (float("nan"), float("inf")):
+        torch.nn.init.constant_(student.model.classifier.bias, value)
+        with pytest.raises(ValueError, match="nan or infinity for query 'q0': its weights are broken"):
+            rerank(student, make_candidates(), CORPUS)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -87,11 +84,12 @@ def to_file(files, tmp_path):
 
 
 @pytest.mark.parametrize("pairs_in_memory", [1, 10, 2**15])
-def test_a_run_is_settled_and_written_some_queries_at_a_time(to_file, by_hand, monkeypatch, pairs_in_memory):
+def test_a_run_is_settled_and_written_in_parts(to_file, by_hand, monkeypatch, pairs_in_memory):
     """However many there are, the texts in memory are those of so many pairs and a list."""
     monkeypatch.setattr(module, "_PAIRS_IN_MEMORY", pairs_in_memory)
     sizes = []
-    monkeypatch.setattr(module, "rerank", lambda s, c, *x, **o: sizes.append(len(c)) or rerank(s, c, *x, **o))
+    counted = lambda s, c, *x, **own: sizes.append(len(c)) or rerank(s, c, *x, **own)  # noqa: E731
+    monkeypatch.setattr(module, "rerank", counted)
     packed = to_file("own.run.gz")
     run = read_run(packed)
     assert run["doc_id"].tolist() == by_hand["doc_id"].tolist()

@@ -66,10 +66,9 @@ def test_ids_of_large_vocabularies_survive_disk_and_memory(tmp_path, n_words, st
 @pytest.mark.parametrize("chunk", [1, 2, 4096])
 def test_build_keeps_order_over_chunks_and_cuts(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(tokens, "_CHUNK", chunk)
-    texts = ["w1 w2 w3", "", "w4", "w5 w6 w7 w8", "w9"]
-    store = TokenStore.build(iter(texts), make_tokenizer("bert"), tmp_path, max_tokens=3, total=5)
-    assert ids_of(store) == [4 + i for i in (1, 2, 3, 4, 5, 6, 7, 9)]
-    assert store.lengths(torch.arange(5), 99).tolist() == [3, 0, 1, 3, 1]
+    texts = iter(["w1 w2 w3", "", "w4", "w5 w6 w7 w8", "w9"])
+    store = TokenStore.build(texts, make_tokenizer("bert"), tmp_path, max_tokens=3, total=5)
+    assert [ids_of(store, [i]) for i in range(5)] == [[5, 6, 7], [], [8], [9, 10, 11], [13]]
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]], ids=["no texts", "empty texts"])
@@ -163,7 +162,7 @@ def test_build_that_was_killed_goes_on_at_its_last_whole_chunk(tmp_path, n):
         assert _contents(store) == _contents(whole)
 
 
-@pytest.mark.parametrize("other", [{"words": WORDS[::-1]}, {"kind": "roberta"}, {"max_tokens": 2}], ids=str)
+@pytest.mark.parametrize("other", [{"words": WORDS[::-1]}, {"kind": "roberta"}, {"max_tokens": 2}])
 def test_build_with_other_settings_begins_anew(tmp_path, other):
     _build(tmp_path / "whole", **other)
     _kill(tmp_path / "store", reading=7)
@@ -173,20 +172,18 @@ def test_build_with_other_settings_begins_anew(tmp_path, other):
 
 @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "progress.json"])
 def test_unfinished_files_that_lack_what_the_record_says_are_made_anew(tmp_path, name):
-    """After a power failure the record may be on the disk and the tokens not."""
-    _build(tmp_path / "whole")
-    _kill(tmp_path / "store", reading=7)
-    os.truncate(tmp_path / "store" / name, 9)
-    assert _build(tmp_path / "store") == 11
-    assert _contents(tmp_path / "store") == _contents(tmp_path / "whole")
-
-
-def test_store_that_is_built_anew_is_unfinished_until_it_is_done(tmp_path):
-    """A rebuild, stopped half-way, once left new tokens under old offsets: another text each."""
-    _build(tmp_path)
-    _kill(tmp_path, reading=7)
+    """After a power failure the record may be on the disk and the tokens not; also in a rebuild, which
+    once left new tokens under old offsets.
+    """
+    store, whole = tmp_path / "store", tmp_path / "whole"
+    _build(whole)
+    _build(store)
+    _kill(store, reading=7)
     with pytest.raises(ValueError, match="build it again"):
-        TokenStore.open(tmp_path)
+        TokenStore.open(store)
+    os.truncate(store / name, 9)
+    assert _build(store) == 11
+    assert _contents(store) == _contents(whole)
 
 
 def test_text_that_is_none_is_refused(tmp_path):
@@ -235,8 +232,9 @@ def test_memory_of_a_build_does_not_grow_with_its_texts(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", params=[*KINDS, EMBEDDED_ENCODER])
 def tokenizer(request):
-    known = request.param in KINDS
-    return make_tokenizer(request.param) if known else AutoTokenizer.from_pretrained(encoder_path(request.param))
+    if request.param in KINDS:
+        return make_tokenizer(request.param)
+    return AutoTokenizer.from_pretrained(encoder_path(request.param))
 
 
 def _pack(queries, passages, tokenizer, *, query_tokens=999, passage_tokens=999):
@@ -313,16 +311,13 @@ def test_templates_are_read_off_any_vocabulary():
     assert PairTemplate.of(none) == PairTemplate((0,), (2,), (2,), (0, 1))
 
 
-def test_segments_are_those_that_the_tokenizer_gives_when_not_asked_for_more():
+def test_segments_are_the_tokenizers_own_and_those_of_another_form_are_refused():
     """A tokenizer whose inputs leave ``token_type_ids`` out once gave other scores here than the
     saved folder in transformers and sentence-transformers, which do not ask for them.
     """
     tokenizer = make_tokenizer("bert")
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     assert PairTemplate.of(tokenizer).segments == (0, 0)
-
-
-def test_segments_of_another_form_are_refused():
     tokenizer = make_tokenizer("bert")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:2 $A:0 [SEP]:0", pair="[CLS]:2 $A:0 [SEP]:0 $B:1 [SEP]:1",
@@ -346,7 +341,8 @@ class _Reads(TorchFunctionMode):
 
 
 def test_packing_reads_from_the_device_once():
-    store, rows = TokenStore.from_lists([[7, 8, 9], [], [5]]), torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]])
+    store = TokenStore.from_lists([[7, 8, 9], [], [5]])
+    rows = torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]])
     template = PairTemplate((1,), (2, 2), (3,), (0, 1))
     with _Reads() as reads:
         reads.seen = []
