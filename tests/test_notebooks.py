@@ -241,7 +241,7 @@ def test_the_query_is_what_stage_2_improves_most_where_the_teacher_knows_better(
 
     a, b, c, d = page["results"].values.index[:4]
     changes = [(a, after, 0.9), (b, [teacher, after], 0.5)]
-    changes += [(c, [teacher, first, after], 0.6), (d, [before, teacher], 0.7)]
+    changes += [(c, [teacher, first, after], 0.6), (d, after, 0.9), (d, [before, teacher], 0.2)]
     assert chosen(changes) == b
     assert chosen([*changes, (c, teacher, 0.7)]) == c
     assert chosen([*changes, (slice(None), teacher, 0.0)]) == a
