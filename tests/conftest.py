@@ -14,19 +14,11 @@ import torch
 from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
     BertModel,
-    ElectraConfig,
-    ElectraForSequenceClassification,
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    XLMRobertaConfig,
-    XLMRobertaForSequenceClassification,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -40,17 +32,13 @@ torch.set_num_threads(1)
 WORDS = [f"w{i}" for i in range(40)]
 KINDS = ("bert", "electra", "roberta", "modernbert")
 _ROBERTA = {"type_vocab_size": 1, "max_position_embeddings": 66}
-_MODERN = {  # layers are global, local, global, ...; a local one sees three places to either side
-    "global_attn_every_n_layers": 2, "local_attention": 6, "bos_token_id": 0, "cls_token_id": 0,
-    "eos_token_id": 2, "sep_token_id": 2,
+_OWN = {
+    "bert": {}, "electra": {"embedding_size": 12}, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA,
+    "modernbert": {  # layers are global, local, global, ...; a local one sees three places to either side
+        "global_attn_every_n_layers": 2, "local_attention": 6, "bos_token_id": 0, "cls_token_id": 0,
+        "eos_token_id": 2, "sep_token_id": 2,
+    },
 }  # fmt: skip
-_MODELS = {
-    "bert": (BertConfig, BertForSequenceClassification, {}),
-    "electra": (ElectraConfig, ElectraForSequenceClassification, {"embedding_size": 12}),
-    "roberta": (RobertaConfig, RobertaForSequenceClassification, _ROBERTA),
-    "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _ROBERTA),
-    "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, _MODERN),
-}
 
 
 def make_tokenizer(kind, words=WORDS):
@@ -76,7 +64,6 @@ def make_tokenizer(kind, words=WORDS):
 
 def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
     """Random weights, some ten times larger than usual, so that scores differ."""
-    config, model, settings = _MODELS[kind]
     torch.manual_seed(seed)
     sizes = {
         "vocab_size": len(WORDS) + 4, "hidden_size": 24, "num_hidden_layers": layers,
@@ -86,8 +73,8 @@ def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": 0.0}
     if kind == "modernbert":
         dropouts = {f"{part}_dropout": dropout for part in ("embedding", "mlp", "classifier")}
-    settings = sizes | settings | dropouts | {"num_labels": 1, "initializer_range": 0.2} | own
-    return model(config(**settings))
+    settings = sizes | _OWN[kind] | dropouts | {"num_labels": 1, "initializer_range": 0.2} | own
+    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **settings))
 
 
 def make_student(kind="bert", *, query_tokens=5, passage_tokens=20, **own):
@@ -151,12 +138,8 @@ def stores(texts):
 def encoder_folder(tmp_path_factory):
     """A folder with a tiny encoder that reads what the embedded one reads."""
     tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=8, num_labels=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(config)
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "initializer_range": 0.02}
+    model = make_model("bert", vocab_size=len(tokenizer), max_position_embeddings=512, pad_token_id=0, **sizes)
     folder = tmp_path_factory.mktemp("encoder")
     CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
     return str(folder)

@@ -14,7 +14,6 @@ from sentence_transformers import SentenceTransformer
 
 from rdl_core.data import published
 from rdl_core.data.collections import load
-from rdl_core.evaluate import per_query
 from rdl_core.teachers.encoders import fuse
 from rdl_study.grid import RankingConfig, rank
 from rdl_study.lists import ListsConfig, candidates_of, chosen_queries, lists, order_scores
@@ -37,8 +36,8 @@ def store(tmp_path_factory):
 @needs_data
 def test_the_teachers_order_is_the_published_one_and_a_cut_keeps_it():
     deep, cut = (lists(replace(BM25, teacher="rank_vicuna", depth=depth)) for depth in (100, 10))
-    run = deep.assign(score=-deep["teacher_rank"].astype(float))[[*IDS, "score"]]
-    assert round(per_query(load(BM25.collection).qrels, run)["nDCG@10"].mean(), 4) == 0.6682
+    (stated,) = published.teacher_runs(BM25.collection, "bm25", "rank_vicuna")
+    assert len(deep.merge(stated, on=[*IDS, "teacher_rank"])) == len(deep)
     both = cut.merge(deep, on=IDS, suffixes=("", "_deep"))
     assert len(both) == len(cut) == 430
     for _, rows in both.groupby("query_id"):
@@ -50,12 +49,10 @@ def test_the_teachers_order_is_the_published_one_and_a_cut_keeps_it():
 def test_the_mean_of_five_repetitions_is_the_mean_of_their_ranks():
     frame = lists(replace(BM25, teacher="gpt_3.5_mean"))
     runs = published.teacher_runs(BM25.collection, "bm25", "gpt_3.5")
-    assert len(runs) == 5
-    mean = pd.concat(runs).groupby(IDS)["teacher_rank"].mean()
-    for query_id, rows in list(frame.groupby("query_id"))[:3]:
-        first = dict(zip(rows["doc_id"], rows["rank"], strict=True))
-        by_hand = sorted(first, key=lambda doc_id: (mean[query_id, doc_id], first[doc_id]))
-        assert rows.sort_values("teacher_rank")["doc_id"].tolist() == by_hand
+    mean = pd.concat(runs).groupby(IDS)["teacher_rank"].agg(["mean", "size"]).reset_index()
+    assert mean["size"].eq(5).all()
+    for _, rows in frame.merge(mean, on=IDS).sort_values(["mean", "rank"]).groupby("query_id"):
+        assert rows["teacher_rank"].is_monotonic_increasing
 
 
 @needs_data

@@ -196,16 +196,15 @@ def test_a_study_without_notebooks_is_recorded_and_done(tiny, tmp_path, monkeypa
 @pytest.mark.slow
 def test_jobs_with_working_copies_of_their_own_give_the_same_bytes(tiny, tmp_path, monkeypatch):
     """Two training runs, one after the other, here and through cluster-generic."""
-    found = []
-    executors = (("here", ["--cores", "2"]), ("there", ["--workflow-profile", "cluster/generic"]))
-    for name, where in executors:
+    files = []
+    for name, where in (("here", "--cores=2"), ("there", "--workflow-profile=cluster/generic")):
         monkeypatch.setenv("RDL_RUNS", str(tmp_path / name))
         nodes, plan = graph.nodes(str(tiny)), graph.plan(str(tiny))
         last = next(n for n in nodes.values() if any(x.startswith("student") for x in n.needs))
-        done = call(str(graph.marker(last.name)), *where, "--scheduler", "greedy", plan=plan)
+        done = call(str(graph.marker(last.name)), where, "--scheduler", "greedy", plan=plan)
         assert done.returncode == 0, done.stderr
-        runs = sorted((tmp_path / name).glob("rank-*/run.parquet"))
-        weights = sorted((tmp_path / name).glob("train-*/model/model.safetensors"))
-        found.append({str(x.relative_to(tmp_path / name)): x.read_bytes() for x in (*runs, *weights)})
-    assert found[0] == found[1]
-    assert sum(run.startswith("train-") for run in found[0]) == 2
+        paths = sorted((tmp_path / name).glob("rank-*/run.parquet"))
+        paths += sorted((tmp_path / name).glob("train-*/model/model.safetensors"))
+        files.append({str(x.relative_to(tmp_path / name)): x.read_bytes() for x in paths})
+    assert files[0] == files[1]
+    assert sum(path.startswith("train-") for path in files[0]) == 2

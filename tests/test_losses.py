@@ -56,7 +56,7 @@ def batches(draw, max_batch=3, max_n=6):
 
 
 def random_lists(seed, batch=6, n=6):
-    """float64 scores (ties in half), tied targets, all negative in the last; lists 0-2 are degenerate."""
+    """float64 scores, half tied; tied targets, negative in the last list; lists 0-2 are degenerate."""
     generator = torch.Generator().manual_seed(seed)
     scores = 2 * torch.randn(batch, n, generator=generator, dtype=torch.float64)
     scores[::2] = scores[::2].round()

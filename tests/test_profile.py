@@ -22,9 +22,8 @@ MINI = yaml.safe_load((project_folder() / "profiles" / "mini.yaml").read_text())
 
 
 def with_value(key, value):
-    values = copy.deepcopy(MINI)
+    values = inner = copy.deepcopy(MINI)
     *path, last = key.split(".")
-    inner = values
     for part in path:
         inner = inner[part]
     inner[last] = value
@@ -35,10 +34,8 @@ def with_value(key, value):
     ("key", "value", "says"),
     [
         ("stage1.training.steps", "many", "stage1.training.steps: .*integer.*got 'many'"),
-        ("stage1.training.steps", 0, "stage1.training.steps: .*greater than or equal to 1, got 0"),
         ("stage2.training.loss", "rnknet", "loss: expected one of .*adr_mse.*got 'rnknet'"),
         ("stage2.training.sampler", "bes", "sampler: .*single_relevant.*got 'bes'"),
-        ("stage2.training.learning_rate", 2.0, "stage2.training.learning_rate: .*less than 1"),
         ("stage2.training.learning_rat", 0.1, "stage2.training.learning_rat: unknown key"),
         ("stage2.lists.teacher", "gpt", "teacher: .*fused.*got 'gpt'"),
         ("stage2.lists.first_stage", "bm25+tfidf", "first_stage: .*bm25.*got 'tfidf'"),
@@ -48,10 +45,7 @@ def with_value(key, value):
         ("stage2.training.dev_every", 2, "dev: expected dev queries if and only if"),
         ("seeds", [], "seeds: "),
         ("alike", "steps", "alike: .*'passages' or 'passes'"),
-        ("ablation_queries", 1, "ablation_queries: .*got 1"),
         ("scale", "huge", "scale: .*'smoke', 'subset' or 'full', got 'huge'"),
-        ("head", "similarity", "head: unknown key"),
-        ("more_encoders", "electra", "more_encoders: .*got 'electra'"),
     ],
 )
 def test_a_wrong_value_is_named(key, value, says):
@@ -59,21 +53,14 @@ def test_a_wrong_value_is_named(key, value, says):
         checked(Profile, with_value(key, value), what="a profile")
 
 
-def test_every_mistake_is_named_at_once():
+def test_every_mistake_is_named_at_once_and_text_may_be_a_number():
     values = with_value("stage1.training.steps", 0) | {"bogus": 1}
     with pytest.raises(ValueError, match=r"(?s)stage1.training.steps.*bogus: unknown key"):
         checked(Profile, values, what="a profile")
-
-
-def test_a_rate_that_yaml_reads_as_text_is_a_number():
-    values = with_value("stage2.training.learning_rate", yaml.safe_load("1e-5"))
-    assert values["stage2"]["training"]["learning_rate"] == "1e-5"
-    assert checked(Profile, values, what="a profile").stage2.training.learning_rate == 1e-5
-
-
-def test_an_unknown_profile_lists_the_known():
     with pytest.raises(ValueError, match="unknown profile 'mny': expected one of .*mini"):
         load_profile("mny")
+    values = with_value("stage2.training.learning_rate", "1e-5")  # what YAML makes of it
+    assert checked(Profile, values, what="a profile").stage2.training.learning_rate == 1e-5
 
 
 def test_a_student_is_trained_in_the_named_stages_in_the_profiles_precision():
@@ -83,9 +70,6 @@ def test_a_student_is_trained_in_the_named_stages_in_the_profiles_precision():
     assert (second.stages, second.seed) == (both.stages[1:], 7)
     assert {stage.training.precision for stage in both.stages} == {"bfloat16"}
     assert load_profile(profile) is profile
-
-
-# --- parameters of notebooks ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -131,19 +115,13 @@ def test_a_notebook_declares_what_it_compares_with_the_values_that_it_is_given(p
         Part(profile=tiny, systems=part.systems, baseline="BM25")
 
 
-def test_values_arrive_from_papermills_command_line_as_text(page):
+def test_values_may_be_papermills_text_and_the_cell_may_be_run_again_by_hand(page):
     """``-p depths "[5,10,20]"`` gives the text; it was once refused as no list."""
-    names = {"profile": "mini", "losses": '["ranknet", "adr_mse"]', "depths": "[5,10,20]"}
-    namespace = names | {"n_train": "7", "rate": 1}
+    namespace = {"profile": "mini", "losses": '["ranknet", "adr_mse"]', "depths": "[5,10,20]"}
+    namespace |= {"n_train": "7", "rate": 1, "LOSSES": {}, "_private": 1, "In": [], "pytest": pytest}
     notebook.parameters("loss", namespace)
     assert (namespace["losses"], namespace["depths"]) == (["ranknet", "adr_mse"], [5, 10, 20])
     assert (namespace["n_train"], namespace["rate"]) == (7, 1)
-
-
-def test_a_set_up_cell_may_be_run_again_by_hand(page):
-    namespace = {"profile": "mini", "losses": ["ranknet"], "depths": [5], "n_train": 1, "rate": 1.0}
-    namespace |= {"LOSSES": {}, "_private": 1, "In": [], "pytest": pytest}
-    notebook.parameters("loss", namespace)
     namespace |= {"later": "of another cell", "depths": [7], "profile": load_profile("mini")}
     notebook.parameters("loss", namespace)
     assert namespace["depths"] == [7]

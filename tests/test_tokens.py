@@ -5,22 +5,20 @@ import os
 import signal
 import time
 import tracemalloc
-import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import KINDS, WORDS, make_tokenizer
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, processors
 from torch.overrides import TorchFunctionMode
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rdl_core import tokens
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.tokens import Packed, PairTemplate, TokenCorpus, TokenStore, pack, plan_batches
+from rdl_core.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 
 few = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 id_lists = st.lists(st.lists(st.integers(0, 2**16 - 1), max_size=6), min_size=1, max_size=6)
@@ -50,9 +48,7 @@ def test_gather_equals_slicing(rows, data, max_tokens):
     assert lengths.tolist() == [len(row) for row in cut]
 
 
-@pytest.mark.parametrize(
-    ("n_words", "stored"), [(40_000, torch.int16), (70_000, torch.int32)], ids=["uint16", "int32"]
-)
+@pytest.mark.parametrize(("n_words", "stored"), [(40_000, torch.int16), (70_000, torch.int32)])
 def test_ids_of_large_vocabularies_survive_disk_and_memory(tmp_path, n_words, stored):
     """XLM-RoBERTa has 250,002 words: ids above 65,535 once raised an OverflowError in memory."""
     tokenizer = make_tokenizer("bert", words=[f"w{i}" for i in range(n_words)])
@@ -63,6 +59,8 @@ def test_ids_of_large_vocabularies_survive_disk_and_memory(tmp_path, n_words, st
     for kept in (store, TokenStore.open(tmp_path), TokenStore.of_texts(texts, tokenizer)):
         assert kept.flat.dtype == stored
         assert ids_of(kept) == expected
+    store.flat[0] = 9  # the map is private: a write reaches no file
+    assert ids_of(TokenStore.open(tmp_path)) == expected
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4096])
@@ -80,25 +78,6 @@ def test_store_without_a_token(tmp_path, texts):
     assert (len(store), ids_of(store)) == (len(texts), [])
 
 
-def test_a_corpus_knows_its_rows_by_their_ids():
-    queries = pd.DataFrame({"query_id": ["7", "x"], "query": ["w1", "w2 w3"]})
-    passages = pd.DataFrame({"doc_id": ["d"], "text": ["w4"]})
-    corpus = TokenCorpus.of(queries, passages, make_tokenizer("bert"))
-    assert (list(corpus.query_ids), ids_of(corpus.queries)) == (["7", "x"], [5, 6, 7])
-    assert (list(corpus.doc_ids), ids_of(corpus.passages)) == (["d"], [8])
-
-
-def test_maps_are_not_written_through(tmp_path):
-    """The map is private: what training does to a tensor never reaches the store's file."""
-    store = TokenStore.build(["w1 w2"], make_tokenizer("bert"), tmp_path, max_tokens=9, total=1)
-    store.flat[0] = 9
-    assert np.fromfile(tmp_path / "tokens.bin", np.uint16).tolist() == [5, 6]
-
-
-def _cut_file(name, n_bytes):
-    return lambda folder: os.truncate(folder / name, n_bytes)
-
-
 def _other_last_offset(folder):
     offsets = np.fromfile(folder / "offsets.bin", np.int64)
     offsets[-1] += 1
@@ -112,12 +91,10 @@ def _recount(folder, n_rows=7):
 
 DAMAGE = {
     "unfinished": lambda folder: (folder / "store.json").unlink(),
-    "tokens missing": _cut_file("tokens.bin", 4), "half a token": _cut_file("tokens.bin", 3),
-    "no tokens": _cut_file("tokens.bin", 0), "offsets cut": _cut_file("offsets.bin", 20),
-    "no tokens file": lambda folder: (folder / "tokens.bin").unlink(),
-    "no offsets": lambda folder: (folder / "offsets.bin").unlink(),
+    "no tokens": lambda folder: (folder / "tokens.bin").unlink(),
+    **{f"{name} of {n}": lambda folder, name=name, n=n: os.truncate(folder / name, n)
+       for name, n in (("tokens.bin", 0), ("tokens.bin", 3), ("offsets.bin", 20), ("store.json", 5))},
     "other last offset": _other_last_offset, "other row count": _recount,
-    "store.json cut": _cut_file("store.json", 5),
 }  # fmt: skip
 
 
@@ -125,15 +102,13 @@ DAMAGE = {
 def test_unfinished_or_damaged_store_is_refused(tmp_path, damage):
     TokenStore.build(["w1 w2", "w3"], make_tokenizer("bert"), tmp_path, max_tokens=9, total=2)
     damage(tmp_path)
-    with pytest.raises(ValueError, match="build it again") as error:
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no whole token store .*build it again"):
         TokenStore.open(tmp_path)
-    assert str(tmp_path) in str(error.value)
 
 
 # --- builds that are killed, and large ones -------------------------------------------------------
 
 PASSAGES = [" ".join(WORDS[i % 7 : i % 7 + i % 5]) for i in range(11)]  # 4 chunks of 3 texts
-FILES = ("tokens.bin", "offsets.bin", "store.json")
 
 
 def _build(folder, texts=PASSAGES, *, kind="bert", words=WORDS, max_tokens=3):
@@ -141,103 +116,77 @@ def _build(folder, texts=PASSAGES, *, kind="bert", words=WORDS, max_tokens=3):
     done, tokenise = [], tokens._tokenise
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_CHUNK", 3)
-        patch.setattr(tokens, "_tokenise", lambda chunk, *more: done.extend(chunk) or tokenise(chunk, *more))
+        patch.setattr(tokens, "_tokenise", lambda chunk, *x: done.extend(chunk) or tokenise(chunk, *x))
         tokenizer = make_tokenizer(kind, words=words)
         TokenStore.build(texts, tokenizer, folder, max_tokens=max_tokens, total=11)
     return len(done)
 
 
 def _contents(folder):
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
-    return [(folder / name).read_bytes() for name in FILES]
+    names = ["offsets.bin", "store.json", "tokens.bin"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    return [(folder / name).read_bytes() for name in names]
 
 
-def _begin(folder, n=7):
-    def stops():
-        yield from PASSAGES[:n]
-        raise InterruptedError
+def _kill(folder, *, reading=99, renaming=99):
+    """A build in a process of its own that is killed at its n-th text, or at its n-th rename."""
+    if not (child := os.fork()):
+        replace, left = os.replace, iter(range(renaming))
 
-    with pytest.raises(InterruptedError):
-        _build(folder, stops())
+        def texts():
+            yield from PASSAGES[:reading]
+            os.kill(os.getpid(), signal.SIGKILL)
 
+        def rename(*names):
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*names)
 
-@pytest.fixture
-def uninterrupted(tmp_path):
-    assert _build(tmp_path / "whole") == 11
-    return _contents(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("n", range(12))
-def test_build_stopped_while_reading_goes_on_at_its_last_whole_chunk(tmp_path, uninterrupted, n):
-    _begin(tmp_path / "store", n)
-    with pytest.raises(ValueError, match="build it again"):
-        TokenStore.open(tmp_path / "store")
-    assert _build(tmp_path / "store", iter(PASSAGES)) == 11 - n // 3 * 3
-    assert _contents(tmp_path / "store") == uninterrupted
-
-
-@pytest.mark.parametrize("n_renames", range(6))
-def test_build_stopped_while_recording_goes_on(tmp_path, monkeypatch, uninterrupted, n_renames):
-    """The files are then longer than the record says; the rest must not stay in them."""
-    replace, left = os.replace, iter([True] * n_renames)
-
-    def stops(source, target):
-        if not next(left, False):
-            raise InterruptedError
-        replace(source, target)
-
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(os, "replace", stops)
-        _build(tmp_path / "store")
-    assert _build(tmp_path / "store") == 11 - min(3 * max(n_renames - 1, 0), 11)
-    assert _contents(tmp_path / "store") == uninterrupted
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_build_that_was_killed_goes_on_in_another_process(tmp_path, uninterrupted):
-    def killed():
-        yield from PASSAGES[:8]
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if not child:
         try:
-            _build(tmp_path / "store", killed())
+            os.replace = rename
+            _build(folder, texts())
         finally:
             os._exit(1)  # never back into pytest
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert _build(tmp_path / "store") == 5
-    assert _contents(tmp_path / "store") == uninterrupted
 
 
-@pytest.mark.parametrize(
-    "other", [{"words": WORDS[::-1]}, {"kind": "roberta"}, {"max_tokens": 2}],
-    ids=["vocabulary", "special tokens", "max_tokens"],
-)  # fmt: skip
+@pytest.mark.parametrize("n", range(12))
+def test_build_that_was_killed_goes_on_at_its_last_whole_chunk(tmp_path, n):
+    """Killed while a record is put in place, it leaves files that are longer than the record says."""
+    store, whole = tmp_path / "store", tmp_path / "whole"
+    assert _build(whole) == 11
+    for kill, done in (({"reading": n}, n // 3 * 3), ({"renaming": n % 5}, max(n % 5 - 1, 0) * 3)):
+        _kill(store, **kill)
+        with pytest.raises(ValueError, match="build it again"):
+            TokenStore.open(store)
+        assert _build(store, iter(PASSAGES)) == 11 - done
+        assert _contents(store) == _contents(whole)
+
+
+@pytest.mark.parametrize("other", [{"words": WORDS[::-1]}, {"kind": "roberta"}, {"max_tokens": 2}], ids=str)
 def test_build_with_other_settings_begins_anew(tmp_path, other):
     _build(tmp_path / "whole", **other)
-    _begin(tmp_path / "store")
+    _kill(tmp_path / "store", reading=7)
     assert _build(tmp_path / "store", **other) == 11
     assert _contents(tmp_path / "store") == _contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("old", ["w1 w2", "w1"], ids=["as long", "shorter"])
-def test_store_that_is_built_anew_is_unfinished_until_it_is_done(tmp_path, monkeypatch, old):
-    """A rebuild, stopped half-way, once left new tokens under old offsets: another text each."""
-    monkeypatch.setattr(tokens, "_CHUNK", 1)
-    TokenStore.build([old, "w5"], make_tokenizer("bert"), tmp_path, max_tokens=9, total=2)
-    _begin(tmp_path, 2)
-    with pytest.raises(ValueError, match="build it again"):
-        TokenStore.open(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "progress.json"])
-def test_unfinished_files_that_lack_what_the_record_says_are_made_anew(tmp_path, uninterrupted, name):
+def test_unfinished_files_that_lack_what_the_record_says_are_made_anew(tmp_path, name):
     """After a power failure the record may be on the disk and the tokens not."""
-    _begin(tmp_path / "store")
+    _build(tmp_path / "whole")
+    _kill(tmp_path / "store", reading=7)
     os.truncate(tmp_path / "store" / name, 9)
     assert _build(tmp_path / "store") == 11
-    assert _contents(tmp_path / "store") == uninterrupted
+    assert _contents(tmp_path / "store") == _contents(tmp_path / "whole")
+
+
+def test_store_that_is_built_anew_is_unfinished_until_it_is_done(tmp_path):
+    """A rebuild, stopped half-way, once left new tokens under old offsets: another text each."""
+    _build(tmp_path)
+    _kill(tmp_path, reading=7)
+    with pytest.raises(ValueError, match="build it again"):
+        TokenStore.open(tmp_path)
 
 
 def test_text_that_is_none_is_refused(tmp_path):
@@ -263,11 +212,10 @@ def test_opening_reads_no_offsets(tmp_path):
     tracemalloc.start()
     started = time.process_time()
     store = TokenStore.open(tmp_path)
-    cpu_s, peak_bytes = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    assert time.process_time() - started < 0.5
+    assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
     assert ids_of(store, [n_rows - 1]) == [5]
-    assert cpu_s < 0.5
-    assert peak_bytes < 100_000
 
 
 def test_memory_of_a_build_does_not_grow_with_its_texts(tmp_path, monkeypatch):
@@ -285,34 +233,10 @@ def test_memory_of_a_build_does_not_grow_with_its_texts(tmp_path, monkeypatch):
 # --- pairs ----------------------------------------------------------------------------------------
 
 
-def _word_pieces():
-    letters = sorted(set("".join(TEXTS).lower()) - set(" \n"))
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "me", "##an", "of", *letters]
-    return BertTokenizer(vocab={x: i for i, x in enumerate([*pieces, *(f"##{x}" for x in letters)])})
-
-
-def _byte_pairs():
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    )  # fmt: skip
-    trained.train_from_iterator(TEXTS, trainer)
-    model = json.loads(trained.to_str())["model"]
-    return RobertaTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
-
-
-TOKENIZERS = {
-    **{f"words, {kind}": lambda kind=kind: make_tokenizer(kind) for kind in KINDS},
-    "word pieces, BERT": _word_pieces, "byte pairs, RoBERTa": _byte_pairs,
-    "embedded MiniLM": lambda: AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER)),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=TOKENIZERS)
+@pytest.fixture(scope="module", params=[*KINDS, EMBEDDED_ENCODER])
 def tokenizer(request):
-    return TOKENIZERS[request.param]()
+    known = request.param in KINDS
+    return make_tokenizer(request.param) if known else AutoTokenizer.from_pretrained(encoder_path(request.param))
 
 
 def _pack(queries, passages, tokenizer, *, query_tokens=999, passage_tokens=999):
@@ -338,6 +262,9 @@ def test_pairs_are_packed_as_the_tokenizer_builds_them(tokenizer):
     assert _cuts(packed, packed.position_ids) == [list(range(len(i))) for i in zeros]
     assert packed.max_length == max(map(len, zeros))
     assert packed.cu_seqlens.dtype == torch.int32
+    nothing = _pack([], [], tokenizer)
+    assert nothing.input_ids.tolist() == nothing.position_ids.tolist() == []
+    assert (nothing.cu_seqlens.tolist(), nothing.max_length) == ([0], 0)
 
 
 @pytest.mark.parametrize(("query_tokens", "passage_tokens"), [(1, 1), (2, 5), (40, 3)])
@@ -366,31 +293,33 @@ def test_store_on_disk_holds_what_the_tokenizer_gives_and_leaves_its_settings(
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
+def _made_of(model, normalizer=None, **own):
+    pieces = Tokenizer(model)
+    pieces.post_processor = make_tokenizer("bert").backend_tokenizer.post_processor
+    if normalizer:
+        pieces.normalizer = normalizer
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, **own)
+
+
+def test_templates_are_read_off_any_vocabulary():
+    """A tokenizer may cut even "a" in two, or, without an unknown token, give nothing for it."""
+    pieces = models.WordPiece({"[UNK]": 0, "_": 1, "##a": 2, "##b": 3}, unk_token="[UNK]")
+    in_two = _made_of(pieces, normalizers.Prepend("_"))
+    assert len(in_two("a", add_special_tokens=False)["input_ids"]) == 2
+    assert PairTemplate.of(in_two).n_tokens == 3
+    names = ["input_ids", "token_type_ids"]
+    none = _made_of(models.BPE({"[CLS]": 0, "[SEP]": 1, "z": 2}, []), model_input_names=names)
+    assert none("a", add_special_tokens=False)["input_ids"] == []
+    assert PairTemplate.of(none) == PairTemplate((0,), (2,), (2,), (0, 1))
+
+
 def test_segments_are_those_that_the_tokenizer_gives_when_not_asked_for_more():
     """A tokenizer whose inputs leave ``token_type_ids`` out once gave other scores here than the
     saved folder in transformers and sentence-transformers, which do not ask for them.
     """
-    silent = PreTrainedTokenizerFast(
-        tokenizer_object=make_tokenizer("bert").backend_tokenizer,
-        model_input_names=["input_ids", "attention_mask"], cls_token="[CLS]", sep_token="[SEP]",
-    )  # fmt: skip
-    assert PairTemplate.of(silent).segments == (0, 0)
-
-
-def test_template_survives_letters_of_several_tokens_and_of_none():
-    """A tokenizer may cut even "a" in two, or, without an unknown token, give nothing for it."""
-    processor = make_tokenizer("bert").backend_tokenizer.post_processor
-    pieces = Tokenizer(models.WordPiece({"[UNK]": 0, "_": 1, "##a": 2, "##b": 3}, unk_token="[UNK]"))
-    pieces.normalizer, pieces.post_processor = normalizers.Prepend("_"), processor
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)
-    assert len(tokenizer("a", add_special_tokens=False)["input_ids"]) == 2
-    assert PairTemplate.of(tokenizer).n_tokens == 3
-    pieces = Tokenizer(models.BPE({"[CLS]": 0, "[SEP]": 1, "z": 2}, []))
-    pieces.post_processor = processor
-    names = ["input_ids", "token_type_ids"]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, model_input_names=names)
-    assert tokenizer("a", add_special_tokens=False)["input_ids"] == []
-    assert PairTemplate.of(tokenizer) == PairTemplate((0,), (2,), (2,), (0, 1))
+    tokenizer = make_tokenizer("bert")
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    assert PairTemplate.of(tokenizer).segments == (0, 0)
 
 
 def test_segments_of_another_form_are_refused():
@@ -401,12 +330,6 @@ def test_segments_of_another_form_are_refused():
     )  # fmt: skip
     with pytest.raises(ValueError, match="expected segments 0 .* BERT's or RoBERTa's form"):
         PairTemplate.of(tokenizer)
-
-
-def test_no_texts_and_no_pairs(tokenizer):
-    packed = _pack([], [], tokenizer)
-    assert packed.input_ids.tolist() == packed.position_ids.tolist() == []
-    assert (packed.cu_seqlens.tolist(), packed.max_length) == ([0], 0)
 
 
 class _Reads(TorchFunctionMode):
@@ -422,57 +345,28 @@ class _Reads(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _stores_and_rows(device="cpu"):
-    stores = [TokenStore.from_lists([[7, 8, 9], [], [5]]).to(device) for _ in range(2)]
-    return *stores, *torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]], device=device)
-
-
-BERT = {"template": PairTemplate((1,), (2, 2), (3,), (0, 1)), "query_tokens": 2, "passage_tokens": 9}
-
-
 def test_packing_reads_from_the_device_once():
-    stores_and_rows = _stores_and_rows()
+    store, rows = TokenStore.from_lists([[7, 8, 9], [], [5]]), torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]])
+    template = PairTemplate((1,), (2, 2), (3,), (0, 1))
     with _Reads() as reads:
         reads.seen = []
-        pack(*stores_and_rows, **BERT)
+        pack(store, store, *rows, template=template, query_tokens=2, passage_tokens=9)
     assert reads.seen == ["tolist"]
-
-
-@pytest.mark.gpu
-def test_packing_waits_for_the_device_once():
-    stores_and_rows = _stores_and_rows("cuda")
-    pack(*stores_and_rows, **BERT)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            packed = pack(*stores_and_rows, **BERT)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len([w for w in caught if "synchronizing" in str(w.message)]) == 1
-    assert torch.equal(packed.input_ids.cpu(), pack(*_stores_and_rows(), **BERT).input_ids)
 
 
 # --- batches --------------------------------------------------------------------------------------
 
 
 @few
-@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 200), st.integers(1, 9))
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200), st.integers(1, 9))
 def test_batches_are_a_partition_within_the_budget(lengths, budget, workers):
     batches = plan_batches(torch.tensor(lengths, dtype=torch.int64), budget, workers=workers)
     sizes = [[lengths[i] for i in batch.tolist()] for batch in batches]
     assert sorted(torch.cat(batches).tolist() if batches else []) == list(range(len(lengths)))
     assert all(len(size) == 1 or max(size) * len(size) <= budget for size in sizes)
     assert sum(sizes, []) == sorted(lengths, reverse=True)
-
-
-@few
-@given(st.lists(st.integers(1, 50), min_size=2, max_size=40), st.integers(1, 200))
-def test_no_batch_could_take_the_next_pair(lengths, budget):
-    batches = plan_batches(torch.tensor(lengths), budget)
-    assume(len(batches) > 1)
-    for batch in batches[:-1]:
-        assert max(lengths[i] for i in batch.tolist()) * (len(batch) + 1) > budget
+    if workers == 1:
+        assert all(max(size) * (len(size) + 1) > budget for size in sizes[:-1])  # the next does not fit
 
 
 @pytest.mark.parametrize("workers", [4, 8])
@@ -498,8 +392,7 @@ def test_filler_comes_behind_and_brings_a_round_number(lengths, multiple):
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
     packed = Packed(positions + 5, positions, positions % 2, ends, max(lengths))
     filled = packed.filled(multiple)
-    assert len(filled.input_ids) % multiple == 0
-    assert 0 <= len(filled.input_ids) - sum(lengths) < multiple
+    assert len(filled.input_ids) == -(-sum(lengths) // multiple) * multiple == filled.cu_seqlens[-1]
     for name in ("input_ids", "position_ids", "segment_ids", "cu_seqlens"):
         before, after = getattr(packed, name), getattr(filled, name)
         assert torch.equal(after[: len(before)], before)
@@ -508,4 +401,3 @@ def test_filler_comes_behind_and_brings_a_round_number(lengths, multiple):
     assert sizes.min() >= 1
     assert sizes.max() == packed.max_length == filled.max_length
     assert torch.equal(filled.position_ids, torch.cat([torch.arange(n) for n in sizes]))
-    assert filled.cu_seqlens[-1] == len(filled.input_ids)

@@ -30,71 +30,28 @@ from rdl_study import cli, live, pages
 from rdl_study.store import project_folder
 
 torch.set_num_threads(1)
-LIMITS = ["--query-tokens", "5", "--passage-tokens", "20", "--precision", "float32"]
-
-
-def distil_words(inputs):
-    return [
-        "distill", f"{inputs}/requests.jsonl", "out", "--encoder", f"{inputs}/encoder", *LIMITS,
-        "--list-size", "6", "--queries-per-step", "4", "--steps", "40", "--checkpoint-every", "4",
-    ]  # fmt: skip
-
-
-def distil(folder, inputs, url):
-    app(distil_words(inputs))
-
-
-def rerank(folder, inputs, url):
-    app(["rerank", f"{inputs}/student", f"{inputs}/requests.jsonl", "out.run", *LIMITS])
-
-
-def teach(folder, inputs, url):
-    words = ["--base-url", url, "--model", "m", "--window-size", "6", "--stride", "3"]
-    app(["teach", f"{inputs}/worth.jsonl", "out", *words, "--in-flight", "2"])
-
-
-def fetch(folder, inputs, url):
-    os.environ["RDL_CACHE"] = str(folder / "cache")
-    os.environ.pop("RDL_MIRROR", None)
-    downloads._REGISTRY = inputs / "registry.json"
-    app(["fetch", "vaswani"])
-
-
-def tokenise(folder, inputs, url):
-    tokens._CHUNK = 200
-    texts = [f"w{n % 40} w{n % 7} w{n % 11}" for n in range(40_000)]
-    store = tokens.TokenStore
-    store.build(texts, make_tokenizer("bert"), folder / "store", max_tokens=8, total=len(texts))
-
-
-def execute_page(folder, inputs, url):
-    """A notebook, by papermill; the kernel of one that is killed ends by itself."""
-    os.environ["RDL_RUNS"] = str(folder / "runs")
-    executed = pages.page("mini", "costs").folder / "page.ipynb"
-    cells = nbformat.read(executed, as_version=4).cells
-    (folder / "outputs.json").write_text(json.dumps([cell.get("outputs") for cell in cells]))
-
-
-def build_book(folder, inputs, url):
-    """The last job of the graph, for a book of two pages, one of which is executed."""
-    os.environ["RDL_RUNS"] = str(folder / "runs")
-    shutil.copytree(inputs / "book", folder, dirs_exist_ok=True)
-    pages.notebooks = lambda: ["costs"]
-    cli.project_folder = lambda: folder
-    live.make_live = lambda *_: "without a live page, which needs a student"
-    cli.build([])
-
-
+LIMITS = "--query-tokens 5 --passage-tokens 20 --precision float32"
+DISTILL = f"--list-size 6 --queries-per-step 4 --steps 40 --checkpoint-every 4 {LIMITS}"
+COMMANDS = {
+    "fetch": "fetch vaswani",
+    "teach": "teach {0}/worth.jsonl out --base-url {1} --model m --window-size 6 --stride 3 --in-flight 2",
+    "distill": f"distill {{0}}/requests.jsonl out --encoder {{0}}/encoder {DISTILL}",
+    "rerank": f"rerank {{0}}/student {{0}}/requests.jsonl out.run {LIMITS}",
+}
 #: What is run, and the files that it is for.
 TASKS = {
-    "fetch": (fetch, ["cache/downloads/vaswani/[abc]"]),
-    "token store": (tokenise, ["store/*"]),
-    "teach": (teach, ["out/*.run", "out/*.parquet", "out/requests.jsonl"]),
-    "distill": (distil, ["out/model/*", "out/log.jsonl", "out/config.json"]),
-    "rerank": (rerank, ["out.run"]),
-    "page": (execute_page, ["outputs.json"]),
-    "book": (build_book, ["_build/html/**/*.html", "book/pages/*.ipynb"]),
-}  # fmt: skip
+    "fetch": ["cache/downloads/vaswani/[abc]"],
+    "token store": ["store/*"],
+    "teach": ["out/*.run", "out/*.parquet", "out/requests.jsonl"],
+    "distill": ["out/model/*", "out/log.jsonl", "out/config.json"],
+    "rerank": ["out.run"],
+    "page": ["outputs.json"],
+    "book": ["_build/html/**/*.html", "book/pages/*.ipynb"],
+}
+
+
+def words(task, inputs, url):
+    return COMMANDS[task].format(inputs, url).split()
 
 
 def run(task, folder, inputs, url, most_bytes):
@@ -105,7 +62,25 @@ def run(task, folder, inputs, url, most_bytes):
     os.dup2(said, 2)
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
-    TASKS[task][0](folder, inputs, url)
+    os.environ |= {"RDL_CACHE": str(folder / "cache"), "RDL_RUNS": str(folder / "runs")}
+    os.environ.pop("RDL_MIRROR", None)
+    if task == "token store":
+        tokens._CHUNK = 200
+        texts = [f"w{n % 40} w{n % 7} w{n % 11}" for n in range(40_000)]
+        more = {"max_tokens": 8, "total": len(texts)}
+        tokens.TokenStore.build(texts, make_tokenizer("bert"), folder / "store", **more)
+    elif task == "page":  # by papermill; the kernel of one that is killed ends by itself
+        executed = nbformat.read(pages.page("mini", "costs").folder / "page.ipynb", as_version=4)
+        outputs = [cell.get("outputs") for cell in executed.cells]
+        (folder / "outputs.json").write_text(json.dumps(outputs))
+    elif task == "book":  # of two pages, one of which is executed
+        shutil.copytree(inputs / "book", folder, dirs_exist_ok=True)
+        pages.notebooks, cli.project_folder = lambda: ["costs"], lambda: folder
+        live.make_live = lambda *_: "without a live page, which needs a student"
+        cli.build([])
+    else:
+        downloads._REGISTRY = inputs / "registry.json" if task == "fetch" else downloads._REGISTRY
+        app(words(task, inputs, url))
 
 
 class Slow(SimpleHTTPRequestHandler):
@@ -149,9 +124,8 @@ def make_inputs(folder):
         shutil.copytree(root / name, book / name)
     for name in ("_config.yml", "book/references.bib"):
         shutil.copy(root / name, book / name)
-    (book / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/costs}]\n"
-    )
+    toc = "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/costs}]\n"
+    (book / "_toc.yml").write_text(toc)
     (book / "book" / "pages").mkdir()
     page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Efficiency", id="0")])
     nbformat.write(page, book / "book" / "pages" / "efficiency.ipynb")
