@@ -64,6 +64,7 @@ def display_table(table: pd.DataFrame, measure: str) -> pd.DataFrame:
 def sentence(table: pd.DataFrame, results: Results | Recorded) -> Markdown:
     """The best system, and which differ from the baseline, in words; of `compare`'s table."""
     of, best = getattr(results, "profile", results), table["mean"].idxmax()
+    baseline = table.index[table["p_value"].isna()][0]
     row, differ = table.loc[best], table.index[table["significant"].fillna(False).astype(bool)]
     head = (
         f"On {len(results.values)} queries of {_tested_on(of)}, with {as_seeds(len(of.seeds))}, "
@@ -72,11 +73,11 @@ def sentence(table: pd.DataFrame, results: Results | Recorded) -> Markdown:
     )
     if len(differ):
         systems = ", ".join(f"{name} ({table.loc[name, 'delta']:+.3f})" for name in differ)
-        tail = f"Significantly different from {results.baseline} (p < .05 after Holm): {systems}."
+        tail = f"Significantly different from {baseline} (p < .05 after Holm): {systems}."
         return Markdown(f"{head} {tail}")
     low, high = table["delta_low"].min(), table["delta_high"].max()
     return Markdown(
-        f"{head} None differs significantly from {results.baseline}, which does not show that they are "
+        f"{head} None differs significantly from {baseline}, which does not show that they are "
         f"equal: the widest interval is from {low:+.3f} to {high:+.3f}."
     )
 

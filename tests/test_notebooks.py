@@ -1,14 +1,15 @@
 """The notebooks: declared, checked, run at a tiny profile; what they show is what the library computes.
 
 Mutations seen to fail: an output left in; a second parameters cell; a figure without alternative
-text; a baseline that is not compared; another loss without another table; pairs the wrong way round;
-the rule by the teacher's lead alone; draws with replacement for the exact shares; what stayed in the
-top shown as what left it; ranks below 10 for the top 10.
+text; pairs the wrong way round; the rule by the teacher's lead alone; draws with replacement for the
+exact shares; what stayed in the top shown as what left it; ranks below 10 for the top 10.
 """
 
 import ast
+import io
 import re
 from dataclasses import asdict, replace
+from functools import cache
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -27,16 +28,13 @@ from rdl_study.store import project_folder
 FOLDER = project_folder() / "notebooks"
 MINI = study.load_profile("mini")
 #: Visible lines of code; without an entry, at most 150.
-LINES = dict.fromkeys(("negatives", "depth", "loss", "teacher", "effectiveness"), (40, 80))
-PAGES = ["effectiveness", "negatives", "depth", "loss", "teacher", "out_of_domain", "ten_minutes",
-         "your_corpus"]  # fmt: skip
+LINES = dict.fromkeys(("effectiveness", "negatives", "depth", "loss", "teacher"), (40, 80))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RDL_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setattr(plt, "show", lambda: None)
         plt.switch_backend("agg")
         yield
 
@@ -45,14 +43,11 @@ def store(tmp_path_factory):
 def tiny(encoder_folder):
     """Mini with two layers, four steps and eight queries."""
     own = {"teacher_encoder": encoder_folder}
-    stages = [
-        small_stage(stage, steps=4, lists=own, learning_rate=0.01) for stage in (MINI.stage1, MINI.stage2)
-    ]
+    few = {"steps": 4, "lists": own, "learning_rate": 0.01}
+    stages = [small_stage(stage, **few) for stage in (MINI.stage1, MINI.stage2)]
     test = replace(MINI.test, n_queries=8, depth=6, teacher_encoder=encoder_folder)
-    return replace(
-        MINI, encoder=encoder_folder, stage1=stages[0], stage2=stages[1], test=test, seeds=(0, 1),
-        ablation_queries=6, ablation_steps=2, precision="float32",
-    )  # fmt: skip
+    few = {"ablation_queries": 6, "ablation_steps": 2, "precision": "float32", "test": test}
+    return replace(MINI, encoder=encoder_folder, stage1=stages[0], stage2=stages[1], **few)
 
 
 def executed(name, **values):
@@ -68,16 +63,9 @@ def executed(name, **values):
 
 @pytest.fixture(scope="module")
 def pages(tiny):
-    """Namespaces of pages at the tiny profile, each made when it is first asked for."""
-    made = {}
-
-    def page(name):
-        values = {"n_train": 300} if name == "your_corpus" else {}
-        if name not in made:
-            made[name] = executed(name, profile=tiny, **values)
-        return made[name]
-
-    return page
+    """Namespace of a page at the tiny profile; each is executed once."""
+    values = {"your_corpus": {"n_train": 300}}
+    return cache(lambda name: executed(name, profile=tiny, **values.get(name, {})))
 
 
 # --- what a notebook is ---------------------------------------------------------------------------
@@ -89,10 +77,8 @@ def notebook(request):
 
 
 def code(notebook, tag=None):
-    return [
-        cell for cell in notebook.cells
-        if cell.cell_type == "code" and (tag is None or tag in cell.metadata.get("tags", []))
-    ]  # fmt: skip
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell for cell in cells if tag in (None, *cell.metadata.get("tags", []))]
 
 
 def test_a_notebook_is_stored_without_outputs_and_says_what_its_parameters_are(notebook):
@@ -100,9 +86,9 @@ def test_a_notebook_is_stored_without_outputs_and_says_what_its_parameters_are(n
     assert not any(cell.outputs or cell.execution_count for cell in code(content))
     assert content.metadata.kernelspec.name == "python3"
     assert code(content, "parameters") == code(content)[:1]
-    (tagged,) = code(content, "parameters")
-    lines = tagged.source.splitlines()
-    for statement in ast.parse(tagged.source).body:
+    source = code(content)[0].source
+    lines = source.splitlines()
+    for statement in ast.parse(source).body:
         ast.literal_eval(statement.value)
         assert "#" in lines[statement.lineno - 1], "say what each one is, with its unit"
     assert len(code(content, "systems")) == (name not in ("pictures", "costs"))
@@ -111,13 +97,12 @@ def test_a_notebook_is_stored_without_outputs_and_says_what_its_parameters_are(n
 
 def test_a_notebook_can_be_read_through(notebook):
     name, content = notebook
-    shown = [x.source for x in code(content) if "hide-input" not in x.metadata.get("tags", [])]
-    lines = [line for source in shown for line in source.splitlines() if line.strip()]
+    shown = "\n".join(x.source for x in code(content) if "hide-input" not in x.metadata.get("tags", []))
+    lines = [line for line in shown.splitlines() if line.strip()]
     least, most = LINES.get(name, (0, 150))
     assert least <= len(lines) <= most
-    for systems in code(content, "systems"):
-        hidden = "hide-input" in systems.metadata.tags
-        assert not hidden or name in ("start", "ten_minutes"), "the page's systems are what it is about"
+    hidden = [cell for cell in code(content, "systems") if "hide-input" in cell.metadata.tags]
+    assert not hidden or name in ("start", "ten_minutes"), "a page's systems are what it is about"
 
 
 def test_figures_have_alternative_texts_captions_and_names_of_their_own():
@@ -149,12 +134,9 @@ def test_every_notebook_takes_what_every_profile_gives_it(profile):
      "rank_vicuna_unaugmented, gpt_3.5, teacher (rank_vicuna), student after stage 1, student, "
      "student + first stage, student + bi-encoder, student + bi-encoder + first stage", "first stage"),
     ("depth", "depths", "depth 10, depth 20, depth 50, depth 100", "depth 100"),
-    ("depth", "queries", "10 queries, 20 queries, all queries", "all queries"),
     ("teacher", "students, one way", "student of rank_vicuna, student of rank_vicuna_early, "
      "student of vicuna_7b, student of vicuna_13b", "student of rank_vicuna"),
     ("teacher", "teachers", "first_stage, rank_vicuna, gpt_3.5, gpt_3.5_mean, splade", "first_stage"),
-    ("out_of_domain", "cranfield", "first stage, bi-encoder, student after stage 1, student",
-     "first stage"),
 ])  # fmt: skip
 def test_systems_are_those_that_were_recorded(name, part, labels, baseline):
     values = study.load_profile("trec-dl").notebooks[name]
@@ -167,27 +149,27 @@ def test_students_differ_in_what_the_page_is_about():
     loss = declared("loss", {"profile": MINI})["losses"].systems
     stages = {name: student.stages for name, student in loss.items()}
     assert {name: last.training.loss for name, (_, last) in stages.items()} == {x: x for x in stages}
-    assert len({replace(x[1].training, loss="ranknet") for x in stages.values()}) == 1
+    same = [replace(last.training, loss="ranknet") for _, last in stages.values()]
+    assert same == same[:1] * len(same)
     depth = declared("depth", {"profile": MINI})["depths"].systems["depth 5"].stages[1]
     assert (depth.lists.depth, depth.training.list_size) == (5, 5)
     assert depth.training.queries_per_step == 16  # as many passages in a step as 4 lists of 20
-    negatives = declared("negatives", {"profile": MINI, "first_stages": ["bm25", "random"]})
-    student = negatives["first stages"].systems["dual, lists from random"]
-    assert [x.lists.first_stage for x in student.stages] == ["bm25", "random"]
+    negatives = declared("negatives", {"first_stages": ["bm25", "random"]})["first stages"].systems
+    stages = negatives["dual, lists from random"].stages
+    assert [stage.lists.first_stage for stage in stages] == ["bm25", "random"]
 
 
 @pytest.mark.parametrize(("name", "values", "message"), [
     ("loss", {"loses": ["ranknet"]}, "no parameter loses: expected profile, losses"),
     ("loss", {"losses": "ranknet"}, 'losses: expected a list of text, got "ranknet"'),
     ("loss", {"losses": ["rankent"]}, "losses: expected one or more different values of"),
-    ("loss", {"losses": ["ranknet", "ranknet"]}, "losses: expected one or more different values of"),
     ("loss", {"profile": "maxi"}, "unknown profile 'maxi': expected one of mini"),
     ("depth", {"depths": "many"}, 'depths: expected a list of whole numbers, got "many"'),
     ("depth", {"depths": [1]}, "depths: expected one or more different values of 2 to 100"),
     ("negatives", {"first_stages": []}, "first_stages: expected one or more different values of bm25"),
     ("teacher", {"teachers": ["gpt_9"]}, "teachers: expected one or more different values of bi_enc"),
     ("pictures", {"list_size": 9}, "list_size: expected 2 to 8; got 9"),
-    ("your_corpus", {"n_train": "few"}, 'n_train: expected whole number, got "few"'),
+    ("your_corpus", {"n_train": "few"}, 'n_train: expected a whole number, got "few"'),
 ])  # fmt: skip
 def test_parameters_that_do_not_fit_are_refused_before_work_is_spent(name, values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -220,31 +202,27 @@ def test_what_a_page_asks_to_change_can_be_changed(notebook):
 # --- notebooks at work ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*LINES, "out_of_domain"])  # others are run below
 def test_a_page_runs_and_measures_what_it_declares(name, pages):
-    page = pages(name)
-    results = page["results"]
-    for part, made in page["parts"].items():
-        result = results[part] if isinstance(results, dict) else results
-        assert set(result.values) == set(made.systems) or name == "ten_minutes"
-        assert result.values.notna().all(axis=None)
+    results, parts = pages(name)["results"], pages(name)["parts"]
+    assert {part: list(x.values) for part, x in results.items()} == {
+        part: list(x.systems) for part, x in parts.items()
+    }
+    assert all(x.values.notna().all(axis=None) for x in results.values())
 
 
-def test_another_loss_gives_another_table(tiny, tmp_path):
-    """As a reader does it: papermill, with the list of losses changed."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(asdict(tiny) | {"seeds": [0], "more_encoders": [], "more_tests": [],
-                                                   "more_measures": []}))  # fmt: skip
-    tables = []
-    for losses in ('["ranknet"]', '["ranknet", "list_mle"]'):
-        done = papermill.execute_notebook(
-            str(FOLDER / "loss.ipynb"), None, parameters={"profile": str(path), "losses": losses},
-            kernel_name="python3", progress_bar=False,
-        )  # fmt: skip
-        html = [o.data["text/html"] for x in code(done) for o in x.outputs if "text/html" in o.get("data", {})]
-        tables.append(next(x for x in html if "95 % interval of it" in x))
-    assert "list_mle" in tables[1]
-    assert "list_mle" not in tables[0]
+def test_another_list_of_losses_gives_another_table(tiny, tmp_path):
+    """As a reader does it: papermill, with one parameter changed."""
+    profile = asdict(tiny) | {"more_encoders": [], "more_tests": [], "more_measures": [], "seeds": [0]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
+    values = {"profile": str(tmp_path / "tiny.yaml"), "losses": '["ranknet", "list_mle"]'}
+    done = papermill.execute_notebook(
+        str(FOLDER / "loss.ipynb"), None, parameters=values, kernel_name="python3", progress_bar=False
+    )
+    outputs = [output.get("data", {}) for cell in code(done) for output in cell.outputs]
+    table = next(x["text/html"] for x in outputs if "95 % interval of it" in x.get("text/html", ""))
+    assert pd.read_html(io.StringIO(table))[0]["system"].tolist() == ["ranknet", "list_mle"]
+    assert sum("image/png" in x for x in outputs) == 2
 
 
 def test_the_query_is_what_stage_2_improves_most_where_the_teacher_knows_better(pages):
@@ -262,8 +240,8 @@ def test_the_query_is_what_stage_2_improves_most_where_the_teacher_knows_better(
         return own["query_id"]
 
     a, b, c, d = page["results"].values.index[:4]
-    changes = [(a, after, 0.9), (b, [teacher, after], 0.5), (c, [teacher, first, after], 0.6),
-               (d, [before, teacher], 0.7)]  # fmt: skip
+    changes = [(a, after, 0.9), (b, [teacher, after], 0.5)]
+    changes += [(c, [teacher, first, after], 0.6), (d, after, 0.9), (d, [before, teacher], 0.2)]
     assert chosen(changes) == b
     assert chosen([*changes, (c, teacher, 0.7)]) == c
     assert chosen([*changes, (slice(None), teacher, 0.0)]) == a
@@ -281,8 +259,7 @@ def test_the_worked_example_is_what_the_study_computes(pages):
     for row in pairs.itertuples():
         push[row.above] += (1 - row.chance) / len(pairs)
         push[row.below] -= (1 - row.chance) / len(pairs)
-    torch.testing.assert_close(page["push"], push)
-    assert page["ranks"][page["first"]].tolist() == list(range(1, n + 1))
+    np.testing.assert_allclose(page["push"], push, atol=1e-6)
     logged = page["log"]["loss"][0]
     assert page["by_hand"].item() == pytest.approx(logged, abs=1e-6)
     assert page["line"]["loss"] == pytest.approx(logged, abs=1e-6)
@@ -299,9 +276,10 @@ def test_losers_come_first_and_what_moved_is_shown(pages):
     text, moved = "".join(page["blocks"]), page["moved"]
     assert text.count("<li>") == len(moved) > 0
     assert all(f"rank {x.before} → {x.after}" in text for x in moved.itertuples())
-    came, left = text.split("</details>")[0].split("had to leave it: ")
-    assert re.findall(r"→ (\d+)", came) == sorted(re.findall(r"→ ([123])\b", came))
-    assert not re.findall(r"→ [123]\b", left)
+    halves = text.split("</details>")[0].split("had to leave it: ")
+    came, left = (list(map(int, re.findall(r"rank \d+ → (\d+)", half))) for half in halves)
+    assert came == sorted(came)
+    assert max(came) <= 3 < min(left)
 
 
 def test_agreement_is_kendalls_tau_and_the_shared_top(pages):

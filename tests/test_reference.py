@@ -1,7 +1,4 @@
-"""The reference: all that `rdl` offers is on its page, and every module that is meant exists.
-
-Mutations seen to fail: an option left out; paths left in; a module misspelt.
-"""
+"""The reference: all that `rdl` offers is on its page, and every module that is meant exists."""
 
 import importlib
 import importlib.util
@@ -18,19 +15,15 @@ PAGES = [page.read_text() for page in sorted(BOOK.glob("api/*.md"))]
 MODULES = [name for page in PAGES for name in re.findall(r"\.\. automodule:: (\S+)", page)]
 
 
-@pytest.fixture(scope="module")
-def extension():
-    spec = importlib.util.spec_from_file_location("reference", BOOK / "_ext" / "reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SPEC = importlib.util.spec_from_file_location("reference", BOOK / "_ext" / "reference.py")
+extension = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(extension)
 
 
-def test_page_has_every_command_with_all_arguments_and_options(extension):
+def test_page_has_every_command_with_all_arguments_and_options():
     page, context = extension.command_line(), click.Context(app, info_name="rdl")
     sections = dict(re.findall(r"^## `rdl (\w+)`\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
     assert sections.keys() == set(app.list_commands(context))
-    assert {"teach", "distill", "rerank", "book", "bench"} <= sections.keys()
     for name, section in sections.items():
         for parameter in app.get_command(context, name).params:
             option = parameter.param_type_name == "option"
@@ -44,12 +37,10 @@ def test_modules_of_the_reference_can_be_imported_and_say_what_they_are(name):
 
 def test_reference_has_what_a_user_imports():
     assert len(MODULES) == len(set(MODULES)) >= 35
-    packages = {name.rpartition(".")[0] for name in MODULES}
-    assert {"rdl_core", "rdl_core.data", "rdl_core.teachers", "rdl_study"} <= packages
-    assert {"rdl_core.samplers", "rdl_core.losses", "rdl_core.data.formats"} <= set(MODULES)
+    assert {"rdl_core.samplers", "rdl_core.data.formats", "rdl_study.store"} <= set(MODULES)
 
 
-def test_no_path_of_the_building_machine_is_a_default(extension):
+def test_no_path_of_the_building_machine_is_a_default():
     signature = "(file: str = '/home/me/x.py', own: dict = <factory>, n=1)"
     shown = extension._plain_defaults(None, "class", "Job", None, None, signature, None)
     assert shown == ("(file: str = ..., own: dict = ..., n=1)", None)
