@@ -50,9 +50,13 @@ def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp
     while not log.exists() or log.read_text().count("\n") < 6:
         assert time.monotonic() < until, "the training never came so far"
         time.sleep(0.02)
-    assert "another process works in this folder" in rdl(*DISTILL, broken, code=2).stderr
     workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    for worker in workers:  # they would be done before anybody else has come
+        os.kill(int(worker), signal.SIGSTOP)
+    assert "another process works in this folder" in rdl(*DISTILL, broken, code=2).stderr
     os.kill(int(workers[-1]), signal.SIGKILL)
+    for worker in workers[:-1]:
+        os.kill(int(worker), signal.SIGCONT)
     first.communicate(timeout=100)
     assert first.returncode != 0
     assert not (broken / "manifest.json").exists()
