@@ -178,7 +178,7 @@ def test_unfinished_files_that_lack_what_the_record_says_are_made_anew(tmp_path,
     store, whole = tmp_path / "store", tmp_path / "whole"
     _build(whole)
     _build(store)
-    _kill(store, reading=7)
+    _kill(store, renaming=5)  # the last one
     with pytest.raises(ValueError, match="build it again"):
         TokenStore.open(store)
     os.truncate(store / name, 9)
