@@ -10,7 +10,7 @@ _NAMES = {
     "bench.measure": "timings", "claims": "ledger",
     "figures": "INK MARKS OURS PAPER canvas means name_rows",
     "grid": "Added Part RankingConfig Results measure rank rankings train training_log",
-    "lists": "ListsConfig corpus lists", "notebook": "declared parameters",
+    "lists": "ListsConfig corpus", "notebook": "declared parameters",
     "profile": "Stage StudentConfig load_profile",
     "tables": "as_html as_p as_seeds display_table provenance published recorded sentence side_by_side",
 }  # fmt: skip
