@@ -9,6 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Where this is set, every one of a dozen processes would compile torch's sources anew: 10 s each.
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 
 .PHONY: audit book check clean env kept licences lock peers test torture
 
@@ -55,18 +56,21 @@ licences: $(READY)
 
 env: $(READY)
 
+# The lock is complete, so nothing is left to solve; but torch has libraries of CUDA beside it where
+# its package is built for GPUs, which a lock from a CPU does not name.
 $(READY): requirements.lock pyproject.toml
-	@echo "making $(VENV) (about three minutes; once)"
+	@echo "making $(VENV) (about two minutes; once)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-deps --editable .
+	$(PIP) -c requirements.lock torch
+	$(PIP) --no-deps -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
 # After a change of dependencies: solve them anew and write down what was chosen.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install -qq --no-compile torch==2.13.0 --editable ".[dev]"
-	$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	$(VENV)-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 	rm -rf $(VENV)-lock
 
 clean:
