@@ -58,7 +58,8 @@ class Estimate:
 
 def estimate(config: TeachConfig, folder: str | Path) -> Estimate:
     """Count windows, tokens and cost of :func:`teach`; asks nothing and writes nothing."""
-    return _estimate(config, _read(config)[0], _log_of(config, folder))
+    log = AnswerLog(Path(folder) / ANSWERS, teacher=config.backend.name)
+    return _estimate(config, _read(config)[0], log)
 
 
 def teach(config: TeachConfig, folder: str | Path) -> dict:
@@ -80,7 +81,7 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
             return read_json(folder / "report.json")
         if isinstance(config.backend, ReplayConfig):  # it answers in its own order, from the first
             (folder / ANSWERS).unlink(missing_ok=True)
-        log = _log_of(config, folder)
+        log = AnswerLog(folder / ANSWERS, teacher=config.backend.name)
         plan = _estimate(config, lists, log)
         _log.info("%s: %s", folder, plan)
         steps = progress(repeat(None), total=plan.n_windows, what="windows", done=plan.n_answered)
@@ -130,10 +131,6 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
         report = _write(folder, together("candidates.run"), together("requests.jsonl"), rows, usd)
         work.finish(shards=[read_json(part / "manifest.json") for part in parts])
     return report
-
-
-def _log_of(config: TeachConfig, folder: str | Path) -> AnswerLog:
-    return AnswerLog(Path(folder) / ANSWERS, teacher=config.backend.name)
 
 
 def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
