@@ -1,8 +1,8 @@
 """Prompts of a listwise teacher, its answers, and the order that is read from them.
 
-A prompt shows passages ``[1]`` to ``[n]``, or ``[A]`` to ``[Z]``, and asks for ``[2] > [1] > ...``.
-Only identifiers in brackets count: if digits anywhere did, "20 passages are provided" would be a vote for
-passage 20 (zero-shot Vicuna 13B: 747 of 774 windows). An order is a permutation; repairs are counted.
+A prompt shows passages ``[1]`` to ``[n]``, or ``[A]`` to ``[Z]``, asking ``[2] > [1] > ...``. Only
+identifiers in brackets count: if digits did, "20 passages are provided" would be a vote for passage 20
+(zero-shot Vicuna 13B: 747 of 774 windows). An order is always a permutation; repairs are counted.
 
 >>> from rdl_core.teachers.answers import read_answer
 >>> read_answer("[3] > [1] > [3]", 3)
