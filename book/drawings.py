@@ -134,7 +134,7 @@ def sliding_window() -> Figure:
     twice, _ = rank_lists(pd.DataFrame(lists), Sorter(), passes=2)
     figure, (windows, after) = study.canvas(2, height=7.6, stacked=[1, 1])
     figure.get_layout_engine().set(hspace=0.08)
-    for step, (places,) in enumerate(plan):
+    for step, places in enumerate(plan):
         windows.barh(
             step, len(places), left=places.start + 0.5, height=0.7, color="#dfe6ec",
             edgecolor=study.INK, linewidth=0.6,
@@ -144,7 +144,7 @@ def sliding_window() -> Figure:
     ):
         path = [(worst.index(doc_id) + 1, 0)]  # where it begins, then where each window leaves it
         path += [
-            (plan[step][0].start + answer.index(doc_id) + 1, step)
+            (plan[step].start + answer.index(doc_id) + 1, step)
             for step, answer in enumerate(sorter.answers) if doc_id in answer
         ]
         windows.plot(*zip(*path, strict=True), f"{shape}-", color=colour, label=name)

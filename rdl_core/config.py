@@ -235,29 +235,20 @@ class ExportConfig(_Texts, _Limits):
 class WindowConfig:
     """How a list becomes windows, and how often a window is asked."""
 
-    schedule: Literal["sliding", "tournament", "single", "full"] = "sliding"
-    """Which windows of a list are asked; see `rdl_core.teachers.listwise`."""
     window_size: Annotated[int, Field(ge=2)] = 20
     """Passages in a prompt."""
     stride: Positive = 10
-    """Passages between the starts of two windows, if sliding."""
-    top_k: Positive = 10
-    """Passages that win a group, in a tournament."""
+    """Passages between the starts of two windows."""
     passes: Positive = 1
     """Passes over each list."""
     max_retries: Count = 1
     """How often a window is asked again whose answer is unusable."""
 
     def __post_init__(self) -> None:
-        if self.schedule == "sliding" and self.stride > self.window_size:
+        if self.stride > self.window_size:
             raise ValueError(
                 f"stride: expected at most window_size, {self.window_size}, got {self.stride}: more "
                 "would skip passages"
-            )
-        if self.schedule == "tournament" and self.top_k > self.window_size // 2:
-            raise ValueError(
-                f"top_k: expected at most half of window_size, {self.window_size // 2}, got "
-                f"{self.top_k}: with more, rounds would not get smaller"
             )
 
     @property
@@ -329,7 +320,7 @@ class LocalConfig:
 
     model: str
     """Folder or hub id."""
-    mode: Literal["free", "constrained", "first_token"] = "free"
+    mode: Literal["free", "first_token"] = "free"
     """How an order is obtained; see `rdl_core.teachers.local_llm`."""
     max_words: Positive = 300
     """Words of a passage that are shown, if they fit."""

@@ -22,7 +22,7 @@ LEAST = {
         "positive_grade": 1, "warmup_steps": 0, "max_gradient_norm": 0, "head_rate": 0, "dropout": 0,
         "held_tokens": 0, "dev_every": 0, "patience": 0,
     },
-    c.WindowConfig: {"window_size": 2, "stride": 1, "top_k": 1, "passes": 1, "max_retries": 0},
+    c.WindowConfig: {"window_size": 2, "stride": 1, "passes": 1, "max_retries": 0},
     c.EndpointConfig: {"in_flight": 1, "max_tries": 1, "max_words": 1},
     c.LocalConfig: {"max_words": 1, "batch_size": 1, "max_new_tokens": 1}, c.TeachConfig: {"depth": 1},
     c.RerankConfig: {"query_tokens": 1, "passage_tokens": 1},
@@ -47,9 +47,8 @@ OTHERS = {
         ({"patience": 2}, "patience: needs dev_every, got patience 2"), ({"steps": "x"}, "got 'x'"),
     ],
     c.WindowConfig: [
-        ({"schedule": "bubble"}, "schedule: .*'tournament'.* got 'bubble'"),
         ({"stride": 21}, "stride: expected at most window_size, 20, got 21: more would skip"),
-        ({"schedule": "tournament", "top_k": 11}, "top_k: expected at most half of window_size, 10"),
+        ({"schedule": "full"}, "schedule: unknown key"),
     ],
     c.EndpointConfig: [
         ({"base_url": "ftp://x"}, "base_url: expected http://host:port/v1, got 'ftp://x'"),

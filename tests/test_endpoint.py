@@ -73,12 +73,11 @@ def test_every_window_is_asked_once_so_many_at_a_time_and_in_a_minute():
 def test_what_is_sent_is_what_the_configuration_says_and_nothing_is_made_up():
     [window] = windows(1)
     again, options = replace(window, attempt=1), {"max_tokens": 9, "effort": "low"}
+    calls = [(window, {}), (again, {}), (window, {"temperature": None, "options": options}),
+             (again, {"temperature": -1.0}), (again, {"temperature": 0.9})]  # fmt: skip
     with ChatServer() as server:
-        ask(server, [window])
-        ask(server, [again])
-        ask(server, [window], temperature=None, options=options)
-        ask(server, [again], temperature=-1.0)
-        ask(server, [again], temperature=0.9)
+        for asked, own in calls:
+            ask(server, [asked], **own)
         server.fault = lambda *_: {"body": {"choices": [{"message": {"content": None}}]}}
         [answer] = ask(server, [window]).values()
     assert (answer.text, answer.input_tokens, answer.output_tokens) == ("", None, None)
@@ -207,16 +206,10 @@ def test_the_key_is_sent_and_nowhere_else(monkeypatch, caplog):
     assert KEY not in str(server.requests)
 
 
-@pytest.mark.parametrize(
-    ("own", "telling"),
-    [({"base_url": "localhost:8000/v1"}, "base_url: expected http://host:port/v1"),
-     ({"base_url": f"http://me:{KEY}@host/v1"}, "base_url: expected no user.*OPENAI_API_KEY"),
-     ({"base_url": f"http://host/v1?key={KEY}"}, "base_url: expected no user.*OPENAI_API_KEY"),
-     ({"options": {"stream": True, "top_p": 1}}, "options: stream cannot be set here")],
-)  # fmt: skip
-def test_what_cannot_be_asked_is_refused_without_quoting_a_key(own, telling):
-    with pytest.raises(ValueError, match=telling) as refused:
-        EndpointConfig(**{"model": "m"} | own)
+@pytest.mark.parametrize("url", [f"http://me:{KEY}@host/v1", f"http://host/v1?key={KEY}"])
+def test_an_address_with_a_key_is_refused_without_quoting_it(url):
+    with pytest.raises(ValueError, match=r"base_url: expected no user.*OPENAI_API_KEY") as refused:
+        EndpointConfig(model="m", base_url=url)
     assert KEY not in str(refused.value)
 
 

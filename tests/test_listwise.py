@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from rdl_core.teachers import answers
 from rdl_core.teachers.answers import Answer, Window, listwise_prompt, read_answer
-from rdl_core.teachers.listwise import SCHEDULES, plan_windows, rank_lists
+from rdl_core.teachers.listwise import plan_windows, rank_lists
 from rdl_core.teachers.replay import AnswerLog
 
-READ = ["n_clean", "n_repaired", "n_unusable", "n_missing", "n_repeated", "n_unknown"]
+STATUSES, FAULTS = ["clean", "repaired", "unusable"], ["n_missing", "n_repeated", "n_unknown"]
+READ = [*(f"n_{status}" for status in STATUSES), *FAULTS]
 REPORT = ["n_windows", *READ, "n_calls", "n_retries", "input_tokens", "output_tokens"]
 
 
@@ -53,67 +54,43 @@ def order_of(ranked, query_id="q0"):
     return ranked[ranked["query_id"] == query_id].sort_values("teacher_rank")["doc_id"].tolist()
 
 
-def best(candidates, query_id="q0"):
+def best(candidates, query_id):
     rows = candidates[candidates["query_id"] == query_id]
     return rows.iloc[np.argsort(-rows["text"].astype(int))]["doc_id"].tolist()
 
 
 def check_permutations(ranked, candidates):
     pd.testing.assert_frame_equal(ranked.drop(columns="teacher_rank"), candidates)
-    assert ranked["teacher_rank"].dtype == np.int64
     for _, rows in ranked.groupby("query_id"):
         assert sorted(rows["teacher_rank"]) == list(range(1, len(rows) + 1))
 
 
 # Windows of 20 with stride 10. Loops that end when the start goes negative never see the first 9 of 99.
 SLIDING = {1: [], 7: [0], 20: [0], 21: [1, 0], 99: [*range(79, 0, -10), 0], 100: [*range(80, -1, -10)]}
-# Calls and steps, the best 10 of 20 win: 100 = 5 groups, 50 left = 3, 30 left = 2, 20 left = 1.
-TOURNAMENT = {1: (0, 0), 2: (1, 1), 20: (1, 1), 21: (3, 2), 30: (3, 2), 40: (3, 2), 100: (11, 4)}
-
-
-def test_tournaments_are_those_computed_by_hand():
-    for n, expected in TOURNAMENT.items():
-        plan = plan_windows(n, schedule="tournament")
-        assert (sum(map(len, plan)), len(plan)) == expected
 
 
 @pytest.mark.parametrize("n", SLIDING)
-def test_sliding_windows_are_those_computed_by_hand_and_queries_advance_in_lockstep(n):
+def test_windows_are_those_computed_by_hand(n):
     backend = Scripted(lambda window: " > ".join(answers.identifiers(len(window.passages))))
     ranked, report = rank_lists(frame([n]), backend)
     assert [w.start for w in backend.asked] == SLIDING[n]
     assert {len(w.passages) for w in backend.asked} <= {min(n, 20)}
     assert (ranked["teacher_rank"] == ranked["rank"]).all()
     assert report["n_windows"].tolist() == [len(SLIDING[n])]
+
+
+def test_queries_advance_in_lockstep_and_what_each_pass_and_window_sorts_is_certain():
+    """Each pass of window 4, stride 2 makes two more places certain: 10 passages need 4 passes."""
     rank_lists(frame([100, 7, 40, 1]), lockstep := Scripted(by_worth))
     assert lockstep.calls == [3, 2, 2] + [1] * 6
     assert {w.query_id for w in lockstep.asked[:3]} == {"q0", "q1", "q2"}
-
-
-@pytest.mark.parametrize("n", [2, 20, 21, 64, 95, 100])
-@pytest.mark.parametrize("schedule", ["sliding", "tournament", "full"])
-def test_a_perfect_teachers_ten_best_come_first(n, schedule):
-    candidates, sure = frame([n, n]), n if schedule == "full" else 10
-    ranked, _ = rank_lists(candidates, Scripted(by_worth), schedule=schedule)
-    for query_id in ("q0", "q1"):
-        assert order_of(ranked, query_id)[:sure] == best(candidates, query_id)[:sure]
-
-
-def test_more_passes_sort_more_and_what_a_window_or_tournament_leaves_out_keeps_its_order():
-    """Each pass of window 4, stride 2 makes two more places certain: 10 passages need 4 passes."""
-    candidates = frame([10])
-    for passes, sure in [(1, 2), (2, 4), (3, 6), (4, 10)]:
-        how = {"window_size": 4, "stride": 2, "passes": passes}
-        ranked, _ = rank_lists(candidates, Scripted(by_worth), **how)
-        assert order_of(ranked)[:sure] == best(candidates)[:sure]
-    ranked, _ = rank_lists(candidates, Scripted(by_worth), schedule="single", window_size=5)
-    first = best(candidates[candidates["rank"] <= 5])
-    assert order_of(ranked) == [*first, *(f"d{i}" for i in range(5, 10))]
-    # Groups (0 2 4) and (1 3 5), top 2: worths 9 8 7 and 3 2 1; those out stand behind, 4, then 5.
-    candidates = frame([6]).sort_values("rank").assign(text=["9", "3", "8", "2", "7", "1"])
-    how = {"schedule": "tournament", "window_size": 4, "top_k": 2}
-    ranked, _ = rank_lists(candidates, Scripted(by_worth), **how)
-    assert order_of(ranked) == ["d0", "d2", "d1", "d3", "d4", "d5"]
+    cases = [(10, 4, 2, passes, sure) for passes, sure in [(1, 2), (2, 4), (3, 6), (4, 10)]]
+    cases += [(n, 20, 10, 1, 10) for n in (2, 20, 21, 64, 95, 100)] + [(95, 95, 95, 1, 95)]
+    for n, window_size, stride, passes, sure in cases:
+        how = {"window_size": window_size, "stride": stride, "passes": passes}
+        ranked, _ = rank_lists(candidates := frame([n, n]), Scripted(by_worth), **how)
+        for query_id in ("q0", "q1"):
+            assert order_of(ranked, query_id)[:sure] == best(candidates, query_id)[:sure]
 
 
 CLEAN, NONE = ((2, 0, 1), (0, 0, 0)), ((0, 1, 2), (3, 0, 0))
@@ -164,31 +141,24 @@ TEXTS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=40).map("".joi
 
 @settings(derandomize=True, deadline=None, max_examples=80, database=None)
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=3), passes=st.integers(1, 2),
-       said=st.lists(TEXTS, min_size=1), schedule=st.sampled_from(sorted(SCHEDULES)),
-       retries=st.integers(0, 2))  # fmt: skip
-def test_no_answers_lose_a_passage_and_every_window_is_counted(sizes, said, schedule, passes, retries):
+       said=st.lists(TEXTS, min_size=1), retries=st.integers(0, 2))  # fmt: skip
+def test_no_answers_lose_a_passage_and_every_window_is_counted(sizes, said, passes, retries):
     texts, candidates = {}, frame(sizes)
     backend = Scripted(lambda w: texts.setdefault(w.key, said[len(texts) % len(said)]))
-    how = {"schedule": schedule, "window_size": 7, "stride": 4, "top_k": 3}
-    retry = {"passes": passes, "max_retries": retries}
-    ranked, report = rank_lists(candidates, backend, **how, **retry)
+    how = {"window_size": 7, "stride": 4, "passes": passes, "max_retries": retries}
+    ranked, report = rank_lists(candidates, backend, **how)
     check_permutations(ranked, candidates)
-    for window in backend.asked:
-        size = 30 if schedule == "full" else 7
-        assert 1 + (schedule != "tournament") <= len(window.passages) <= size
-    last, counts = {w.key[:3] + w.key[4:]: w for w in backend.asked}, dict.fromkeys(READ, 0)
-    for window in last.values():
-        reading = read_answer(texts[window.key], len(window.passages))
-        assert sorted(reading.order) == list(range(len(window.passages)))
-        counts[f"n_{reading.status}"] += 1
-        for name in READ[3:]:
-            counts[name] += getattr(reading, name)
-    assert report[READ].sum().to_dict() == counts
-    planned = passes * sum(len(step) for n in sizes for step in plan_windows(n, **how))
-    assert report["n_windows"].sum() == planned == len(last)
-    assert {w.pass_number for w in last.values()} in (set(), set(range(1, passes + 1)))
-    assert report["n_calls"].sum() == len(backend.asked)
-    assert report["n_retries"].sum() == len(backend.asked) - len(last)
+    assert all(2 <= len(window.passages) <= 7 for window in backend.asked)
+    last = {w.key[:3] + w.key[4:]: w for w in backend.asked}
+    readings = [read_answer(texts[w.key], len(w.passages)) for w in last.values()]
+    statuses, sums = [reading.status for reading in readings], report.sum(numeric_only=True)
+    assert sums[READ].tolist() == [
+        *map(statuses.count, STATUSES), *(sum(getattr(r, name) for r in readings) for name in FAULTS)
+    ]  # fmt: skip
+    planned, n_calls = passes * sum(len(plan_windows(n, **how)) for n in sizes), len(backend.asked)
+    counts = ["n_windows", "n_calls", "n_retries"]
+    assert sums[counts].tolist() == [planned, n_calls, n_calls - planned]
+    assert planned == len(last)
 
 
 def test_a_report_counts_each_class_with_calls_and_tokens(caplog):
@@ -246,10 +216,7 @@ def test_an_answer_is_stored_before_the_next_one_and_no_window_is_asked_twice(tm
 
 @pytest.mark.parametrize(
     ("options", "change", "telling"),
-    [({"schedule": "heap"}, dict, "schedule: .*'tournament'.*got 'heap'"),
-     ({"passes": 0}, dict, "passes: .*got 0"), ({"windowsize": 3}, dict, "windowsize: unknown"),
-     ({"stride": 21}, dict, "got 21: more would skip passages"),
-     ({"schedule": "tournament", "top_k": 11}, dict, "top_k: expected at most half .*got 11"),
+    [({"passes": 0}, dict, "passes: .*got 0"), ({"windowsize": 3}, dict, "windowsize: unknown"),
      ({}, lambda f: f.drop(columns="text"), "columns text are missing: merge queries and passages"),
      ({}, lambda f: f.assign(query_id=1), "query_id must be strings, got int64"),
      ({}, lambda f: f.assign(text=["a", None, "b"]), "text must be strings, got .* 1 missing"),
@@ -262,12 +229,12 @@ def test_options_and_candidates_that_do_not_fit_are_refused(options, change, tel
         rank_lists(change(frame([3])), Scripted(by_worth), **options)
 
 
-def test_a_backend_that_skips_or_doubles_windows_is_refused():
+@pytest.mark.parametrize(("times", "telling"), [(1, "no answer for 2 of 3"), (2, "a second answer")])
+def test_a_backend_that_skips_or_doubles_windows_is_refused(times, telling):
     backend = Scripted(by_worth)
-    for times, telling in ((1, "no answer for 2 of 3 windows"), (2, "a second answer for window")):
-        backend.ask = lambda windows, times=times: [(0, Answer(text=""))] * times
-        with pytest.raises(ValueError, match=f"Scripted.ask gave {telling}"):
-            rank_lists(frame([2, 2, 2]), backend)
+    backend.ask = lambda windows: [(0, Answer(text=""))] * times
+    with pytest.raises(ValueError, match=f"Scripted.ask gave {telling}"):
+        rank_lists(frame([2, 2, 2]), backend)
 
 
 def test_rows_keep_their_order_and_labels_and_none_give_none():

@@ -1,8 +1,8 @@
 """A listwise teacher behind a server that speaks OpenAI's chat completions: OpenAI, vLLM, others.
 
 What may pass (429, 5xx, time-outs, broken connections, status 200 without a completion) is tried again,
-later each time; what will not (a wrong key, an unknown model, no credit) stops the run at once, but
-answers on their way are still handed out. The key is read from the environment and never shown.
+later each time. What will not (a wrong key, an unknown model, no credit) stops the run at once; answers
+on their way are still handed out. The key is read from the environment and never shown.
 """
 
 from __future__ import annotations
@@ -101,15 +101,11 @@ class Endpoint:
 
     def _wait_s(self, window: Window, error: Exception, n_calls: int) -> float:
         """Seconds until the next try; EndpointError if there is to be none."""
-        config, asked_s, remedy = self.config, _retry_after_s(error), self._remedy(error)
-        if not remedy and n_calls == config.max_tries:
-            remedy = f"{n_calls} tries: see that the server runs, then run this again to go on"
-        if not remedy and asked_s > config.longest_wait_s:
-            remedy = f"it asks to wait {asked_s:.0f} s: run this again then, or raise longest_wait_s"
+        config, asked_s = self.config, _retry_after_s(error)
         cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
         text = f"no completion: {error.doc}" if hasattr(error, "doc") else f"{error}{cause}"
         text = " ".join((text.replace(self._key, "***") if self._key else text).split())[:300]
-        if remedy:
+        if remedy := self._remedy(error, n_calls, asked_s):
             place = f"query {window.query_id!r}, pass {window.pass_number}, start {window.start}"
             raise EndpointError(f"{config.base_url}: no answer for {place}: {text}: {remedy}") from None
         backoff_s = min(2.0 ** min(n_calls - 2, 20), config.longest_wait_s)
@@ -126,18 +122,23 @@ class Endpoint:
             self._next_start_s = start_s + 60.0 / (self.config.per_minute or float("inf"))
             return start_s - now_s
 
-    def _remedy(self, error: Exception) -> str | None:
+    def _remedy(self, error: Exception, n_calls: int, asked_s: float) -> str | None:
         """What to do about an error that will not pass; None if it may."""
-        config, status = self.config, getattr(error, "status_code", None)
+        config, status = self.config, getattr(error, "status_code", None) or 200  # 200: no completion
         if getattr(error, "code", None) == "insufficient_quota":  # a 429 that waiting does not cure
             return "the account has no credit left: add some, then run this again to go on"
-        if status in (None, 200, 408, 409, 425, 429) or status >= 500:  # 200: not a completion
-            return None
-        return {
-            401: f"put a key that this server takes into {config.key_variable}",
-            403: f"the key in {config.key_variable} may not do this: use another key or model",
-            404: f"check base_url, most end in /v1, and the model, {config.model!r}",
-        }.get(status, "see what it says: a smaller window, fewer max_words or other options may help")
+        if status < 500 and status not in (200, 408, 409, 425, 429):
+            other = "see what it says: a smaller window, fewer max_words or other options may help"
+            return {
+                401: f"put a key that this server takes into {config.key_variable}",
+                403: f"the key in {config.key_variable} may not do this: use another key or model",
+                404: f"check base_url, most end in /v1, and the model, {config.model!r}",
+            }.get(status, other)
+        if n_calls == config.max_tries:
+            return f"{n_calls} tries: see that the server runs, then run this again to go on"
+        if asked_s > config.longest_wait_s:
+            return f"it asks to wait {asked_s:.0f} s: run this again then, or raise longest_wait_s"
+        return None
 
 
 def _retry_after_s(error: Exception) -> float:

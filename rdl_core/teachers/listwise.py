@@ -1,31 +1,22 @@
 """Listwise teachers: which windows of a list a model is asked, and how its answers reorder the list.
 
-A plan has steps, whose windows share no place and are asked at once. All queries advance in lockstep:
-a :class:`Backend` gets one step's windows of all of them. An answer only moves passages among the
-places of its window, so none is lost or doubled.
+A window slides from the end of a list to its front and reorders the passages in it, so that none is
+lost or doubled. A pass over ``n > 1`` passages takes ``1 + ceil((n - window_size) / stride)`` windows,
+one if `window_size` is ``n`` or more. All queries advance in lockstep: a :class:`Backend` gets the next
+window of each at once.
 
-==============  ====================================================  ============================
-schedule        calls for ``n`` passages (none if ``n < 2``)          orders
-==============  ====================================================  ============================
-``sliding``     1 + ceil((n - window_size) / stride), one by one      all; best ones surest
-``tournament``  ceil(m / window_size) for m left in a round, at once  the best `top_k`, rest roughly
-``single``      1                                                     the first `window_size`
-``full``        1 of n passages, for models of long context           all
-==============  ====================================================  ============================
-
-References: Sun et al., EMNLP 2023 (sliding windows); Chen et al., arXiv 2406.11678 (tournaments).
+Reference: Sun et al., EMNLP 2023.
 
 >>> from rdl_core.teachers.listwise import plan_windows
 >>> plan_windows(5, window_size=3, stride=2)
-[[range(2, 5)], [range(0, 3)]]
+[range(2, 5), range(0, 3)]
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,9 +28,8 @@ from rdl_core.files import checked
 from rdl_core.teachers.answers import Answer, Reading, Window
 from rdl_core.teachers.replay import AnswerLog
 
-__all__ = ["SCHEDULES", "Backend", "plan_windows", "rank_lists"]
+__all__ = ["Backend", "plan_windows", "rank_lists"]
 
-Plan = list[list[range]]
 _COUNTS = ("n_windows", "n_clean", "n_repaired", "n_unusable", "n_missing", "n_repeated", "n_unknown",
            "n_calls", "n_retries", "input_tokens", "output_tokens")  # fmt: skip
 _log = logging.getLogger(__name__)
@@ -54,19 +44,20 @@ class Backend(Protocol):
         """Answer each window once; yield its number and its answer as soon as it is known."""
 
 
-def plan_windows(n: int, **windows: Any) -> Plan:
-    """Steps of one pass over `n` passages, each a list of windows; takes `WindowConfig`'s fields."""
-    return _plan(n, checked(WindowConfig, windows, what="plan_windows"))
+def plan_windows(n: int, **windows: Any) -> list[range]:
+    """Places of the windows of one pass over `n` passages; takes `WindowConfig`'s fields."""
+    config = checked(WindowConfig, windows, what="plan_windows")
+    if n < 2:
+        return []
+    # The last window, at the front, is full, too.
+    starts = [*range(n - config.window_size, 0, -config.stride), 0]
+    return [range(start, min(start + config.window_size, n)) for start in starts]
 
 
 def rank_lists(
-    candidates: pd.DataFrame,
-    backend: Backend,
-    *,
-    answers: AnswerLog | None = None,
-    on_answer: Callable[[Window, Answer], None] | None = None,
-    **windows: Any,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    candidates: pd.DataFrame, backend: Backend, *, answers: AnswerLog | None = None,
+    on_answer: Callable[[Window, Answer], None] | None = None, **windows: Any,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Rank each query's candidates by asking a backend.
 
     Args:
@@ -88,108 +79,80 @@ def rank_lists(
     """
     config = checked(WindowConfig, windows, what="rank_lists")
     _check(candidates)
-    queries = pd.factorize(candidates["query_id"])[0]
-    frame = candidates.reset_index(drop=True).iloc[np.lexsort((candidates["rank"], queries))]
-    lists = [
-        _List(query_id, rows["query"].iloc[0], [*zip(rows["doc_id"], rows["text"], strict=True)],
-              rows.index.to_numpy(), _plan(len(rows), config), list(range(len(rows))))
-        for query_id, rows in frame.groupby("query_id", sort=False)
-    ]  # fmt: skip
-    retries = config.max_retries if backend.can_retry else 0
+    frame = candidates.reset_index(drop=True)
+    plans = {n: plan_windows(n, **windows) for n in set(frame["query_id"].value_counts())}
+    lists = []
+    for query_id, rows in frame.groupby("query_id", sort=False):
+        rows = rows.sort_values("rank", kind="stable")
+        passages = [*zip(rows.index, rows["doc_id"], rows["text"], strict=True)]
+        lists.append(_List(query_id, rows["query"].iloc[0], plans[len(rows)], passages))
+    n_tries = 1 + config.max_retries if backend.can_retry else 1
     for pass_number in range(1, config.passes + 1):
-        for step in range(max((len(x.plan) for x in lists), default=0)):
-            pairs = [(x, places) for x in lists if step < len(x.plan) for places in x.plan[step]]
-            asked = [x.window(places, pass_number) for x, places in pairs]
-            tries = _ask(asked, backend, retries, answers, on_answer)
-            for (x, places), answers_of_window in zip(pairs, tries, strict=True):
-                x.take(places, answers_of_window)
+        for step in range(max(map(len, plans.values()), default=0)):
+            moving = left = [x for x in lists if step < len(x.plan)]
+            for attempt in range(n_tries):
+                asked = [x.window(step, pass_number, attempt) for x in left]
+                for x, answer in zip(left, _ask(asked, backend, answers, on_answer), strict=True):
+                    x.answers.append(answer)
+                left = [x for x in left if x.read(step).status == "unusable"]
+            for x in moving:
+                x.reorder(step)
     ranks = np.zeros(len(candidates), dtype="int64")
     for x in lists:
-        ranks[x.rows[x.order]] = np.arange(1, len(x.order) + 1)
+        ranks[[row for row, _, _ in x.passages]] = np.arange(1, len(x.passages) + 1)
     return candidates.assign(teacher_rank=ranks), _report(lists)
 
 
 @dataclass
 class _List:
-    """One query's passages in the first stage's order, their present order, and all answers."""
+    """One query's passages in their present order, and all that was answered."""
 
     query_id: str
     query: str
-    texts: list[tuple[str, str]]  # id and text of each passage
-    rows: np.ndarray  # in the frame of candidates
-    plan: Plan
-    order: list[int]  # of texts and rows
-    readings: list[Reading] = field(default_factory=list)
+    plan: list[range]
+    passages: list[tuple[int, str, str]]  # row of the candidates, id, text
     answers: list[Answer] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)  # of each window's last answer
 
-    def window(self, places: range, pass_number: int) -> Window:
-        doc_ids, passages = zip(*(self.texts[self.order[place]] for place in places), strict=True)
-        texts = {"query": self.query, "doc_ids": doc_ids, "passages": passages}
-        return Window(query_id=self.query_id, pass_number=pass_number, start=places.start, **texts)
+    def window(self, step: int, pass_number: int, attempt: int) -> Window:
+        places = self.plan[step]
+        _, doc_ids, texts = zip(*self.passages[places.start : places.stop], strict=True)
+        return Window(
+            query_id=self.query_id, query=self.query, doc_ids=doc_ids, passages=texts,
+            pass_number=pass_number, start=places.start, attempt=attempt,
+        )  # fmt: skip
 
-    def take(self, places: range, tries: list[Answer]) -> None:
-        """Reorder the passages in `places` by the last of a window's answers; keep all of them."""
-        reading = tries[-1].read(len(places))
-        members = [self.order[place] for place in places]
-        self.order[places.start : places.stop : places.step] = [members[i] for i in reading.order]
+    def read(self, step: int) -> Reading:
+        """The last answer, which is this step's."""
+        return self.answers[-1].read(len(self.plan[step]))
+
+    def reorder(self, step: int) -> None:
+        places, reading = self.plan[step], self.read(step)
+        self.passages[places.start : places.stop] = [self.passages[places[i]] for i in reading.order]
         self.readings.append(reading)
-        self.answers += tries
 
 
 def _ask(
-    windows: list[Window], backend: Backend, retries: int, log: AnswerLog | None,
+    windows: list[Window], backend: Backend, log: AnswerLog | None,
     on_answer: Callable[[Window, Answer], None] | None,
-) -> list[list[Answer]]:
-    """All answers for each window, the last one usable if any is; from the log or else the backend."""
-    kind, tries, left = type(backend).__name__, [[] for _ in windows], [*range(len(windows))]
-    for attempt in range(retries + 1):
-        asked = {i: replace(windows[i], attempt=attempt) for i in left}
-        answers = {i: None if log is None else log.get(window) for i, window in asked.items()}
-        new = [i for i in left if answers[i] is None]
-        for number, answer in backend.ask([asked[i] for i in new]) if new else ():
-            i = new[number]
-            if answers[i] is not None:
-                raise ValueError(f"{kind}.ask gave a second answer for window {asked[i].key}")
-            answers[i] = answer
-            if log is not None:
-                log.add(asked[i], answer)
-            if on_answer is not None:
-                on_answer(asked[i], answer)
-        if missing := [asked[i].key for i in new if answers[i] is None]:
-            missed = f"{len(missing)} of {len(new)} windows, such as {missing[0]}"
-            raise ValueError(f"{kind}.ask gave no answer for {missed}")
-        for i in left:
-            tries[i].append(answers[i])
-        left = [i for i in left if answers[i].read(len(windows[i].passages)).status == "unusable"]
-    return tries
-
-
-def _sliding(n: int, config: WindowConfig) -> Plan:
-    """From the end to the front; the last window asked, at the front, is full, too."""
-    starts = [*range(n - config.window_size, 0, -config.stride), 0]
-    return [[range(start, min(start + config.window_size, n))] for start in starts]
-
-
-def _tournament(n: int, config: WindowConfig) -> Plan:
-    """Rounds of groups, whose best `top_k` meet in the next round, until one group is left."""
-    # Group g of G holds places g, g + G, ...: the best k of all groups then stand in places 0..kG - 1.
-    plan = []
-    while n > config.window_size:
-        groups = -(-n // config.window_size)
-        plan.append([range(group, n, groups) for group in range(groups)])
-        n = min(n, groups * config.top_k)
-    return [*plan, [range(n)]]
-
-
-#: Schedules by name; each gives the plan of one pass over two passages or more.
-SCHEDULES: dict[str, Callable[[int, WindowConfig], Plan]] = {
-    "sliding": _sliding, "tournament": _tournament,
-    "single": lambda n, c: [[range(min(n, c.window_size))]], "full": lambda n, c: [[range(n)]],
-}  # fmt: skip
-
-
-def _plan(n: int, config: WindowConfig) -> Plan:
-    return SCHEDULES[config.schedule](n, config) if n > 1 else []
+) -> list[Answer]:  # fmt: skip
+    """An answer for each window, from the log or else the backend."""
+    answers = [None if log is None else log.get(window) for window in windows]
+    new = [i for i, answer in enumerate(answers) if answer is None]
+    ask = f"{type(backend).__name__}.ask gave"
+    for number, answer in backend.ask([windows[i] for i in new]) if new else ():
+        i = new[number]
+        if answers[i] is not None:
+            raise ValueError(f"{ask} a second answer for window {windows[i].key}")
+        answers[i] = answer
+        if log is not None:
+            log.add(windows[i], answer)
+        if on_answer is not None:
+            on_answer(windows[i], answer)
+    if missing := [windows[i].key for i in new if answers[i] is None]:
+        missed = f"{len(missing)} of {len(new)} windows, such as {missing[0]}"
+        raise ValueError(f"{ask} no answer for {missed}")
+    return answers
 
 
 def _check(candidates: pd.DataFrame) -> None:
@@ -214,17 +177,18 @@ def _report(lists: list[_List]) -> pd.DataFrame:
     rows = []
     for x in lists:
         row = {"query_id": x.query_id, "n_windows": len(x.readings)}
-        row |= Counter(f"n_{reading.status}" for reading in x.readings)
         row["n_retries"] = len(x.answers) - len(x.readings)
+        statuses = [f"n_{reading.status}" for reading in x.readings]
+        row |= {name: statuses.count(name) for name in ("n_clean", "n_repaired", "n_unusable")}
         for name in ("n_missing", "n_repeated", "n_unknown"):
             row[name] = sum(getattr(reading, name) for reading in x.readings)
         for name in ("n_calls", "input_tokens", "output_tokens"):
             values = [getattr(answer, name) for answer in x.answers]
             row[name] = pd.NA if None in values else sum(values)
-        rows.append({name: row.get(name, 0) for name in ("query_id", *_COUNTS)})
+        rows.append(row)
     table = pd.DataFrame(rows, columns=["query_id", *_COUNTS])
     table = table.astype({"query_id": "str"} | dict.fromkeys(_COUNTS, "Int64"))
-    if table["n_unusable"].any():
-        counts = table["n_unusable"].sum(), table["n_windows"].sum()
-        _log.warning("%d of %d windows had no usable answer: left in order", *counts)
+    if n_unusable := table["n_unusable"].sum():
+        n_windows = table["n_windows"].sum()
+        _log.warning("%d of %d windows had no usable answer: left in order", n_unusable, n_windows)
     return table

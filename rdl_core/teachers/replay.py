@@ -123,12 +123,14 @@ class Replay:
     can_retry = False
 
     def __init__(self, records: Iterable[Recorded]) -> None:
-        self._records: dict[tuple[str, str], deque[Recorded]] = defaultdict(deque)
+        self._records: dict[str, deque[Recorded]] = defaultdict(deque)  # of a query's id or words
         for number, record in enumerate(records, start=1):
-            query = [_words(name) for name in _QUERY.findall(record.prompt)][-1:]
-            owner = ("text", *query) if record.query_id is None else ("id", record.query_id)
-            if len(owner) < 2:
-                raise ValueError(f"recorded prompt {number} names no query: {record.prompt[:60]!r}")
+            owner = record.query_id
+            if owner is None:
+                names = _QUERY.findall(record.prompt)
+                if not names:
+                    raise ValueError(f"recorded prompt {number} names no query: {record.prompt[:60]!r}")
+                owner = _words(names[-1])
             self._records[owner].append(record)
 
     def ask(self, windows: Sequence[Window]) -> Iterator[tuple[int, Answer]]:
@@ -136,8 +138,7 @@ class Replay:
         for number, window in enumerate(windows):
             place = f"query {window.query_id!r} ({window.query!r}), pass {window.pass_number}, "
             place += f"start {window.start}: replay the list, window size, stride and passes recorded"
-            owners = ("id", window.query_id), ("text", _words(window.query))
-            left = self._records.get(owners[0]) or self._records.get(owners[1])
+            left = self._records.get(window.query_id) or self._records.get(_words(window.query))
             if not left:
                 raise ValueError(f"no recorded answer is left for {place}")
             record = left.popleft()
@@ -169,7 +170,5 @@ def _words(text: str) -> str:
 def _similar(left: str, right: str) -> bool:
     """Whether one text has nearly all the different words of the other, or both have none."""
     first, second = set(_words(left).split()), set(_words(right).split())
-    if not first or not second:
-        return first == second
     # Of 7,740 right passages, cut and repaired by prompts, each shared 0.78 or more.
-    return len(first & second) >= 0.7 * min(len(first), len(second))
+    return first == second or len(first & second) >= max(1, 0.7 * min(len(first), len(second)))

@@ -1,21 +1,19 @@
 """A teacher ranks candidates, in a folder whose work can be killed and goes on.
 
-==================  ================================================================================
-``config.json``     all that decides the lists
-``answers.jsonl``   every answer as it came: a killed run asks only for what is missing
-``candidates.run``  what was ranked, in the first stage's order
-``teacher.run``     the lists as a TREC run, ``teacher.parquet`` in Rank-DistiLLM's form,
-                    ``requests.jsonl`` in RankLLM's, with texts; scores are -rank
-``report.json``     what had to be repaired, tokens and cost, in all and for each query
-``manifest.json``   written last: the identity, the circumstances, a hash of every file
-==================  ================================================================================
+- ``config.json``: all that decides the lists.
+- ``answers.jsonl``: every answer as it came. A killed run asks only for what is missing.
+- ``candidates.run``: what was ranked, in the first stage's order.
+- ``teacher.run``, a TREC run, ``teacher.parquet``, Rank-DistiLLM's form, and ``requests.jsonl``,
+  RankLLM's with texts: the lists. Scores are -rank.
+- ``report.json``: what had to be repaired, tokens and cost, in all and for each query.
+- ``manifest.json``, written last: the identity, the circumstances, a hash of every file.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -24,8 +22,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from rdl_core.config import EndpointConfig, LocalConfig, ReplayConfig, TeachConfig
-from rdl_core.data.collections import read_corpus
-from rdl_core.data.collections import fingerprint
+from rdl_core.data.collections import fingerprint, read_corpus
 from rdl_core.data.formats import read_candidates, write_parquet, write_requests, write_run
 from rdl_core.files import read_json, resumable, write_json
 from rdl_core.progress import progress
@@ -61,8 +58,8 @@ class Estimate:
 
 def estimate(config: TeachConfig, folder: str | Path) -> Estimate:
     """Count windows, tokens and cost of :func:`teach`; asks nothing and writes nothing."""
-    lists, _ = _read(config)
-    return _estimate(config, lists, AnswerLog(Path(folder) / ANSWERS, teacher=config.backend.name))
+    log = AnswerLog(Path(folder) / ANSWERS, teacher=config.backend.name)
+    return _estimate(config, _read(config)[0], log)
 
 
 def teach(config: TeachConfig, folder: str | Path) -> dict:
@@ -106,18 +103,22 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
 
     ValueError names a shard that is missing, there twice, unfinished, or of another configuration.
     """
-    folder, identities = Path(folder), {Path(shard): _finished(Path(shard)) for shard in shards}
+    folder, identities = Path(folder), {}
+    for shard in map(Path, shards):
+        if not ((shard / "manifest.json").is_file() and (shard / "report.json").is_file()):
+            raise ValueError(f"{shard} holds no finished lists: run rdl teach again, which goes on")
+        with resumable(shard, read_json(shard / "config.json")) as work:  # refuses changed files
+            identities[shard] = work.identity
     identity = whole(identities)
     parts = sorted(identities, key=lambda part: identities[part]["shard"])
     reports = [read_json(part / "report.json") for part in parts]
     rows = in_turn([report["queries"] for report in reports])
-    query_ids = [row["query_id"] for row in rows]
-    check_once(query_ids, identity["n_queries"])
+    places = {row["query_id"]: place for place, row in enumerate(rows)}
+    check_once([row["query_id"] for row in rows], identity["n_queries"])
 
     def together(name: str) -> pd.DataFrame:
         lists = pd.concat([read_candidates(part / name) for part in parts])
-        place = lists["query_id"].map({query_id: i for i, query_id in enumerate(query_ids)})
-        return lists.assign(place=place).sort_values(["place", "rank"])
+        return lists.assign(place=lists["query_id"].map(places)).sort_values(["place", "rank"])
 
     costs = [report["totals"]["usd"] for report in reports]
     usd = None if None in costs else round(sum(costs), 6)
@@ -130,14 +131,6 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
         report = _write(folder, together("candidates.run"), together("requests.jsonl"), rows, usd)
         work.finish(shards=[read_json(part / "manifest.json") for part in parts])
     return report
-
-
-def _finished(shard: Path) -> dict:
-    """The identity of a finished shard; resumable refuses one whose files changed."""
-    if not ((shard / "manifest.json").is_file() and (shard / "report.json").is_file()):
-        raise ValueError(f"{shard} holds no finished lists: run rdl teach for it again, which goes on")
-    with resumable(shard, read_json(shard / "config.json")) as work:
-        return work.identity
 
 
 def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
@@ -175,33 +168,31 @@ def _open(config: EndpointConfig | LocalConfig | ReplayConfig) -> Backend:
     return Replay(read_history(config.model))
 
 
-class _Counter:
-    """Answers each window in the order of the prompt, and counts what a model would be asked."""
+class _InOrder:
+    """Answers each window in the order of the prompt."""
 
     can_retry = True  # if the log's answer is unusable, the next one is looked up, too
 
-    def __init__(self, config: EndpointConfig | LocalConfig | ReplayConfig) -> None:
-        self.max_words = getattr(config, "max_words", 300)
-        self.writes = getattr(config, "mode", "free") != "first_token"
-        self.n_windows = self.prompts = self.rankings = 0
-
-    def ask(self, windows: Sequence[Window]) -> Iterator[tuple[int, Answer]]:
-        for number, window in enumerate(windows):
-            prompt = listwise_prompt(window.query, window.passages, max_words=self.max_words)
-            ranking = " > ".join(identifiers(len(window.passages)))
-            self.n_windows += 1
-            self.prompts += -(-len(prompt) // 4)
-            self.rankings += -(-len(ranking) // 2) * self.writes
-            yield number, Answer(order=tuple(range(len(window.passages))))
+    def ask(self, windows: Sequence[Window]) -> list[tuple[int, Answer]]:
+        sizes = enumerate(len(window.passages) for window in windows)
+        return [(number, Answer(order=tuple(range(n)))) for number, n in sizes]
 
 
 def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estimate:
-    counter = _Counter(config.backend)
-    stored = SimpleNamespace(get=log.get, add=lambda *_: None)
-    _, table = rank_lists(lists, counter, answers=stored, **config.windows)
-    n_windows, prompts, rankings = int(table["n_windows"].sum()), counter.prompts, counter.rankings
+    new: list[Window] = []
+    stored = SimpleNamespace(get=log.get, add=lambda window, _: new.append(window))
+    _, table = rank_lists(lists, _InOrder(), answers=stored, **config.windows)
+    max_words = getattr(config.backend, "max_words", 300)
+    prompts = rankings = 0
+    for window in new:
+        prompt = listwise_prompt(window.query, window.passages, max_words=max_words)
+        prompts += -(-len(prompt) // 4)
+        rankings += -(-len(" > ".join(identifiers(len(window.passages)))) // 2)
+    if getattr(config.backend, "mode", None) == "first_token":  # nothing is written
+        rankings = 0
+    n_windows = int(table["n_windows"].sum())
     return Estimate(
-        n_queries=len(table), n_windows=n_windows, n_answered=n_windows - counter.n_windows,
+        n_queries=len(table), n_windows=n_windows, n_answered=n_windows - len(new),
         input_tokens=prompts, output_tokens=rankings, usd=_usd(config, prompts, rankings),
     )  # fmt: skip
 
@@ -214,7 +205,7 @@ def _usd(config: TeachConfig, input_tokens: int, output_tokens: int) -> float | 
 def _write(
     folder: Path, candidates: pd.DataFrame, ranked: pd.DataFrame, rows: Sequence[Mapping],
     usd: float | None,
-) -> dict:
+) -> dict:  # fmt: skip
     """Write candidates, ranked lists and their report, of which `rows` are each query's counts."""
     lists = ranked[["query_id", "doc_id", "query", "text", "rank"]]
     lists = lists.assign(score=-lists["rank"].astype("float64"))
