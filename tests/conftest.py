@@ -151,11 +151,10 @@ def tiny(encoder_folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run store for the tests of one file."""
-    folder = tmp_path_factory.mktemp("runs")
+    """For the tests of a file, a run store that those of other files share."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RDL_RUNS", str(folder))
-        yield folder
+        patch.setenv("RDL_RUNS", str(tmp_path_factory.getbasetemp() / "shared_runs"))
+        yield
 
 
 @pytest.fixture(scope="session")

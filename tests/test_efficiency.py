@@ -23,7 +23,7 @@ from rdl_study.bench.race import Measured, System, race, ratios, recorded, summa
 FILE = """
 import os, time
 
-def echo(work, name="", log=None, wait=0.0):
+def echo(work, name="", log=None, wait=0.0, lists_at_once=1):
     print("a library prints as it loads")
     def call(number):
         print("and as it works")
@@ -32,11 +32,7 @@ def echo(work, name="", log=None, wait=0.0):
                 file.write(f"{name}{number} ")
         time.sleep(wait)
         return [work["times"] * number, os.getpid()]
-    return call
-
-def together(work, **options):
-    call = echo(work, **options)
-    call.lists_at_once = 2
+    call.lists_at_once = lists_at_once
     return call
 
 def loop(work, log, steps):
@@ -86,7 +82,7 @@ def test_systems_take_turns_and_each_opens_as_often(system, tmp_path):
 
 
 def test_times_are_those_of_the_calls_and_of_one_list(system):
-    slow = {"a": system(wait=0.05), "b": system(wait=0.15), "two": system("together", wait=0.2)}
+    slow = {"a": system(wait=0.05), "b": system(wait=0.15), "two": system(wait=0.2, lists_at_once=2)}
     table = summary(race(slow, {"times": 1}, calls=[0], repetitions=3)[0])
     assert 50 <= table["median_ms"]["a"] < 150 <= table["median_ms"]["b"]
     assert 100 <= table["median_ms"]["two"] < 200
@@ -116,7 +112,7 @@ def test_energy_is_told_per_list_where_the_driver_counts_it(system, tmp_path, mo
     monkeypatch.setenv("COUNTER", log)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     assert run(system(log=log), 0, 1)[0]["joules"] == 6.0
-    assert run(system("together", log=log), 0, 1)[0]["joules"] == 3.0
+    assert run(system(log=log, lists_at_once=2), 0, 1)[0]["joules"] == 3.0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-elsewhere")
     assert "joules" not in run(system(log=log), 0)[0]  # no such device
 

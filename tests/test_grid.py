@@ -27,7 +27,7 @@ def changed(config, n, **fields):
 @pytest.fixture
 def config(tiny):
     """Two short stages; the second learns the order of the first stage, which costs nothing."""
-    return changed(tiny.student(), -1, teacher="first_stage")
+    return changed(tiny.student(seed=8), -1, teacher="first_stage")
 
 
 def with_dev(config, collection):
@@ -53,7 +53,7 @@ def test_students_share_the_stages_that_they_share(config, caplog):
     other = replace(last, training=replace(last.training, loss="adr_mse"))
     assert n_trained(config) == 2
     assert n_trained(replace(config, stages=(first, other))) == 1
-    assert n_trained(replace(config, seed=1)) == 2
+    assert n_trained(replace(config, seed=9)) == 2
     manifest = grid.train(config).manifest
     assert (manifest["n_lists"], manifest["passages_seen"]) == (6, 4 * 2 * 3)
     log = grid.training_log(config)

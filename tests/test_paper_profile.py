@@ -22,8 +22,7 @@ from rdl_study.lists import corpus
 from rdl_study.profile import load_profile
 from rdl_study.tables import published
 
-JUDGED = "msmarco-passage/train/judged"
-
+PAPER, JUDGED = load_profile("paper"), "msmarco-passage/train/judged"
 #: field: (first stage of training, second); section 4.1, pre-finetune.yaml, finetune.yaml
 LISTS = {
     "collection": (JUDGED, JUDGED),  # train-judged
@@ -49,9 +48,6 @@ TRAINING = {
     "precision": ("bfloat16", "bfloat16"),  # bf16-mixed
     "dev_every": (0, 0),  # no validation
 }
-
-
-PAPER = load_profile("paper")
 
 
 def test_the_recipe_value_by_value():
@@ -125,20 +121,17 @@ def marco(monkeypatch):
         )  # fmt: skip
     load.cache_clear()
     frame = pd.DataFrame(
-        [(x, str((int(x) * 7 + n) % N), n + 1, 30.0 - n) for x in [*TRAINED, "7000", "7001"]
-         for n in range(30)], columns=["query_id", "doc_id", "rank", "score"],
+        {"query_id": x, "doc_id": str((int(x) * 7 + n) % N), "rank": n + 1, "score": 30.0 - n}
+        for x in [*TRAINED, "7000", "7001"] for n in range(30)
     )  # fmt: skip
     orders = frame[frame["query_id"].isin(RANKED)].eval("teacher_rank = 31 - rank")
-    monkeypatch.setattr(
-        lists.published, "first_stage", lambda c, name, depth, ids: frame[frame["query_id"].isin(ids)]
-    )
-    monkeypatch.setattr(
-        lists.published, "ranked_queries", lambda c, _, teacher: {"rank_zephyr": RANKED}.get(teacher)
-    )
-    monkeypatch.setattr(
-        lists.published, "teacher_runs",
-        lambda c, name, teacher: [orders[["query_id", "doc_id", "teacher_rank"]]],
-    )  # fmt: skip
+    door = {
+        "first_stage": lambda c, name, depth, ids: frame[frame["query_id"].isin(ids)],
+        "ranked_queries": lambda c, first_stages, teacher: {"rank_zephyr": RANKED}.get(teacher),
+        "teacher_runs": lambda c, name, teacher: [orders[["query_id", "doc_id", "teacher_rank"]]],
+    }
+    for name, function in door.items():
+        monkeypatch.setattr(lists.published, name, function)
     yield
     load.cache_clear()
 

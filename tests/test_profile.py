@@ -28,7 +28,6 @@ def with_value(key, value):
 @pytest.mark.parametrize(("key", "value", "says"), [
     ("stage1.training.steps", "many", "stage1.training.steps: .*integer.*got 'many'"),
     ("stage2.training.loss", "rnknet", "loss: expected one of .*adr_mse.*got 'rnknet'"),
-    ("stage2.training.sampler", "bes", "sampler: .*single_relevant.*got 'bes'"),
     ("stage2.training.learning_rat", 0.1, "stage2.training.learning_rat: unknown key"),
     ("stage2.lists.teacher", "gpt", "teacher: .*fused.*got 'gpt'"),
     ("stage2.lists.first_stage", "bm25+tfidf", "first_stage: .*bm25.*got 'tfidf'"),
@@ -37,7 +36,6 @@ def with_value(key, value):
     ("stage2.lists.add_relevant", True, "add_relevant: expected teacher 'judgments', got 'fused'"),
     ("stage2.training.dev_every", 2, "dev: expected dev queries if and only if"),
     ("seeds", [], "seeds: "),
-    ("alike", "steps", "alike: .*'passages' or 'passes'"),
     ("scale", "huge", "scale: .*'smoke', 'subset' or 'full', got 'huge'"),
 ])  # fmt: skip
 def test_a_wrong_value_is_named(key, value, says):
@@ -73,13 +71,11 @@ def page(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("values", "says"), [
     ({"depths": [5, 1]}, r"depths: expected one or more .* values of 2 to 100; got \[5, 1\]"),
     ({"depths": [5, 5]}, "depths: expected one or more different"),
-    ({"depths": []}, "depths: expected one or more different"),
     ({"depths": "many"}, 'depths: expected a list of whole numbers, got "many"'),
     ({"depths": "[5,"}, "depths: expected a list of whole numbers"),
     ({"depths": [0.5]}, "depths: expected a list of whole numbers"),
     ({"dephts": [7]}, "'loss' has no parameter dephts: expected profile, losses, depths"),
     ({"losses": ["nope"]}, r'losses: .*ranknet.*got \["nope"\]'),
-    ({"losses": "ranknet"}, "losses: expected a list of text"),
     ({"n_train": True}, "n_train: expected a whole number, got true"),
     ({"n_train": "few"}, 'n_train: expected a whole number, got "few"'),
     ({"profile": "nope"}, "unknown profile 'nope': expected one of .*mini"),
