@@ -1,5 +1,6 @@
 """Tiny encoders, token stores and files, made from configurations: no test needs a network."""
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -13,19 +14,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rdl_core import cli
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_core.tokens import TokenStore
+from rdl_study.profile import load_profile
 
 torch.set_num_threads(1)
 
@@ -42,23 +39,18 @@ _OWN = {
 
 
 def make_tokenizer(kind, words=WORDS):
-    """A fast tokenizer of whole words: ``[CLS] a [SEP] b [SEP]``, or ``<s> a </s></s> b </s>``.
-
-    Only those of BERT and ELECTRA give segment ids.
-    """
-    of_roberta = "roberta" in kind
-    special = ["<s>", "<pad>", "</s>", "<unk>"] if of_roberta else ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
+    """A fast tokenizer of whole words: ``[CLS] a [SEP] b [SEP]``, or ``<s> a </s></s> b </s>``."""
+    special, pair = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"], processors.BertProcessing
+    if "roberta" in kind:
+        special, pair = ["<s>", "<pad>", "</s>", "<unk>"], processors.RobertaProcessing
     cls, pad, sep, unknown = special
-    vocabulary = {word: i for i, word in enumerate([*special, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    tokenizer = Tokenizer(models.WordLevel({x: i for i, x in enumerate([*special, *words])}, unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    pair = processors.RobertaProcessing if of_roberta else processors.BertProcessing
-    tokenizer.post_processor = pair((sep, vocabulary[sep]), (cls, vocabulary[cls]))
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(
+    tokenizer.post_processor = pair((sep, 2), (cls, 0))
+    segments = ["token_type_ids"] if kind in ("bert", "electra") else []
+    return FastTokenizer(
         tokenizer_object=tokenizer, model_max_length=64, pad_token=pad, unk_token=unknown,
-        cls_token=cls, sep_token=sep,
-        model_input_names=inputs[:: 1 if kind in ("bert", "electra") else 2],
+        cls_token=cls, sep_token=sep, model_input_names=["input_ids", *segments, "attention_mask"],
     )  # fmt: skip
 
 
@@ -68,23 +60,21 @@ def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
     sizes = {
         "vocab_size": len(WORDS) + 4, "hidden_size": 24, "num_hidden_layers": layers,
         "num_attention_heads": 3, "intermediate_size": 32, "max_position_embeddings": 64,
-        "pad_token_id": 1,
+        "pad_token_id": 1, "num_labels": 1, "initializer_range": 0.2,
+        "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": 0.0,
+        "embedding_dropout": dropout, "mlp_dropout": dropout, "classifier_dropout": dropout,
     }  # fmt: skip
-    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": 0.0}
-    if kind == "modernbert":
-        dropouts = {f"{part}_dropout": dropout for part in ("embedding", "mlp", "classifier")}
-    settings = sizes | _OWN[kind] | dropouts | {"num_labels": 1, "initializer_range": 0.2} | own
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **settings))
+    config = AutoConfig.for_model(kind, **sizes | _OWN[kind] | own)
+    return AutoModelForSequenceClassification.from_config(config)
 
 
-def make_student(kind="bert", *, query_tokens=5, passage_tokens=20, **own):
+def make_student(kind="bert", **own):
     """A cross-encoder of two layers in evaluation mode."""
-    limits = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
-    return CrossEncoder(make_model(kind, **own), make_tokenizer(kind), **limits).eval()
+    model, tokenizer = make_model(kind, **own), make_tokenizer(kind)
+    return CrossEncoder(model, tokenizer, query_tokens=5, passage_tokens=20).eval()
 
 
 def make_texts(n, *, seed, longest):
-    """`n` texts of 1 to `longest` words."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, longest))) for _ in range(n)]
 
@@ -97,17 +87,14 @@ def small_stage(stage, *, steps, lists=(), **training):
 
 
 def weights(student):
-    """A copy of every weight by its name."""
     return {name: weight.detach().clone() for name, weight in student.model.named_parameters()}
 
 
 def moved(before, after):
-    """Names of weights that are not equal, bit for bit."""
     return {name for name, weight in after.items() if not torch.equal(weight, before[name])}
 
 
 def read_log(folder):
-    """The lines of a training's log."""
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -116,9 +103,13 @@ def child_environment(**more):
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | more
 
 
+def pytest_collection_finish():
+    """What is imported by now stays; statsmodels collects garbage in each call of a test of Holm's."""
+    gc.freeze()
+
+
 @pytest.fixture(params=KINDS)
 def kind(request):
-    """Each architecture in turn."""
     return request.param
 
 
@@ -147,6 +138,26 @@ def encoder_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny(encoder_folder):
+    """The profile mini with two layers, four steps a stage and eight test queries."""
+    mini, own = load_profile("mini"), {"teacher_encoder": encoder_folder}
+    few = {"steps": 4, "lists": own, "learning_rate": 0.01}
+    stages = {name: small_stage(getattr(mini, name), **few) for name in ("stage1", "stage2")}
+    return replace(
+        mini, encoder=encoder_folder, precision="float32", ablation_queries=6, ablation_steps=2,
+        test=replace(mini.test, n_queries=8, depth=6, **own), **stages,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """For the tests of a file, a run store that those of other files share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RDL_RUNS", str(tmp_path_factory.getbasetemp() / "shared_runs"))
+        yield
+
+
+@pytest.fixture(scope="session")
 def server():
     """Starts processes that have imported all they need."""
     processes = multiprocessing.get_context("forkserver")
@@ -169,11 +180,10 @@ def make_candidates():
     rows = []
     for number, query_id in enumerate(QUERIES):
         others = [f"d{(number + 5 * place) % 12 + 1}" for place in range(2 + number)]
-        twins = ["twin", "d0"] if number % 2 else ["d0", "twin"]
-        docs = [twins[0], *others, twins[1]]
-        rows += [(query_id, doc_id, place) for place, doc_id in enumerate(docs, start=1)]
-    frame = pd.DataFrame(rows, columns=["query_id", "doc_id", "rank"])
-    return frame.assign(score=-frame["rank"] / 2)
+        first, last = ("twin", "d0") if number % 2 else ("d0", "twin")
+        docs = enumerate([first, *others, last], start=1)
+        rows += [(query_id, doc_id, rank) for rank, doc_id in docs]
+    return pd.DataFrame(rows, columns=["query_id", "doc_id", "rank"]).eval("score = -rank / 2")
 
 
 @pytest.fixture(scope="session")
@@ -188,8 +198,8 @@ def files(tmp_path_factory):
     for name, texts in (("queries", QUERIES), ("corpus", PASSAGES)):
         records = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
         (folder / "beir" / f"{name}.jsonl").write_text("\n".join(records))
-    qrels = "".join(f"{q} 0 d{i} {i % 3}\n" for q in QUERIES for i in range(13))
-    (folder / "qrels.txt").write_text(qrels)
+    qrels = [f"{q} 0 d{i} {i % 3}\n" for q in QUERIES for i in range(13)]
+    (folder / "qrels.txt").write_text("".join(qrels))
     make_student().save_pretrained(folder / "student")
     make_model("bert", num_labels=2).save_pretrained(folder / "two")
     BertModel(make_model("bert").config).save_pretrained(folder / "encoder")
@@ -200,25 +210,24 @@ def files(tmp_path_factory):
 @pytest.fixture
 def rdl(files, monkeypatch):
     """Run a command in the folder of the files; gives its result."""
-    monkeypatch.setattr(cli, "log_plainly", lambda: None)  # it would change logging for all tests
+    monkeypatch.setattr(cli, "log_plainly", transformers_logging.disable_progress_bar)
     monkeypatch.chdir(files)
-    transformers_logging.disable_progress_bar()  # as it does
 
     def run(*words, code=0):
         done = CliRunner().invoke(cli.app, list(map(str, words)))
         assert done.exit_code == code, done.output
         return done
 
-    yield run
-    transformers_logging.enable_progress_bar()
+    return run
 
 
 @pytest.fixture(autouse=True)
 def _logging_as_before():
     """Commands and notebooks configure logging, and tests that read messages come after them."""
     loggers = [logging.getLogger(name) for name in ("rdl_core", "rdl_study", "papermill")]
-    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     yield
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+    for logger, handlers, propagate, level in before:
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
+    transformers_logging.enable_progress_bar()

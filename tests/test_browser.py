@@ -3,11 +3,11 @@
 These tests look at ``_build/html`` as it is; `make check` runs them after `make book`.
 """
 
-import functools
-import http.server
 import json
 import shutil
 import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -16,11 +16,8 @@ from rdl_study.store import project_folder
 
 SITE = project_folder() / "_build" / "html"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PAGES = sorted(
-    str(path.relative_to(SITE)) for path in SITE.rglob("*.html") if "_static" not in path.parts
-)
+PAGES = sorted(str(x.relative_to(SITE)) for x in SITE.rglob("*.html") if "_static" not in x.parts)
 LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 390)}
-LARGEST_BYTES = 60_000_000
 FADED = "Promise.allSettled(document.getAnimations().map(each => each.finished)).then(() => null)"
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 WITHOUT_IMAGE = """[...document.images]
@@ -41,16 +38,11 @@ pytestmark = [
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: run make check")
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture(scope="module")
 def address():
     """The site under a sub-path, as a project's page has it."""
-    handler = functools.partial(_Quiet, directory=str(SITE.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(SITE.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/{SITE.name}/"
         server.shutdown()
@@ -59,8 +51,8 @@ def address():
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        options = {"executable_path": CHROMIUM, "args": ["--no-sandbox", "--disable-gpu"]}
-        yield playwright.chromium.launch(**options)
+        switches = ["--no-sandbox", "--disable-gpu"]
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=switches)
 
 
 @pytest.fixture(params=LOOKS)
@@ -99,8 +91,7 @@ def live(look, address):
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_opens_whole(look, address, name):
     page, wrong = look
-    page.goto(address + name, wait_until="load")
-    page.wait_for_load_state("networkidle")
+    page.goto(address + name, wait_until="networkidle")
     assert wrong == []
     assert page.evaluate(WIDER) == 0, "the page scrolls sideways"
     assert page.evaluate(WITHOUT_IMAGE) == []
@@ -109,7 +100,7 @@ def test_a_page_opens_whole(look, address, name):
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "index.html"])  # it leads on
 def test_a_page_is_accessible(look, address, name, axe):
     page, _ = look
-    page.goto(address + name, wait_until="load")
+    page.goto(address + name)
     page.evaluate(FADED)
     page.evaluate(axe)
     assert page.evaluate(SERIOUS) == []
@@ -151,4 +142,4 @@ def test_without_webassembly_the_example_stands(look, address):
 
 
 def test_the_site_is_small():
-    assert sum(x.stat().st_size for x in SITE.rglob("*") if x.is_file()) < LARGEST_BYTES
+    assert sum(x.stat().st_size for x in SITE.rglob("*") if x.is_file()) < 60_000_000

@@ -1,8 +1,4 @@
-"""Numbers in the prose are those of the profiles, the recorded runs and the published tables.
-
-Mutations seen to fail: other steps in the profile; another factor, number of calls, share of a
-split or order of student and bi-encoder on a page.
-"""
+"""Numbers in the prose are those of the profiles, the recorded runs and the published tables."""
 
 import re
 
@@ -31,14 +27,12 @@ def means():
 
 def test_divergences_say_how_much_the_recorded_students_saw():
     page, profile = text("book/divergences.md"), load_profile("trec-dl")
-    first, second = (
-        x.training.steps * x.training.queries_per_step * x.training.list_size
-        for x in (profile.stage1, profile.stage2)
-    )
+    stages = (profile.stage1.training, profile.stage2.training)
+    first, second = (x.steps * x.queries_per_step * x.list_size for x in stages)
     assert f"Stage 1 sees {first:,} passages, stage 2 another {second:,}" in page
     assert f"comes to {(20_000 * 32 * 8 + 3 * 10_000 * 100) / 1e6:.1f} million" in page
-    cut = f"queries are cut to {profile.query_tokens} tokens, passages to {profile.passage_tokens}"
-    assert cut in page
+    limits = profile.query_tokens, profile.passage_tokens
+    assert "queries are cut to {} tokens, passages to {}".format(*limits) in page
     assert "untouched, beats the student" in page
     mean = means().mean()
     assert mean["first stage"] < mean["student"] < mean["bi-encoder"]
@@ -60,8 +54,7 @@ def test_pages_on_teacher_and_data_count_as_the_code_does():
     assert ", ".join(f"{100 * share:.0f} % {name}" for name, share in pydocs.SPLITS.items()) in page
     words = load("rdl/pydocs/test").queries["query"].str.split().str.len()
     low, high = map(int, re.search(r"(\d+) to (\d+) words\. Sentences", page).groups())
-    assert low <= words.min()
-    assert words.max() <= high
+    assert low <= words.min() <= words.max() <= high
 
 
 def test_readme_says_what_was_recorded_and_raced():

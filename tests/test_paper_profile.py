@@ -2,9 +2,6 @@
 
 The recipe's table is that of the authors' configurations (webis-de/rank-distillm at commit 2b7e49d,
 configs/pre-finetune.yaml and configs/finetune.yaml), the sections are the paper's (arXiv 2405.07920).
-
-Mutations seen to fail: another depth and number of steps in the profile, steps alike whatever the
-number of queries, queries chosen from all the judged, passages tokenised from a frame of all of them.
 """
 
 import socket
@@ -20,13 +17,12 @@ from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrel
 from rdl_core.data import collections
 from rdl_core.data.collections import load
 from rdl_study import graph, grid, lists
-from rdl_study.grid import RankingConfig, rank, rankings, train
+from rdl_study.grid import rank, rankings, train
 from rdl_study.lists import corpus
 from rdl_study.profile import load_profile
 from rdl_study.tables import published
 
-JUDGED = "msmarco-passage/train/judged"
-
+PAPER, JUDGED = load_profile("paper"), "msmarco-passage/train/judged"
 #: field: (first stage of training, second); section 4.1, pre-finetune.yaml, finetune.yaml
 LISTS = {
     "collection": (JUDGED, JUDGED),  # train-judged
@@ -54,62 +50,51 @@ TRAINING = {
 }
 
 
-@pytest.fixture(scope="module")
-def profile():
-    return load_profile("paper")
-
-
-@pytest.mark.parametrize("field", [*LISTS, *TRAINING])
-def test_the_recipe_value_by_value(profile, field):
-    table = LISTS if field in LISTS else TRAINING
-    stages = profile.student().stages
-    configs = [stage.lists if field in LISTS else stage.training for stage in stages]
-    assert tuple(getattr(config, field) for config in configs) == table[field]
-
-
-def test_the_recipe_around_the_stages(profile):
-    first, second = profile.student().stages
-    assert first.training.steps == 20_000  # max_steps
-    passes = second.training.steps * second.training.queries_per_step / second.lists.n_queries
+def test_the_recipe_value_by_value():
+    first, second = PAPER.student().stages
+    assert {x: (getattr(first.lists, x), getattr(second.lists, x)) for x in LISTS} == LISTS
+    first, second = first.training, second.training
+    assert {x: (getattr(first, x), getattr(second, x)) for x in TRAINING} == TRAINING
+    assert first.steps == 20_000  # max_steps
+    passes = second.steps * second.queries_per_step / PAPER.stage2.lists.n_queries
     assert passes == pytest.approx(3, abs=0.01)  # max_epochs
-    assert profile.seeds == (42,)  # seed_everything
-    assert (profile.query_tokens, profile.passage_tokens) == (32, 256)  # query_length, doc_length
-    assert profile.encoder == "google/electra-base-discriminator"
-    assert (profile.measure, profile.test.depth) == ("nDCG@10", 100)  # re-rank.yaml
+    assert PAPER.seeds == (42,)  # seed_everything
+    assert (PAPER.query_tokens, PAPER.passage_tokens) == (32, 256)  # query_length, doc_length
+    assert PAPER.encoder == "google/electra-base-discriminator"
+    assert (PAPER.measure, PAPER.test.depth) == ("nDCG@10", 100)  # re-rank.yaml
     years = [f"msmarco-passage/trec-dl-{year}/judged" for year in (2019, 2020)]
-    assert [test.collection for test in profile.tests] == years
+    assert [test.collection for test in PAPER.tests] == years
 
 
 def test_the_grid_is_the_papers_and_needs_neither_data_nor_network(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("reached for data or a network")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(ir_datasets, "load", refuse)
+    for place, name in ((socket.socket, "connect"), (socket, "getaddrinfo"), (ir_datasets, "load")):
+        monkeypatch.setattr(place, name, refuse)
     monkeypatch.setenv("RDL_CACHE", str(tmp_path))
     monkeypatch.delenv("RDL_MIRROR", raising=False)
     pages = graph.declarations("paper")
     assert not list(tmp_path.iterdir())
     assert {"bm25", "colbert"} <= set(pages["effectiveness"])
-    last = [s.stages[-1] for s in pages["depth"]["depths"].systems.values()]
+    last = [student.stages[-1] for student in pages["depth"]["depths"].systems.values()]
     depths = published("depth").index.tolist()
     assert [stage.lists.depth for stage in last] == depths
     assert [stage.training.list_size for stage in last] == depths
-    assert {(s.training.queries_per_step, s.training.steps) for s in last} == {(32, 940)}
-    last = [s.stages[-1] for s in pages["depth"]["queries"].systems.values()]
+    assert {(x.training.queries_per_step, x.training.steps) for x in last} == {(32, 940)}
+    last = [student.stages[-1] for student in pages["depth"]["queries"].systems.values()]
     assert [stage.lists.n_queries for stage in last] == published("queries").index.tolist()
     assert [stage.training.steps for stage in last] == [94, 188, 470, 940]  # three passes each
-    losses = {name.lower().replace("-", "_") for name in published("loss").index}
-    assert losses == set(pages["loss"]["losses"].systems)
-    corpora = [name for name in published("tirex") if not name.endswith("-mean")]
-    assert list(pages["out_of_domain"]) == corpora
-    tested = [x.collection for part in pages["out_of_domain"].values() for x in part.profile.tests]
+    losses = published("loss").index.str.lower().str.replace("-", "_")
+    assert set(losses) == set(pages["loss"]["losses"].systems)
+    corpora = pages["out_of_domain"]
+    assert list(corpora) == [name for name in published("tirex") if not name.endswith("-mean")]
+    tested = [test.collection for part in corpora.values() for test in part.profile.tests]
     assert len(tested) == len(set(tested)) == 29
     assert all(name in ir_datasets.registry for name in tested)
-    part = pages["out_of_domain"]["medline"]  # further collections are no swap: the same student
+    part = corpora["medline"]  # further collections are no swap: the same student
     students = [config.system for config in rankings(part.profile, part.systems["student"])]
-    assert students == [load_profile("paper").student()] * 4
+    assert students == [PAPER.student()] * 4
 
 
 TRAINED = [str(100 + n) for n in range(12)]  # judged training queries
@@ -125,9 +110,8 @@ def register(monkeypatch, name, **parts):
 
 
 @pytest.fixture
-def marco(tmp_path, monkeypatch):
+def marco(monkeypatch):
     """MS MARCO's training queries and a test, with ColBERTv2's lists and RankZephyr's order of some."""
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
     for name, ids in ((JUDGED, TRAINED), ("msmarco-passage/trec-dl-2019/judged", ["7000", "7001"])):
         register(
             monkeypatch, name,
@@ -137,15 +121,14 @@ def marco(tmp_path, monkeypatch):
         )  # fmt: skip
     load.cache_clear()
     frame = pd.DataFrame(
-        [(x, str((int(x) * 7 + n) % N), n + 1, 30.0 - n) for x in [*TRAINED, "7000", "7001"]
-         for n in range(30)], columns=["query_id", "doc_id", "rank", "score"],
+        {"query_id": x, "doc_id": str((int(x) * 7 + n) % N), "rank": n + 1, "score": 30.0 - n}
+        for x in [*TRAINED, "7000", "7001"] for n in range(30)
     )  # fmt: skip
-    ranked = frame[frame["query_id"].isin(RANKED)]
-    orders = ranked[["query_id", "doc_id"]].assign(teacher_rank=31 - ranked["rank"])
+    orders = frame[frame["query_id"].isin(RANKED)].eval("teacher_rank = 31 - rank")
     door = {
         "first_stage": lambda c, name, depth, ids: frame[frame["query_id"].isin(ids)],
-        "ranked_queries": lambda c, first_stages, teacher: None if teacher == "judgments" else RANKED,
-        "teacher_runs": lambda c, name, teacher: [orders],
+        "ranked_queries": lambda c, first_stages, teacher: {"rank_zephyr": RANKED}.get(teacher),
+        "teacher_runs": lambda c, name, teacher: [orders[["query_id", "doc_id", "teacher_rank"]]],
     }
     for name, function in door.items():
         monkeypatch.setattr(lists.published, name, function)
@@ -153,33 +136,31 @@ def marco(tmp_path, monkeypatch):
     load.cache_clear()
 
 
-def test_both_stages_train_on_the_lists_and_rank_the_tests(marco, profile, encoder_folder):
-    def cut(stage, n):
-        return replace(stage, training=replace(stage.training, steps=2, queries_per_step=n))
-
-    tiny = replace(
-        profile, encoder=encoder_folder, precision="float32", query_tokens=8, passage_tokens=16,
-        stage1=cut(profile.stage1, 3), stage2=cut(profile.stage2, 2),
-    )  # fmt: skip
+def test_both_stages_train_on_the_lists_and_rank_the_tests(runs, marco, encoder_folder):
+    cut = {
+        name: replace(stage, training=replace(stage.training, steps=2, queries_per_step=n))
+        for name, stage, n in (("stage1", PAPER.stage1, 3), ("stage2", PAPER.stage2, 2))
+    }
+    small = {"query_tokens": 8, "passage_tokens": 16, "precision": "float32"}
+    tiny = replace(PAPER, encoder=encoder_folder, **small, **cut)
     run, first = train(tiny.student()), train(tiny.student(tiny.stage1))
     assert first.manifest["id"] in run.manifest["inputs"]
     assert first.manifest["n_lists"] == len(TRAINED)  # all judged queries, not RankZephyr's alone
     assert run.manifest["n_lists"] == len(RANKED)
-    log = grid.training_log(tiny.student())
-    assert log["loss"].between(0, 3, inclusive="neither").all()
-    config = RankingConfig(candidates=tiny.test, system=tiny.student(), precision="float32")
+    assert grid.training_log(tiny.student())["loss"].between(0, 3, inclusive="neither").all()
+    (config, _) = rankings(tiny, tiny.student())
     assert rank(config).manifest["n_pairs"] == 60
 
 
-def test_passages_are_never_all_in_memory(tmp_path, monkeypatch, encoder_folder):
+def test_passages_are_never_all_in_memory(runs, monkeypatch, encoder_folder):
     """All texts of 8.8 M passages once went into a frame, to be hashed and tokenised."""
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
     monkeypatch.setattr(collections, "_CHUNK", 200)
-    register(
-        monkeypatch, "large", queries=lambda: iter([GenericQuery("1", "fox")]),
-        docs=lambda: (GenericDoc(str(n), f"{n} fox " + "x" * 10_000) for n in range(2000)),
-    )  # fmt: skip
-    corpus("rdl/pydocs/dev", encoder_folder)  # what loading takes
+    for name, n in (("small", 3), ("large", 2000)):
+        register(
+            monkeypatch, name, queries=lambda: iter([GenericQuery("1", "fox")]),
+            docs=lambda n=n: (GenericDoc(str(i), f"{i} fox " + "x" * 10_000) for i in range(n)),
+        )  # fmt: skip
+    corpus("small", encoder_folder)  # what loading takes
     tracemalloc.start()
     tokens = corpus("large", encoder_folder)
     peak = tracemalloc.get_traced_memory()[1]

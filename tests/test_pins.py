@@ -36,30 +36,21 @@ def candidates_of(query):
     draw = np.random.RandomState(500 + query)
     docs, ranks = draw.permutation(60)[:10], draw.permutation(10) + 1
     frame = pd.DataFrame({"query_id": f"q{query}", "doc_id": [f"d{x}" for x in docs]})
-    frame = frame.assign(rank=range(1, 11), teacher_rank=ranks, teacher_score=-ranks / 3)
-    return frame.assign(relevance=(ranks <= 2).astype(int))
+    order = {"rank": range(1, 11), "teacher_rank": ranks, "teacher_score": -ranks / 3}
+    return frame.assign(**order, relevance=(ranks <= 2).astype(int))
 
 
-_QUERIES = [(f"q{i}", text(i, 3 + i % 4)) for i in range(12)]
-_PASSAGES = [(f"d{i}", text(100 + i, 5 + i % 17)) for i in range(60)]
-QUERIES = pd.DataFrame(_QUERIES, columns=["query_id", "query"])
-PASSAGES = pd.DataFrame(_PASSAGES, columns=["doc_id", "text"])
+QUERIES = pd.DataFrame({"query_id": f"q{i}", "query": text(i, 3 + i % 4)} for i in range(12))
+PASSAGES = pd.DataFrame({"doc_id": f"d{i}", "text": text(100 + i, 5 + i % 17)} for i in range(60))
 FRAME = pd.concat(map(candidates_of, range(12)), ignore_index=True)
-_JUDGED = {"sampler": "single_relevant", "loss": "info_nce", "targets": "judgments"}
-_SCORED = {"sampler": "stratified", "loss": "kl_div", "targets": "scores", "score_scale": 2.0}
 STAGES = [
-    StageConfig(
-        **_JUDGED, list_size=4, queries_per_step=4, steps=6, learning_rate=1e-3, head_rate=10,
-        warmup_steps=2, schedule="linear", max_gradient_norm=1.0,
-    ),
-    StageConfig(
-        list_size=10, queries_per_step=3, steps=6, learning_rate=1e-3, schedule="cosine",
-        held_tokens=64, token_budget=128,
-    ),
-    StageConfig(  # then with gradient checkpointing, which changed memory alone
-        **_SCORED, list_size=5, queries_per_step=5, steps=4, learning_rate=1e-3,
-        train_word_embeddings=False,
-    ),
+    {"sampler": "single_relevant", "loss": "info_nce", "targets": "judgments", "list_size": 4,
+     "queries_per_step": 4, "steps": 6, "head_rate": 10, "warmup_steps": 2, "schedule": "linear",
+     "max_gradient_norm": 1.0},
+    {"list_size": 10, "queries_per_step": 3, "steps": 6, "schedule": "cosine", "held_tokens": 64,
+     "token_budget": 128},
+    {"sampler": "stratified", "loss": "kl_div", "targets": "scores", "score_scale": 2.0,
+     "list_size": 5, "queries_per_step": 5, "steps": 4, "train_word_embeddings": False},
 ]  # fmt: skip
 
 
@@ -68,16 +59,14 @@ def trained(tmp_path_factory):
     """A student as it was drawn then, trained in three stages; its corpus, and the logs."""
     tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, num_labels=1,
-    )  # fmt: skip
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64}
+    config = BertConfig(num_labels=1, num_hidden_layers=2, num_attention_heads=4, **sizes)
     model = BertForSequenceClassification(config)
     student = CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=16)
     corpus, logs = TokenCorpus.of(QUERIES, PASSAGES, tokenizer), []
     for n, stage in enumerate(STAGES):
-        folder = tmp_path_factory.mktemp("stage")
-        distill(student, RankedLists.from_frame(FRAME, corpus), stage, seed=n, folder=folder)
+        folder, config = tmp_path_factory.mktemp("stage"), StageConfig(learning_rate=1e-3, **stage)
+        distill(student, RankedLists.from_frame(FRAME, corpus), config, seed=n, folder=folder)
         logs.append([[x["loss"], x["learning_rate"], x["gradient_norm"]] for x in read_log(folder)])
     return student, corpus, logs
 

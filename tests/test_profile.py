@@ -1,10 +1,6 @@
-"""Profiles and notebook parameters: every mistake is named before anything runs.
+"""Profiles and notebook parameters: every mistake is named before anything runs."""
 
-Mutations seen to fail: unknown keys ignored; strings that spell numbers refused; the list of valid
-names left out; names that a set-up cell imports taken for parameters.
-"""
-
-import copy
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -13,7 +9,6 @@ from tiny_notebooks import write_notebook
 
 from rdl_core.files import checked
 from rdl_study import notebook
-from rdl_study.grid import Part
 from rdl_study.notebook import declared
 from rdl_study.profile import Profile, load_profile
 from rdl_study.store import project_folder
@@ -22,7 +17,7 @@ MINI = yaml.safe_load((project_folder() / "profiles" / "mini.yaml").read_text())
 
 
 def with_value(key, value):
-    values = inner = copy.deepcopy(MINI)
+    values = inner = deepcopy(MINI)
     *path, last = key.split(".")
     for part in path:
         inner = inner[part]
@@ -30,24 +25,19 @@ def with_value(key, value):
     return values
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "says"),
-    [
-        ("stage1.training.steps", "many", "stage1.training.steps: .*integer.*got 'many'"),
-        ("stage2.training.loss", "rnknet", "loss: expected one of .*adr_mse.*got 'rnknet'"),
-        ("stage2.training.sampler", "bes", "sampler: .*single_relevant.*got 'bes'"),
-        ("stage2.training.learning_rat", 0.1, "stage2.training.learning_rat: unknown key"),
-        ("stage2.lists.teacher", "gpt", "teacher: .*fused.*got 'gpt'"),
-        ("stage2.lists.first_stage", "bm25+tfidf", "first_stage: .*bm25.*got 'tfidf'"),
-        ("stage2.lists.depth", 101, "depth: expected 1 to 100, got 101"),
-        ("test.skip_queries", -1, "test.skip_queries: .*got -1"),
-        ("stage2.lists.add_relevant", True, "add_relevant: expected teacher 'judgments', got 'fused'"),
-        ("stage2.training.dev_every", 2, "dev: expected dev queries if and only if"),
-        ("seeds", [], "seeds: "),
-        ("alike", "steps", "alike: .*'passages' or 'passes'"),
-        ("scale", "huge", "scale: .*'smoke', 'subset' or 'full', got 'huge'"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "says"), [
+    ("stage1.training.steps", "many", "stage1.training.steps: .*integer.*got 'many'"),
+    ("stage2.training.loss", "rnknet", "loss: expected one of .*adr_mse.*got 'rnknet'"),
+    ("stage2.training.learning_rat", 0.1, "stage2.training.learning_rat: unknown key"),
+    ("stage2.lists.teacher", "gpt", "teacher: .*fused.*got 'gpt'"),
+    ("stage2.lists.first_stage", "bm25+tfidf", "first_stage: .*bm25.*got 'tfidf'"),
+    ("stage2.lists.depth", 101, "depth: expected 1 to 100, got 101"),
+    ("test.skip_queries", -1, "test.skip_queries: .*got -1"),
+    ("stage2.lists.add_relevant", True, "add_relevant: expected teacher 'judgments', got 'fused'"),
+    ("stage2.training.dev_every", 2, "dev: expected dev queries if and only if"),
+    ("seeds", [], "seeds: "),
+    ("scale", "huge", "scale: .*'smoke', 'subset' or 'full', got 'huge'"),
+])  # fmt: skip
 def test_a_wrong_value_is_named(key, value, says):
     with pytest.raises(ValueError, match=says):
         checked(Profile, with_value(key, value), what="a profile")
@@ -57,8 +47,6 @@ def test_every_mistake_is_named_at_once_and_text_may_be_a_number():
     values = with_value("stage1.training.steps", 0) | {"bogus": 1}
     with pytest.raises(ValueError, match=r"(?s)stage1.training.steps.*bogus: unknown key"):
         checked(Profile, values, what="a profile")
-    with pytest.raises(ValueError, match="unknown profile 'mny': expected one of .*mini"):
-        load_profile("mny")
     values = with_value("stage2.training.learning_rate", "1e-5")  # what YAML makes of it
     assert checked(Profile, values, what="a profile").stage2.training.learning_rate == 1e-5
 
@@ -80,23 +68,18 @@ def page(tmp_path, monkeypatch):
     return lambda **values: declared("loss", values)
 
 
-@pytest.mark.parametrize(
-    ("values", "says"),
-    [
-        ({"depths": [5, 1]}, r"depths: expected one or more .* values of 2 to 100; got \[5, 1\]"),
-        ({"depths": [5, 5]}, "depths: expected one or more different"),
-        ({"depths": []}, "depths: expected one or more different"),
-        ({"depths": "many"}, 'depths: expected a list of whole numbers, got "many"'),
-        ({"depths": "[5,"}, "depths: expected a list of whole numbers"),
-        ({"depths": [0.5]}, "depths: expected a list of whole numbers"),
-        ({"dephts": [7]}, "'loss' has no parameter dephts: expected profile, losses, depths"),
-        ({"losses": ["nope"]}, r'losses: .*ranknet.*got \["nope"\]'),
-        ({"losses": "ranknet"}, "losses: expected a list of text"),
-        ({"n_train": True}, "n_train: expected a whole number, got true"),
-        ({"n_train": "few"}, 'n_train: expected a whole number, got "few"'),
-        ({"profile": "nope"}, "unknown profile 'nope'"),
-    ],
-)
+@pytest.mark.parametrize(("values", "says"), [
+    ({"depths": [5, 1]}, r"depths: expected one or more .* values of 2 to 100; got \[5, 1\]"),
+    ({"depths": [5, 5]}, "depths: expected one or more different"),
+    ({"depths": "many"}, 'depths: expected a list of whole numbers, got "many"'),
+    ({"depths": "[5,"}, "depths: expected a list of whole numbers"),
+    ({"depths": [0.5]}, "depths: expected a list of whole numbers"),
+    ({"dephts": [7]}, "'loss' has no parameter dephts: expected profile, losses, depths"),
+    ({"losses": ["nope"]}, r'losses: .*ranknet.*got \["nope"\]'),
+    ({"n_train": True}, "n_train: expected a whole number, got true"),
+    ({"n_train": "few"}, 'n_train: expected a whole number, got "few"'),
+    ({"profile": "nope"}, "unknown profile 'nope': expected one of .*mini"),
+])  # fmt: skip
 def test_a_wrong_parameter_is_named_before_anything_is_declared(page, values, says):
     with pytest.raises(ValueError, match=says):
         page(**values)
@@ -105,14 +88,14 @@ def test_a_wrong_parameter_is_named_before_anything_is_declared(page, values, sa
 def test_a_notebook_declares_what_it_compares_with_the_values_that_it_is_given(page):
     part = page()["losses"]
     assert (list(part.systems), part.baseline) == (["ranknet"], "ranknet")
-    tiny = replace(load_profile("mini"), name="tiny", encoder="another")
-    part = page(profile=tiny, losses=["listnet", "adr_mse"])["losses"]
-    assert list(part.systems) == ["listnet", "adr_mse"]
-    assert {student.encoder for student in part.systems.values()} == {"another"}
+    other = replace(load_profile("mini"), encoder="another")
+    part = page(profile=other, losses=["listnet", "adr_mse"])["losses"]
+    encoders = {name: student.encoder for name, student in part.systems.items()}
+    assert encoders == {"listnet": "another", "adr_mse": "another"}
     with pytest.raises(ValueError, match="notebook: expected one of loss; got 'nope'"):
         declared("nope", {})
     with pytest.raises(ValueError, match="baseline: expected one of listnet, adr_mse; got 'BM25'"):
-        Part(profile=tiny, systems=part.systems, baseline="BM25")
+        replace(part, baseline="BM25")
 
 
 def test_values_may_be_papermills_text_and_the_cell_may_be_run_again_by_hand(page):
