@@ -21,10 +21,10 @@ import click
 
 from rdl_core.cli import command
 from rdl_core.config import Count, config
-from rdl_study.bench.config import BenchConfig, PrecisionConfig, SizeConfig
+from rdl_study.bench.config import BenchConfig
 from rdl_study.store import project_folder, runs_folder
 
-__all__ = ["bench", "book", "build", "plan", "precision", "run", "size", "snakemake", "study"]
+__all__ = ["bench", "book", "build", "plan", "run", "snakemake", "study"]
 # Markers are named after all that they depend on: only whether they exist counts. Two processes never
 # compute the same run, so that the lock of a killed one need not stop anybody.
 _SNAKEMAKE = ("--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", "--keep-going",
@@ -133,22 +133,6 @@ def bench(config: BenchConfig) -> None:
     from rdl_study.bench import measure
 
     measure.bench(config)
-
-
-@command("model")
-def precision(config: PrecisionConfig) -> None:
-    """Measure what bfloat16 and int8 do to a student's effectiveness, and keep each query's value."""
-    from rdl_study.bench import measure
-
-    measure.precision(config)
-
-
-@command()
-def size(config: SizeConfig) -> None:
-    """Measure the data path at the size of MS MARCO, with made-up ids and tokens."""
-    from rdl_study.bench import measure
-
-    measure.size(config)
 
 
 @command()

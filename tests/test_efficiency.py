@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_study import notebook
 from rdl_study.bench import measure, systems, training
-from rdl_study.bench.config import BenchConfig, Part, PrecisionConfig, SizeConfig
+from rdl_study.bench.config import BenchConfig, Part
 from rdl_study.bench.race import Measured, System, race, ratios, recorded, summary
 from rdl_study.profile import load_profile
 
@@ -205,23 +205,11 @@ def test_figures_are_kept_with_all_that_pages_need(encoder_folder, tmp_path, mon
     stage, test = small_stage(mini.stage1, steps=1), replace(mini.test, n_queries=3, depth=5)
     tiny = replace(mini, encoder=encoder_folder, stage1=stage, stage2=stage, test=test)
     monkeypatch.setattr(measure, "load_profile", lambda name: tiny)
-    own = {"out": str(tmp_path)}
-    measure.bench(BenchConfig(parts=("sample",), repetitions=1, **own))
+    measure.bench(BenchConfig(parts=("sample",), repetitions=1, out=str(tmp_path)))
     assert "sample: A batch" in capsys.readouterr().out
     kept = measure.read(tmp_path / "sample.json")
     assert kept.timings["system"].unique().tolist() == ["ours"]  # peers were not asked for
     assert recorded("sample").manifest.keys() <= kept.manifest.keys()
-    measure.precision(PrecisionConfig(model=encoder_folder, **own))
-    n_queries = pd.read_csv(tmp_path / "precision.csv").groupby("precision")["query_id"].nunique()
-    assert n_queries.to_dict() == {"float32": 3, "bfloat16": 3, "int8": 3}
-    assert json.loads((tmp_path / "precision.json").read_text())["weights"]
-
-
-def test_the_way_of_data_in_made_up_files(tmp_path):
-    made_up = measure._made_up(SizeConfig(passages=300, queries=40), tmp_path)
-    steps = {step: training.data_path(made_up, step=step)(0) for step in ("open", "lists", "batch")}
-    assert steps["lists"] == 40
-    assert 70 < steps["batch"] / (32 * 100) < 100  # 74 of a passage, 8 of a query, three special ones
 
 
 def test_options_that_do_not_fit_are_refused():
@@ -230,8 +218,6 @@ def test_options_that_do_not_fit_are_refused():
     for wrong in ({"parts": ("speed",)}, {"queries": 0}, {"repetitions": 0}, {"llm": "70B"}, {"x": 1}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             BenchConfig(**wrong)
-    with pytest.raises(ValidationError, match="passages"):
-        SizeConfig(passages=99)
 
 
 # --- pages ----------------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""What is raced, and the commands ``rdl bench``, ``rdl precision`` and ``rdl size``.
-
-Figures go into a folder; those of the book lie in ``results/efficiency/<machine>/``.
-"""
+"""What is raced, and ``rdl bench``; the book's figures lie in ``results/efficiency/<machine>/``."""
 
 from __future__ import annotations
 
@@ -19,20 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoTokenizer
 
-from rdl_core.cross_encoder import CrossEncoder, model_path
+from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.devices import PRECISIONS, default_device, resolve_precision
-from rdl_core.evaluate import per_query, settle_ties
-from rdl_core.files import content_hash
-from rdl_core.rerank import rerank
-from rdl_core.tokens import PairTemplate, TokenStore
-from rdl_study.bench.config import BenchConfig, PrecisionConfig, SizeConfig
+from rdl_core.data.downloads import encoder_path
+from rdl_core.devices import default_device, resolve_precision
+from rdl_study.bench.config import BenchConfig
 from rdl_study.bench.race import Measured, System, race, ratios, read, summary
 from rdl_study.grid import train
-from rdl_study.lists import ListsConfig, corpus, lists
+from rdl_study.lists import ListsConfig, lists
 from rdl_study.profile import Profile, load_profile
 from rdl_study.store import machine, obtain, project_folder
 
@@ -241,83 +233,3 @@ def _keep(folder: str | Path, part: str, table: pd.DataFrame, about: dict, start
     now = datetime.now(UTC).isoformat(timespec="seconds")
     circumstances = machine() | {"finished": now, "wall_s": round(time.monotonic() - started, 1)}
     file.write_text(json.dumps({"part": part, **about, **circumstances}, indent=1) + "\n")
-
-
-# --- what a precision costs -----------------------------------------------------------------------
-
-
-def precision(config: PrecisionConfig) -> None:
-    """Rank a profile's test candidates with a student in each precision; keep every query's measure."""
-    profile, started, tables = load_profile(config.profile), time.monotonic(), []
-    name, limits = model_path(config.model), {limit: getattr(profile, limit) for limit in _UNCUT}
-    model = CrossEncoder.from_pretrained(config.model, **limits, trained=True).to(default_device())
-    for test in profile.tests:
-        candidates, texts = lists(test), corpus(test.collection, name)
-        qrels = load(test.collection).qrels
-        qrels = qrels[qrels["query_id"].isin(candidates["query_id"])]
-        for layers in [*PRECISIONS, *(["int8"] if model.device.type == "cpu" else [])]:
-            run = settle_ties(rerank(model, candidates, texts, precision=layers), candidates)
-            values = per_query(qrels, run, [profile.measure])
-            tables.append(values.assign(collection=test.collection, precision=layers))
-    values = pd.concat(tables)[["collection", "precision", "query_id", profile.measure]]
-    weights = Path(name, "model.safetensors")
-    about = {
-        "model": Path(config.model).name, "profile": profile.name,
-        "candidates": f"{profile.test.first_stage} top {profile.test.depth}",
-        "weights": content_hash(weights) if weights.exists() else None,
-        "data": [load(test.collection).fingerprint for test in profile.tests],
-    }  # fmt: skip
-    _keep(config.out, "precision", values, about, started)
-    means = values.groupby(["collection", "precision"], sort=False)[profile.measure].mean()
-    print(f"{means.round(4).to_string()}\nfigures in {config.out}")
-
-
-# --- the way of data at the size of MS MARCO ------------------------------------------------------
-
-
-def size(config: SizeConfig) -> None:
-    """Time opening a store, making lists and drawing batches, of made-up ids and tokens."""
-    started, machines, tables = time.monotonic(), {}, []
-    steps = {"token store opened": "open", "lists made of a parquet file": "lists",
-             "a batch drawn and packed": "batch"}  # fmt: skip
-    with tempfile.TemporaryDirectory() as made:
-        work = _made_up(config, Path(made))
-        on_disk = sum(path.stat().st_size for path in Path(made).rglob("*") if path.is_file())
-        for label, step in steps.items():  # one after the other: memory is not to be shared
-            systems = {label: _training("data_path", step=step)}
-            calls = list(range(10 if step == "batch" else 1))
-            timed, of_step, _ = race(systems, work, calls=calls, repetitions=config.repetitions)
-            machines |= of_step
-            tables.append(timed)
-    about = {"sizes": {"passages": config.passages, "queries": config.queries}, "disk_bytes": on_disk,
-             "repetitions": config.repetitions, "machines": machines}  # fmt: skip
-    _keep(config.out, "full_size", pd.concat(tables), about, started)
-    peak_mb = {label: of["peak_bytes"] / 1e6 for label, of in machines.items()}
-    table = summary(pd.concat(tables)).assign(peak_MB=peak_mb).round(1)
-    print(f"{table.to_string()}\nfigures in {config.out}")
-
-
-def _made_up(config: SizeConfig, folder: Path) -> dict:
-    """Write stores, ids and lists of 100 like Rank-DistiLLM's; their paths, as a race's work."""
-    rng = np.random.default_rng(0)
-    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
-    for name, n, mean in (("passages", config.passages, 74), ("queries", config.queries, 8)):
-        store = folder / name
-        TokenStore.build(["replaced"], tokenizer, store, max_tokens=512, total=1)
-        lengths = rng.lognormal(np.log(mean) - 0.08, 0.4, n).clip(1, 512).astype(np.int64)
-        np.append(0, lengths.cumsum()).tofile(store / "offsets.bin")
-        ids = rng.integers(1000, len(tokenizer), lengths.sum(), dtype=np.uint16)
-        ids.tofile(store / "tokens.bin")
-        about = json.loads((store / "store.json").read_text()) | {"rows": n, "tokens": len(ids)}
-        (store / "store.json").write_text(json.dumps(about))
-    doc_ids, query_ids = (np.arange(n).astype("str") for n in (config.passages, config.queries))
-    stretch = config.passages // 100  # a passage of each stretch, so that none stands twice
-    places = np.arange(100) * stretch + rng.integers(0, stretch, (config.queries, 100))
-    docno, rank = rng.permuted(places, axis=1).ravel(), np.tile(np.arange(1, 101), config.queries)
-    candidates = {"qid": query_ids.repeat(100), "docno": docno.astype("str"), "rank": rank}
-    tables = {"doc_ids": {"id": doc_ids}, "query_ids": {"id": query_ids}, "candidates": candidates}
-    for name, columns in tables.items():
-        pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet")
-    paths = {path.stem: str(path) for path in folder.iterdir()}
-    sizes = {"query_tokens": 32, "passage_tokens": 256, "n_lists": 32, "list_size": 100}
-    return paths | sizes | {"template": asdict(PairTemplate.of(tokenizer))}
