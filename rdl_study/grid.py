@@ -140,8 +140,8 @@ def train(wanted: StudentConfig) -> Run:
         limits = {"query_tokens": wanted.query_tokens, "passage_tokens": wanted.passage_tokens}
         student = CrossEncoder.from_pretrained(start, **limits).to(default_device())
         texts = corpus(stage.lists.collection, wanted.encoder)
-        ranked = [RankedLists.from_frame(lists(each), texts) for each in stage.lists.each()]
-        ranked = RankedLists.concat(ranked)
+        of_each = [RankedLists.from_frame(lists(each), texts) for each in stage.lists.each()]
+        ranked = RankedLists.concat(of_each)
         dev = _dev_measure(stage, wanted.encoder) if stage.dev else None
         distill(student, ranked, stage.training, seed=wanted.seed, folder=folder, dev=dev)
         drawn = stage.training.steps * stage.training.queries_per_step * stage.training.list_size
@@ -188,9 +188,8 @@ def _check_unseen(wanted: ListsConfig, seen: ListsConfig, what: str) -> None:
 
     if both := names(wanted) & names(seen):
         raise ValueError(
-            f"{what}: expected queries of {wanted.collection!r} that are not trained on, but some "
-            f"are in the lists of {seen.collection!r}, such as {min(both)!r}: choose another split "
-            "or year"
+            f"{what}: expected queries of {wanted.collection!r} that are not trained on, but "
+            f"{min(both)!r} is in the lists of {seen.collection!r}: choose another split or year"
         )
 
 
@@ -222,8 +221,7 @@ def rank(wanted: RankingConfig) -> Run:
             scored = frame[_IDS].assign(score=scores)
         run = settle_ties(scored, frame)
         run.to_parquet(folder / "run.parquet", index=False)
-        n = run["query_id"].nunique()
-        return {"n_queries": n, "n_pairs": len(run), "precision": precision}
+        return {"n_queries": run["query_id"].nunique(), "n_pairs": len(run), "precision": precision}
 
     return obtain(
         "rank", wanted, data="-".join([candidates.fingerprint, *hashes]),

@@ -63,16 +63,11 @@ def declared(name: str, values: Mapping[str, Any]) -> dict[str, Part]:
     return namespace.get("parts", {})
 
 
-def parameters(
-    notebook: str, namespace: MutableMapping[str, Any], **choices: Collection[Any]
-) -> None:
-    """Check a notebook's parameters from inside it, and put the checked values into its namespace.
+def parameters(notebook: str, namespace: MutableMapping[str, Any], **choices: Collection[Any]) -> None:
+    """Check a notebook's parameters in its ``globals()``, and put the checked values there.
 
-    Args:
-        notebook: The notebook's name.
-        namespace: Its ``globals()``; a list may be the text that papermill's ``-p`` makes of it.
-        **choices: Valid values of some parameters; a list must have one or more different ones. Text
-            may also be several of them with ``+`` between them.
+    A list may be the text that papermill's ``-p`` makes of it. `choices` are valid values of some
+    parameters: a list must have one or more different ones; text may be several with ``+`` between.
     """
     log_plainly()
     defaults = _defaults(notebook)
@@ -83,10 +78,8 @@ def parameters(
     # Run again by hand, the cell also finds what later cells have made.
     names &= namespace.setdefault("_rdl_names", names)
     if unknown := sorted(names - defaults.keys() - _bound(notebook, "setup")):
-        raise ValueError(
-            f"notebook {notebook!r} has no parameter {', '.join(unknown)}: expected "
-            f"{', '.join(defaults)}"
-        )
+        names, known = ", ".join(unknown), ", ".join(defaults)
+        raise ValueError(f"notebook {notebook!r} has no parameter {names}: expected {known}")
     for name, default in defaults.items():
         value = _checked(name, namespace[name], default)
         if name in choices:

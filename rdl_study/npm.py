@@ -1,7 +1,6 @@
 """Files of packages from the npm registry, for pages and checks that need a browser.
 
-npm itself fetches them, where it is installed; the versions and their hashes are fixed here, no
-script of a package is run, and only the named files are kept.
+npm fetches them, where it is installed; no script of a package is run, only the named files are kept.
 """
 
 from __future__ import annotations
@@ -55,9 +54,7 @@ AXE = Package(
 def npm_files(package: Package) -> Path:
     """The folder of a package's files, which are fetched once and kept in the cache.
 
-    Raises:
-        OSError: npm is not installed, or could not fetch the package.
-        ValueError: The archive is not the pinned one.
+    OSError: npm is missing or could not fetch them. ValueError: the archive is not the pinned one.
     """
     folder = cache_folder() / "npm" / f"{package.name.replace('/', '-')}-{package.version}"
     if folder.is_dir():

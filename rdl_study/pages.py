@@ -1,9 +1,7 @@
 """From notebooks to pages of the book, and what their readers can take along.
 
-papermill executes each notebook with the profile's parameters, as a run of the store: a page whose
-notebook, parameters, data and code are unchanged is not executed again. The book gets a copy without
-what differs between two executions, so that the same results give the same page. A notebook that
-failed is never published.
+papermill executes each notebook with the profile's parameters, as a run of the store. The book gets a
+copy without what differs between two executions, so that the same results give the same page.
 """
 
 from __future__ import annotations
@@ -41,8 +39,7 @@ _log = logging.getLogger(__name__)
 def publish(profile_name: str, pages: Path) -> list[Path]:
     """Execute every notebook at a profile, and write the book's pages and, in ``files/``, downloads.
 
-    A wrong parameter in the profile is refused before any notebook runs. One that fails is not
-    published: papermill's error names it, and the others' runs stay.
+    Wrong parameters are refused before any notebook runs; a notebook that fails is not published.
     """
     import nbformat  # takes longer than torch, and most jobs show no page
 
@@ -119,23 +116,18 @@ def _cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def write_downloads(name: str, parts: Mapping[str, Part], folder: Path) -> list[Path]:
-    """Write a page's values and manifests, as `record` does, and its rankings, ``<name>-runs.zip``.
-
-    The same rankings give the same archive.
-    """
+    """Write a page's values and manifests, as `record` does, and its rankings, ``<name>-runs.zip``."""
     results = {part: measure(parts[part]) for part in parts}
     values = record(name, results, folder)
     archive = folder / f"{name}-runs.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for part, result in results.items():
-            for system, runs in result.runs.items():
-                for run in runs:
-                    config, tag = run.manifest["config"], _slug(system)
-                    student = isinstance(config["system"], dict)
-                    seed = f"-seed{config['system']['seed']}" if student else ""
-                    end = f"{_slug(config['candidates']['collection'])}{seed}.run"
-                    entry = zipfile.ZipInfo(f"{_slug(part)}/{tag}-{end}", (1980, 1, 1, 0, 0, 0))
-                    file.writestr(entry, _trec(run, tag), zipfile.ZIP_DEFLATED)
+            for system, run in ((system, run) for system, runs in result.runs.items() for run in runs):
+                config, tag = run.manifest["config"], _slug(system)
+                seed = f"-seed{config['system']['seed']}" if isinstance(config["system"], dict) else ""
+                end = f"{_slug(config['candidates']['collection'])}{seed}.run"
+                entry = zipfile.ZipInfo(f"{_slug(part)}/{tag}-{end}", (1980, 1, 1, 0, 0, 0))  # no clock
+                file.writestr(entry, _trec(run, tag), zipfile.ZIP_DEFLATED)
     return [values, values.with_suffix(".json"), archive]
 
 

@@ -7,7 +7,6 @@ another order trained on; eight machines that take longer than one; scores of al
 """
 
 import ast
-import json
 import os
 import sys
 from contextlib import suppress

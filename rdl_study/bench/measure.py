@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ _UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all tha
 
 
 def _sizes(hidden: int, inner: int, layers: int, heads: int, **more: int) -> dict[str, int]:
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    return dict(zip(names, (hidden, inner, layers, heads), strict=True)) | more
+    return {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+            "num_attention_heads": heads, **more}  # fmt: skip
 
 
 # Of a listwise LLM: Mistral-7B's, and a toy's for machines without GPU; of students beside it.
@@ -57,12 +58,11 @@ _LLM_WAYS = {
 }  # fmt: skip
 
 
-def _system(function: str, **options: object) -> System:
+def _ranking(function: str, **options: object) -> System:
     return System(function=function, options=options)
 
 
-def _ours(**options: object) -> System:
-    return _system("rank_ours", **options)
+_ours = partial(_ranking, "rank_ours")
 
 
 def _training(function: str, peer: bool = False, **options: object) -> System:
@@ -82,7 +82,7 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
     by_words = [[" ".join(words[i * 7 % 200 :][:n]) for i in range(32)] for n in _PASSAGE_WORDS]
     many = (work["lists"] * 32)[:32]
     batch = {"n_lists": 32, "list_size": min(len(each["passages"]) for each in many)}
-    theirs = {n: _system("rank_sentence_transformers", batch_size=n) for n in (8, 16, 32)}
+    theirs = {n: _ranking("rank_sentence_transformers", batch_size=n) for n in (8, 16, 32)}
     best, compiled = {"sentence-transformers, 8 at once": theirs[8]}, {}
     device, auto = default_device().type, resolve_precision("auto", default_device())
     if shutil.which(os.environ.get("CXX", "g++")):
@@ -102,7 +102,7 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
             "ours": _ours(), "ours, tokenised before": _ours(stored=True),
             "ours, bfloat16": _ours(precision="bfloat16"), "ours, int8": _ours(precision="int8"),
             **{f"sentence-transformers, {n} at once": system for n, system in theirs.items()},
-            "Lightning IR": _lightning_ir("rank"), "bi-encoder": _system("rank_bi_encoder"),
+            "Lightning IR": _lightning_ir("rank"), "bi-encoder": _ranking("rank_bi_encoder"),
         }, work),
         "engine": ("Our student without one thing or the other.", {
             "ours": _ours(), "weights as they come": _ours(laid_out=False),
@@ -134,11 +134,11 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
         "llm": ("Students beside a listwise LLM that slides windows of 20 by 10 over the lists.", {
             "ours": _ours(precision="auto"),
             **{f"ours, {name}": _ours(precision="auto", sizes=x) for name, x in _ELECTRAS[llm].items()},
-            **{f"listwise LLM ({llm}){way}": _system("rank_listwise_llm", sizes=_LLMS[llm], **options)
+            **{f"listwise LLM ({llm}){way}": _ranking("rank_listwise_llm", sizes=_LLMS[llm], **options)
                for way, options in _LLM_WAYS.items()},
         }, work),
         "limit": ("What the encoder computes in a second, beside products of large matrices alone.", {
-            f"{who}, {precision}": _system(function, precision=precision)
+            f"{who}, {precision}": _ranking(function, precision=precision)
             for precision in sorted({"float32", auto}, reverse=True)
             for who, function in (("ours", "encode_ours"), ("matrix products", "matrix_products"))
         }, work),
@@ -180,8 +180,8 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
     more = {resolve_precision(profile.precision, device), *(["int8"] if device.type == "cpu" else [])}
     systems = {
         "student": _ours(), **{f"student, {x}": _ours(precision=x) for x in sorted(more - {"float32"})},
-        "student in sentence-transformers": _system("rank_sentence_transformers", batch_size=8),
-        "bi-encoder": _system("rank_bi_encoder"), "BM25": _system("rank_bm25"),
+        "student in sentence-transformers": _ranking("rank_sentence_transformers", batch_size=8),
+        "bi-encoder": _ranking("rank_bi_encoder"), "BM25": _ranking("rank_bm25"),
     }  # fmt: skip
 
     def compute(folder: Path) -> None:
