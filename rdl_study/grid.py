@@ -1,7 +1,6 @@
 """What pages compare: systems, the students among them, and the rankings behind their figures.
 
-A configuration names everything by value, down to the stage that another one starts from, so that
-ablations share runs of stages. A student never ranks a query that it was trained on: `rank` refuses.
+Configurations name everything by value, so that ablations share runs of stages.
 """
 
 from __future__ import annotations
@@ -51,13 +50,10 @@ class Added:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Systems that are compared on the same queries: one table of a page.
-
-    A system is an order of `rdl_study.lists.TEACHERS`, a student, or several of these added up.
-    """
+    """Systems that are compared on the same queries: one table of a page."""
 
     profile: Profile  # whose test queries, seeds and measure
-    systems: dict[str, str | StudentConfig | Added]  # by label
+    systems: dict[str, str | StudentConfig | Added]  # by label; text is one of `lists.TEACHERS`
     baseline: str  # label of the system that the others are compared with
 
     def __post_init__(self) -> None:
@@ -194,7 +190,7 @@ def _check_unseen(wanted: ListsConfig, seen: ListsConfig, what: str) -> None:
 
 
 def rank(wanted: RankingConfig) -> Run:
-    """A ranking of the test candidates, ``run.parquet`` in its folder, ties settled."""
+    """A ranking of the test candidates, ``run.parquet``; refuses queries that a student has seen."""
     if wanted.added:
         return _rank_added(wanted)
     system, candidates, trained = wanted.system, wanted.candidates, None

@@ -1,9 +1,8 @@
 """Notebooks as declarations: their parameters, and the systems that they compare.
 
-A notebook's first code cell is tagged ``parameters``: literals, whose names and types are all that
-papermill may set. A cell tagged ``systems`` makes ``parts`` of them, a `rdl_study.grid.Part` by name,
-with the imports of one tagged ``setup``. `declared` runs these cells alone, so that the graph, the
-claims and ``rdl study`` learn from the page itself what it compares.
+The first code cell, tagged ``parameters``, has literals, which papermill may set. The one tagged
+``systems`` makes ``parts`` of them, a `rdl_study.grid.Part` by name, with the imports of the one tagged
+``setup``. `declared` runs these cells alone: graph, claims and ``rdl study`` use no other declaration.
 """
 
 from __future__ import annotations
@@ -51,8 +50,7 @@ def cells(name: str) -> list[tuple[list[str], str]]:
 def declared(name: str, values: Mapping[str, Any]) -> dict[str, Part]:
     """The parts that a notebook compares, by name; none for a notebook without a ``systems`` cell.
 
-    `values` stand in place of its parameters; ``profile`` may also be a `Profile`. ValueError names a
-    parameter that it does not have or that does not fit.
+    `values` replace its parameters; ValueError names one that it does not have or that does not fit.
     """
     namespace: dict[str, Any] = {}
     for tags, source in cells(name):

@@ -31,7 +31,7 @@ class Package(NamedTuple):
     files: tuple[str, ...]
 
 
-#: The smallest build of onnxruntime-web: WebAssembly alone, no WebGPU. MIT.
+#: The smallest build: WebAssembly alone, no WebGPU. MIT.
 ONNXRUNTIME = Package(
     "onnxruntime-web", "1.30.0",
     "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
@@ -86,14 +86,10 @@ def _fetch(package: Package, folder: Path) -> Path:
     except subprocess.TimeoutExpired:
         raise OSError(f"npm did not fetch {wanted} within {_LONGEST_S} s") from None
     except subprocess.CalledProcessError as error:
-        reasons = [x for x in error.stderr.splitlines() if x.startswith("npm error")] or [""]
-        reason = reasons[0].removeprefix("npm error ")
-        raise OSError(f"npm could not fetch {wanted} ({reason})") from None
+        reason = next((x for x in error.stderr.splitlines() if x.startswith("npm error")), "")
+        raise OSError(f"npm could not fetch {wanted} ({reason.removeprefix('npm error ')})") from None
     archive = next(folder.glob("*.tgz"))
     sha512 = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if sha512 != package.sha512:
-        raise ValueError(
-            f"{wanted}: expected an archive of SHA-512 {package.sha512}, got {sha512}: do not use it, "
-            "and look who changed the package"
-        )
+        raise ValueError(f"{wanted}: expected SHA-512 {package.sha512}, got {sha512}: do not use it")
     return archive

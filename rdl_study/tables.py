@@ -1,7 +1,6 @@
 """Tables and sentences that several pages share: published, recorded and this run's figures.
 
-Recorded runs were measured once, on real data: ``results/<profile>/<page>.csv`` has a row for each
-part, system, collection, seed and query, ``<page>.json`` the manifest of every run behind them.
+``results/<profile>/<page>.csv`` has what was recorded, ``<page>.json`` the manifest of every run.
 """
 
 from __future__ import annotations
