@@ -32,7 +32,6 @@ from rdl_study.store import code_hash, libraries, noted, runs_folder, short_hash
 __all__ = ["Node", "declarations", "jobs", "marker", "nodes", "plan", "run"]
 
 _TIMING, _LAST = "efficiency", "start"  # nothing runs beside the one; the other sums up all pages
-_LLM = ".yaml"  # ends the name of an LLM that is asked
 _Work = tuple[Callable[..., object], tuple]
 
 
@@ -179,10 +178,10 @@ def _asked(graph: dict[str, Node], work: Iterable, needs: list[str]) -> list[str
     wanted = [
         x if function is lists else replace(x.candidates, teacher=x.system)
         for function, (x, *_) in work
-        if function is lists or (function is rank and x.system.endswith(_LLM))
+        if function is lists or (function is rank and x.system.endswith(".yaml"))
     ]
     names = []
-    for config in (x for x in wanted if x.teacher.endswith(_LLM)):
+    for config in (x for x in wanted if x.teacher.endswith(".yaml")):
         n_shards = read_settings(LLMTeacher, Path(config.teacher)).shards
         for number in range(1, n_shards + 1):
             what = f"{config.teacher} orders {config.collection}, shard {number} of {n_shards}"

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 
@@ -27,9 +27,6 @@ from rdl_study.notebook import cells, declared, notebooks
 from rdl_study.profile import load_profile
 from rdl_study.store import Run, obtain, own_imports, project_folder
 from rdl_study.tables import record
-
-if TYPE_CHECKING:
-    import nbformat
 
 __all__ = ["page", "page_code", "publish", "shown_in", "write_downloads"]
 
@@ -98,7 +95,7 @@ def _parameters(profile_name: str, name: str) -> dict:
     return {"profile": profile_name, **load_profile(profile_name).notebooks.get(name, {})}
 
 
-def _cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def _cleaned(notebook: Any) -> Any:
     """Without what differs between two executions, and with the tags that the book reads."""
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     for number, cell in enumerate(notebook.cells):
