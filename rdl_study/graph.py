@@ -68,11 +68,8 @@ def nodes(profile_name: str) -> dict[str, Node]:
     for name in parts:
         others = [other for other in graph if name == _LAST and other.startswith("page-")]
         made_of = [_code(*page_code(name)), _plain(profile), profile_name, shown_in(name)]
-        node = Node(
-            kind="page", key=f"{name}-{short_hash(made_of)}", what=f"page {name}",
-            needs=(*of_page[name], *others), work=((page, (profile_name, name)),),
-        )  # fmt: skip
-        graph[node.name] = node
+        key, work = f"{name}-{short_hash(made_of)}", [(page, (profile_name, name))]
+        _node(graph, "page", f"page {name}", [*of_page[name], *others], work, key=key)
     return graph
 
 
@@ -200,10 +197,11 @@ def _read(collection: str) -> str:  # all of it once, so that ir_datasets fetche
 
 
 def _node(
-    graph: dict[str, Node], kind: str, what: str, needs: Iterable[str], work: Iterable[_Work]
-) -> str:
+    graph: dict[str, Node], kind: str, what: str, needs: Iterable[str], work: Iterable[_Work],
+    key: str | None = None,
+) -> str:  # fmt: skip
     work = tuple(work)
-    key = short_hash([_code("rdl_study.grid"), [[f.__name__, _plain(x)] for f, x in work]])
+    key = key or short_hash([_code("rdl_study.grid"), [[f.__name__, _plain(x)] for f, x in work]])
     node = Node(kind=kind, key=key, what=what, needs=tuple(needs), work=work)
     graph[node.name] = node
     return node.name

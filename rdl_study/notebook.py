@@ -23,7 +23,6 @@ from rdl_study.store import project_folder
 
 __all__ = ["cells", "declared", "notebooks", "parameters"]
 
-_DECLARING = ("parameters", "setup", "systems")
 _OF_JUPYTER = {"In", "Out"}
 _PLAIN = (str, int, float, bool, list, tuple, dict, NoneType)
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -54,7 +53,7 @@ def declared(name: str, values: Mapping[str, Any]) -> dict[str, Part]:
     """
     namespace: dict[str, Any] = {}
     for tags, source in cells(name):
-        if any(tag in tags for tag in _DECLARING):
+        if {"parameters", "setup", "systems"}.intersection(tags):
             exec(compile(source, f"notebooks/{name}.ipynb, {tags[0]}", "exec"), namespace)
         if "parameters" in tags:
             namespace |= values
