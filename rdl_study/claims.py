@@ -82,11 +82,9 @@ def ledger(profile: Profile) -> HTML:
     """The ledger beside a run, as a table; the run's students come from the store."""
     lines = "".join(_line(claim, profile) for claim in claims())
     names = ("The paper", "published", "recorded (TREC DL)", "verdict", "this run")
-    heads = "".join(f"<th>{name}</th>" for name in names)
-    return HTML(
-        f'<table class="dataframe rdl-ledger"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{lines}</tbody></table>"
-    )
+    head = "".join(f"<th>{name}</th>" for name in names)
+    table = f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody>"
+    return HTML(f'<table class="dataframe rdl-ledger">{table}</table>')
 
 
 def verdict(values: pd.DataFrame, claim: Claim) -> tuple[str, str]:

@@ -21,15 +21,14 @@ import click
 
 from rdl_core.cli import command
 from rdl_core.config import Count, config
-from rdl_study.bench.config import BenchConfig, PrecisionConfig, SizeConfig
+from rdl_study.bench.config import BenchConfig
 from rdl_study.store import project_folder, runs_folder
 
-__all__ = ["bench", "book", "build", "plan", "precision", "run", "size", "snakemake", "study"]
+__all__ = ["bench", "book", "build", "plan", "run", "snakemake", "study"]
 # Markers are named after all that they depend on: only whether they exist counts. Two processes never
 # compute the same run, so that the lock of a killed one need not stop anybody.
 _SNAKEMAKE = ("--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", "--keep-going",
               "--scheduler", "greedy")  # fmt: skip
-_STRICT = ("-W", "-n", "--keep-going", "-q")
 _log = logging.getLogger(__name__)
 
 
@@ -135,22 +134,6 @@ def bench(config: BenchConfig) -> None:
     measure.bench(config)
 
 
-@command("model")
-def precision(config: PrecisionConfig) -> None:
-    """Measure what bfloat16 and int8 do to a student's effectiveness, and keep each query's value."""
-    from rdl_study.bench import measure
-
-    measure.precision(config)
-
-
-@command()
-def size(config: SizeConfig) -> None:
-    """Measure the data path at the size of MS MARCO, with made-up ids and tokens."""
-    from rdl_study.bench import measure
-
-    measure.size(config)
-
-
 @command()
 def plan(config: ProfileConfig) -> str:
     """Write a profile's graph for Snakemake; prints the file's path."""
@@ -170,10 +153,9 @@ def build(config: ProfileConfig) -> None:
     pages.publish(config.profile, root / "book" / "pages")
     fresh = root / "_build" / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
-    # In this process: a builder of its own would outlive a kill, and write into the next build.
-    try:
+    words = ["build", ".", "-W", "-n", "--keep-going", "-q", "--path-output", str(fresh)]
+    try:  # in this process: a builder of its own would outlive a kill, and write into the next build
         with chdir(root):
-            words = ["build", ".", *_STRICT, "--path-output", str(fresh)]
             jupyter_book(words, standalone_mode=False)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
@@ -205,8 +187,8 @@ def snakemake(config: BookConfig) -> list[str]:
         folder = known.get(config.executor, Path(config.executor).resolve())
         if not (folder / "config.yaml").is_file():
             raise ValueError(
-                f"executor: expected one of {', '.join(sorted(known))}, or a folder with "
-                f"config.yaml; got {config.executor!r}"
+                f"executor: expected one of {', '.join(sorted(known))}, or a folder with config.yaml; "
+                f"got {config.executor!r}"
             )
         where, memory_mb = ["--workflow-profile", str(folder)], 0
         where += ["--jobs", str(config.jobs)] if config.jobs else []

@@ -1,12 +1,10 @@
 """The study as a graph of jobs, which Snakemake orders and spreads over machines.
 
-The graph schedules; the store decides: a node names work that `rdl_study.store.obtain` does or finds
-done. A training stage and the rankings of its student are one node, as a process takes longer to start
-than most rankings take. A collection's lists, tokens and rankings without a student are one, behind one
-for each shard of an LLM that is asked. A page needs all that it compares.
-
-A node's name ends with a hash of its configuration, code and libraries: a change of these makes new
-nodes. A finished node has a marker, which names its runs.
+A node names work that `rdl_study.store.obtain` does or finds done: a training stage with the rankings
+of its student, as starting a process takes longer than most rankings; a collection's lists, tokens and
+rankings without a student, behind a node for each shard of an LLM that is asked; a page, behind all
+that it compares. A node's name ends with a hash of its configuration, code and libraries, so that a
+change of these makes new nodes. A finished node has a marker, which names its runs.
 """
 
 from __future__ import annotations
@@ -34,7 +32,6 @@ from rdl_study.store import code_hash, libraries, noted, runs_folder, short_hash
 __all__ = ["Node", "declarations", "jobs", "marker", "nodes", "plan", "run"]
 
 _TIMING, _LAST = "efficiency", "start"  # nothing runs beside the one; the other sums up all pages
-_LLM = ".yaml"  # ends the name of an LLM that is asked
 _Work = tuple[Callable[..., object], tuple]
 
 
@@ -54,14 +51,14 @@ class Node:
         return f"{self.kind}-{self.key}"
 
 
-def declarations(profile_name: str, pages: Iterable[str] = (), changes: Mapping = {}) -> dict:  # noqa: B006
+def declarations(profile_name: str, pages: Iterable[str] = (), changes: Mapping | None = None) -> dict:
     """Parts by notebook at a profile: of some `pages` or all, with `changes` of their parameters."""
     given = load_profile(profile_name).notebooks
     if unknown := ", ".join(given.keys() - set(notebooks())):
         raise ValueError(f"notebooks: expected some of {', '.join(notebooks())}; got {unknown}")
-    base = {"profile": profile_name}
+    base, changes = {"profile": profile_name}, dict(changes or {})
     names = list(pages) or notebooks()
-    return {name: declared(name, base | given.get(name, {}) | dict(changes)) for name in names}
+    return {name: declared(name, base | given.get(name, {}) | changes) for name in names}
 
 
 def nodes(profile_name: str) -> dict[str, Node]:
@@ -71,11 +68,8 @@ def nodes(profile_name: str) -> dict[str, Node]:
     for name in parts:
         others = [other for other in graph if name == _LAST and other.startswith("page-")]
         made_of = [_code(*page_code(name)), _plain(profile), profile_name, shown_in(name)]
-        node = Node(
-            kind="page", key=f"{name}-{short_hash(made_of)}", what=f"page {name}",
-            needs=(*of_page[name], *others), work=((page, (profile_name, name)),),
-        )  # fmt: skip
-        graph[node.name] = node
+        key, work = f"{name}-{short_hash(made_of)}", [(page, (profile_name, name))]
+        _node(graph, "page", f"page {name}", [*of_page[name], *others], work, key=key)
     return graph
 
 
@@ -117,10 +111,9 @@ def run(node: Node) -> None:
 
 
 def plan(profile_name: str, threads: int | None = None) -> Path:
-    """Write a profile's nodes for Snakemake, which then need not import this package; gives the file.
+    """Write a profile's nodes for Snakemake, and remove markers of runs that are gone; gives the file.
 
     Every job that computes has the same number of `threads`, as late digits of results depend on it.
-    A marker is removed if one of its runs is gone from the store, so that the node runs again.
     """
     graph, rows = nodes(profile_name), []
     for node in graph.values():
@@ -182,10 +175,10 @@ def _asked(graph: dict[str, Node], work: Iterable, needs: list[str]) -> list[str
     wanted = [
         x if function is lists else replace(x.candidates, teacher=x.system)
         for function, (x, *_) in work
-        if function is lists or (function is rank and x.system.endswith(_LLM))
+        if function is lists or (function is rank and x.system.endswith(".yaml"))
     ]
     names = []
-    for config in (x for x in wanted if x.teacher.endswith(_LLM)):
+    for config in (x for x in wanted if x.teacher.endswith(".yaml")):
         n_shards = read_settings(LLMTeacher, Path(config.teacher)).shards
         for number in range(1, n_shards + 1):
             what = f"{config.teacher} orders {config.collection}, shard {number} of {n_shards}"
@@ -199,16 +192,16 @@ def _ask(wanted: ListsConfig, number: int) -> None:
         ask_shard(candidates, wanted.collection, Path(wanted.teacher), number)
 
 
-def _read(collection: str) -> str:
-    """Read all of a collection once, so that ir_datasets fetches its files."""
+def _read(collection: str) -> str:  # all of it once, so that ir_datasets fetches its files
     return load(collection).fingerprint
 
 
 def _node(
-    graph: dict[str, Node], kind: str, what: str, needs: Iterable[str], work: Iterable[_Work]
-) -> str:
+    graph: dict[str, Node], kind: str, what: str, needs: Iterable[str], work: Iterable[_Work],
+    key: str | None = None,
+) -> str:  # fmt: skip
     work = tuple(work)
-    key = short_hash([_code("rdl_study.grid"), [[f.__name__, _plain(x)] for f, x in work]])
+    key = key or short_hash([_code("rdl_study.grid"), [[f.__name__, _plain(x)] for f, x in work]])
     node = Node(kind=kind, key=key, what=what, needs=tuple(needs), work=work)
     graph[node.name] = node
     return node.name
@@ -225,9 +218,9 @@ def _code(*modules: str) -> list[object]:
 
 
 def _plain(value: Any) -> Any:
-    """A configuration as JSON, without its precision, and the state of the files that it names.
+    """A configuration as JSON, and the state of the files that it names.
 
-    A job's machine may resolve precision auto to another one than the machine that plans.
+    Without its precision: a job's machine may resolve auto to another one than the machine that plans.
     """
     if is_dataclass(value):
         own = {f.name: getattr(value, f.name) for f in fields(value)}
@@ -243,8 +236,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write(file: Path, content: dict) -> None:
-    """Atomically, through a name of this process's own: two jobs may do the same node."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{os.getpid()}")
+    beside = file.with_suffix(f".{os.getpid()}")  # two jobs may do the same node
     write_json(beside, content)
     os.replace(beside, file)

@@ -1,7 +1,6 @@
 """What pages compare: systems, the students among them, and the rankings behind their figures.
 
-A configuration names everything by value, down to the stage that another one starts from, so that
-ablations share runs of stages. A student never ranks a query that it was trained on: `rank` refuses.
+Configurations name everything by value, so that ablations share runs of stages.
 """
 
 from __future__ import annotations
@@ -51,13 +50,10 @@ class Added:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Systems that are compared on the same queries: one table of a page.
-
-    A system is an order of `rdl_study.lists.TEACHERS`, a student, or several of these added up.
-    """
+    """Systems that are compared on the same queries: one table of a page."""
 
     profile: Profile  # whose test queries, seeds and measure
-    systems: dict[str, str | StudentConfig | Added]  # by label
+    systems: dict[str, str | StudentConfig | Added]  # by label; text is one of `lists.TEACHERS`
     baseline: str  # label of the system that the others are compared with
 
     def __post_init__(self) -> None:
@@ -140,8 +136,8 @@ def train(wanted: StudentConfig) -> Run:
         limits = {"query_tokens": wanted.query_tokens, "passage_tokens": wanted.passage_tokens}
         student = CrossEncoder.from_pretrained(start, **limits).to(default_device())
         texts = corpus(stage.lists.collection, wanted.encoder)
-        ranked = [RankedLists.from_frame(lists(each), texts) for each in stage.lists.each()]
-        ranked = RankedLists.concat(ranked)
+        of_each = [RankedLists.from_frame(lists(each), texts) for each in stage.lists.each()]
+        ranked = RankedLists.concat(of_each)
         dev = _dev_measure(stage, wanted.encoder) if stage.dev else None
         distill(student, ranked, stage.training, seed=wanted.seed, folder=folder, dev=dev)
         drawn = stage.training.steps * stage.training.queries_per_step * stage.training.list_size
@@ -188,14 +184,13 @@ def _check_unseen(wanted: ListsConfig, seen: ListsConfig, what: str) -> None:
 
     if both := names(wanted) & names(seen):
         raise ValueError(
-            f"{what}: expected queries of {wanted.collection!r} that are not trained on, but some "
-            f"are in the lists of {seen.collection!r}, such as {min(both)!r}: choose another split "
-            "or year"
+            f"{what}: expected queries of {wanted.collection!r} that are not trained on, but "
+            f"{min(both)!r} is in the lists of {seen.collection!r}: choose another split or year"
         )
 
 
 def rank(wanted: RankingConfig) -> Run:
-    """A ranking of the test candidates, ``run.parquet`` in its folder, ties settled."""
+    """A ranking of the test candidates, ``run.parquet``; refuses queries that a student has seen."""
     if wanted.added:
         return _rank_added(wanted)
     system, candidates, trained = wanted.system, wanted.candidates, None
@@ -222,8 +217,7 @@ def rank(wanted: RankingConfig) -> Run:
             scored = frame[_IDS].assign(score=scores)
         run = settle_ties(scored, frame)
         run.to_parquet(folder / "run.parquet", index=False)
-        n = run["query_id"].nunique()
-        return {"n_queries": n, "n_pairs": len(run), "precision": precision}
+        return {"n_queries": run["query_id"].nunique(), "n_pairs": len(run), "precision": precision}
 
     return obtain(
         "rank", wanted, data="-".join([candidates.fingerprint, *hashes]),

@@ -1,9 +1,4 @@
-"""Candidates of a study, and who ordered them: from a collection's name to a frame.
-
-TREC DL and Rank-DistiLLM come with published lists and LLMs that ranked them. Of any other collection,
-candidates are retrieved here, and encoders or an LLM that the study asks order them. Whatever is costly
-is a run of the store.
-"""
+"""Candidates of a study, and who ordered them: published, or computed as runs of the store."""
 
 from __future__ import annotations
 
@@ -83,10 +78,7 @@ class ListsConfig:
         if self.depth > deepest:
             raise ValueError(f"depth: expected 1 to {deepest}, got {self.depth}")
         if self.add_relevant and self.teacher != "judgments":
-            raise ValueError(
-                f"add_relevant: expected teacher 'judgments', got {self.teacher!r}, which has not "
-                "ranked what the first stage missed"
-            )
+            raise ValueError(f"add_relevant: expected teacher 'judgments', got {self.teacher!r}")
 
     @property
     def first_stages(self) -> list[str]:
@@ -110,12 +102,10 @@ class ListsConfig:
 
 
 def lists(wanted: ListsConfig) -> pd.DataFrame:
-    """Candidates of one first stage, with the teacher's order or with judgments.
+    """Candidates of one first stage: ``query_id``, ``doc_id``, ``rank``, ``score``, and their order.
 
-    Returns:
-        ``query_id``, ``doc_id``, ``rank``, ``score``; then ``teacher_rank`` (0: left out), and of
-        encoders ``teacher_score``, standardised within each list; or, with teacher judgments,
-        ``relevance`` (missing where nobody judged).
+    That is ``teacher_rank`` (0: left out), and of encoders ``teacher_score``, standardised within each
+    list; or, with teacher judgments, ``relevance`` (missing where nobody judged).
     """
     frame = candidates_of(wanted)
     frame = frame[frame["rank"] <= wanted.depth].reset_index(drop=True)
@@ -132,9 +122,8 @@ def lists(wanted: ListsConfig) -> pd.DataFrame:
 
 def chosen_queries(wanted: ListsConfig) -> list[str]:
     """Ids in the order of their hashes, of the queries that a published teacher ranked, or of all."""
-    behind = {"first_stages": wanted.first_stages, "teacher": wanted.teacher}
-    ids = published.ranked_queries(wanted.collection, **behind)
-    if ids is None:
+    by_whom = {"first_stages": wanted.first_stages, "teacher": wanted.teacher}
+    if (ids := published.ranked_queries(wanted.collection, **by_whom)) is None:
         ids = load(wanted.collection).queries["query_id"]
     by_hash = sorted(ids, key=lambda query_id: hashlib.sha256(query_id.encode()).digest())
     return by_hash[wanted.skip_queries :][: wanted.n_queries]
@@ -193,9 +182,9 @@ def candidates_of(wanted: ListsConfig) -> pd.DataFrame:
 
 def encoder_hashes(names: str | None) -> list[str]:
     """Hashes of encoders' weights and of the settings that name their prompts, if they are files."""
+    folders = [Path(encoder_path(name)) for name in (names.split("+") if names else ())]
     files = ("model.safetensors", "config_sentence_transformers.json")
-    names = names.split("+") if names else ()
-    paths = [Path(encoder_path(name)) / file for name in names for file in files]
+    paths = [folder / file for folder in folders for file in files]
     return [content_hash(path)[:16] for path in paths if path.exists()]
 
 
@@ -239,11 +228,7 @@ def _append_missing(frame: pd.DataFrame, qrels: pd.DataFrame) -> pd.DataFrame:
 
 
 def order_scores(candidates: pd.DataFrame, wanted: ListsConfig, order: str) -> np.ndarray:
-    """Scores that put candidates into an order of `TEACHERS` or of a file, as `ListsConfig.teacher`.
-
-    Returns:
-        float64 ``[rows]``, higher is better; minus infinity for what the teacher left out.
-    """
+    """Scores of an order, as `ListsConfig.teacher`: float64 ``[rows]``, minus infinity: left out."""
     if order == "first_stage":
         return -candidates["rank"].to_numpy(dtype="float64")
     if order in _ENCODERS:
@@ -253,16 +238,18 @@ def order_scores(candidates: pd.DataFrame, wanted: ListsConfig, order: str) -> n
             scores.append(candidates["score"].to_numpy())
         return scores[0] if len(scores) == 1 else encoders.fuse(candidates, *scores)
     keys = pd.MultiIndex.from_frame(candidates[_IDS])
-    ranks = [
-        frame.set_index(_IDS)[frame.columns[2]].reindex(keys) for frame in _rankings(wanted, order)
-    ]
+    ranks = [x.set_index(_IDS)[x.columns[2]].reindex(keys) for x in _rankings(wanted, order)]
     return -pd.concat(ranks, axis=1).mean(axis=1).fillna(np.inf).to_numpy()
 
 
 def _rankings(wanted: ListsConfig, order: str) -> list[pd.DataFrame]:
     """A teacher's ranks: two ids and a rank, a frame for each time that it ranked the lists."""
-    if order.endswith(".yaml"):
-        return [_taught(candidates_of(wanted), wanted.collection, Path(order))]
+    if order.endswith(".yaml"):  # shards that are not finished are asked here
+        candidates, teacher = candidates_of(wanted), Path(order)
+        numbers = range(1, _n_shards(teacher, candidates) + 1)
+        shards = [ask_shard(candidates, wanted.collection, teacher, n) for n in numbers]
+        runs = [read_candidates(run.folder / "lists" / "teacher.run") for run in shards]
+        return [pd.concat(runs)[[*_IDS, "rank"]]]
     if Path(order).is_file():
         frame = read_candidates(order)
         return [frame[[*_IDS, "teacher_rank" if "teacher_rank" in frame else "rank"]]]
@@ -303,8 +290,7 @@ class LLMTeacher(c.WindowConfig):
     def __post_init__(self) -> None:
         c.WindowConfig.__post_init__(self)
         if (n := sum(who is not None for who in (self.endpoint, self.local_llm, self.replay))) != 1:
-            names = "endpoint, local_llm, replay"
-            raise ValueError(f"expected one of {names}; got {n} of them: say who answers")
+            raise ValueError(f"expected one of endpoint, local_llm, replay; got {n} of them")
 
     @property
     def backend(self) -> c.EndpointConfig | c.LocalConfig | c.ReplayConfig:
@@ -312,22 +298,22 @@ class LLMTeacher(c.WindowConfig):
         return self.endpoint or self.local_llm or self.replay
 
 
+def _n_shards(teacher: Path, candidates: pd.DataFrame) -> int:
+    """Number of shards that an LLM's YAML file asks for, at most one a query."""
+    return min(read_settings(LLMTeacher, teacher).shards, candidates["query_id"].nunique())
+
+
 def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: int) -> Run:
     """An LLM's lists for one shard of the queries, ``lists/`` in the run's folder.
 
-    No window is asked again that any run of the store has the same LLM's answer to.
-
-    Args:
-        candidates: ``query_id``, ``doc_id``, ``rank`` of all queries, not of the shard's alone.
-        collection: Has their texts.
-        teacher: YAML file of an `LLMTeacher`.
-        number: The shard's, from 1.
+    No window is asked again that any run of the store has the same LLM's answer to. `candidates` are
+    those of all queries; `teacher` is the YAML file of an `LLMTeacher`; shards count from 1.
     """
     settings = read_settings(LLMTeacher, teacher)
     who, windows, depth = settings.backend, settings.windows, settings.depth
     identity = {  # not its address, nor its speed
         "teacher": who.name, "collection": f"{collection} {load(collection).fingerprint}",
-        "depth": depth, "windows": windows, "shard": f"{number}/{_n_shards(settings, candidates)}",
+        "depth": depth, "windows": windows, "shard": f"{number}/{_n_shards(teacher, candidates)}",
     }  # fmt: skip
 
     def ask(folder: Path) -> dict:
@@ -347,15 +333,3 @@ def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: 
 
     data, code = fingerprint(candidates[[*_IDS, "rank"]]), ("rdl_core.teachers.teach",)
     return obtain("teach", identity, data=data, code=code, compute=ask)
-
-
-def _n_shards(settings: LLMTeacher, candidates: pd.DataFrame) -> int:
-    return min(settings.shards, candidates["query_id"].nunique())
-
-
-def _taught(candidates: pd.DataFrame, collection: str, teacher: Path) -> pd.DataFrame:
-    """An LLM's ranks of candidates; shards that are not finished are asked here."""
-    numbers = range(1, _n_shards(read_settings(LLMTeacher, teacher), candidates) + 1)
-    shards = [ask_shard(candidates, collection, teacher, number) for number in numbers]
-    runs = [read_candidates(run.folder / "lists" / "teacher.run") for run in shards]
-    return pd.concat(runs)[[*_IDS, "rank"]]

@@ -1,9 +1,8 @@
 """The live page: BM25's candidates, re-ranked in the reader's browser by the student of this build.
 
-Beside the built pages lie the student as an ONNX file with weights of 8 bits, its tokenizer, the
-passages of the embedded collection and, from npm, onnxruntime-web; scripts in ``book/_static/live`` do
-the rest. An example is computed here and stands in the page itself: for browsers that cannot run the
-model, and for builds without npm.
+Beside the built pages lie the student in ONNX with weights of 8 bits, its tokenizer, the embedded
+collection's passages and, from npm, onnxruntime-web; scripts in ``book/_static/live`` do the rest. The
+page itself has an example, for browsers that cannot run the model and for builds without npm.
 """
 
 from __future__ import annotations
@@ -43,11 +42,7 @@ _MARK = re.compile("<!-- live -->.*?<!-- /live -->", re.DOTALL)
 
 
 def make_live(profile_name: str, site: Path) -> str:
-    """Complete the live page of a built site; says what it has, or why it has the example alone.
-
-    Raises:
-        ValueError: The site has no such page, or there is no such profile.
-    """
+    """Complete the live page of a built site; says what it has, or why it has the example alone."""
     profile, page = load_profile(profile_name), site / _PAGE
     if not page.is_file():
         raise ValueError(f"{site} has no page {_PAGE}: build the book first")
@@ -87,11 +82,11 @@ def _run(system: StudentConfig) -> Run:
         }  # fmt: skip
         (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
-    identity = {"student": asdict(system), "searched": asdict(_SEARCHED)}
-    code = ("rdl_core.export", "rdl_core.data.retrieval", "rdl_study.live")
-    inputs = [trained.manifest["id"]]
-    data = collection.fingerprint
-    return obtain("live", identity, data=data, code=code, inputs=inputs, compute=compute)
+    return obtain(
+        "live", {"student": asdict(system), "searched": asdict(_SEARCHED)},
+        data=collection.fingerprint, inputs=[trained.manifest["id"]], compute=compute,
+        code=("rdl_core.export", "rdl_core.data.retrieval", "rdl_study.live"),
+    )  # fmt: skip
 
 
 def _pack(content: bytes, target: Path) -> None:
@@ -99,10 +94,7 @@ def _pack(content: bytes, target: Path) -> None:
 
 
 def _examples(model: CrossEncoder, session: onnxruntime.InferenceSession) -> list[dict[str, Any]]:
-    """Of some test queries: the three that gain most, the middle one and the one that loses most.
-
-    What counts is the place of the query's own passage, where BM25 finds it at all.
-    """
+    """Test queries whose own passage gains most places over BM25's (three), the median, and least."""
     collection = load(_SEARCHED.collection)
     queries = collection.queries[collection.queries["query_id"].isin(chosen_queries(_SEARCHED))]
     texts, gains = collection.passages.set_index("doc_id")["text"], []
@@ -217,8 +209,8 @@ def _widget(profile: Profile, run: Run, about: dict[str, Any], size_mb: float | 
     examples = about["examples"]
     chips = [{name: html.escape(x[name]) for name in ("query", "answer")} for x in examples]
     ranked = sorted(examples[0]["candidates"], key=lambda candidate: candidate["student_rank"])
-    scores = [candidate["student"] for candidate in ranked]
-    rows = [_row(x, x["doc_id"] == examples[0]["answer"], scores) for x in ranked]
+    best, worst = ranked[0]["student"], ranked[-1]["student"]
+    rows = [_row(x, x["doc_id"] == examples[0]["answer"], best, worst) for x in ranked]
     buttons = "".join(_CHIP.format(**chip) for chip in chips)
     names = ("own", "way", "rank", "name", "moved", "was", "score", "text")
     return _WIDGET.format(
@@ -230,8 +222,7 @@ def _widget(profile: Profile, run: Run, about: dict[str, Any], size_mb: float | 
     )  # fmt: skip
 
 
-def _row(candidate: dict[str, Any], own: bool, scores: list[float]) -> str:
-    worst, best = min(scores), max(scores)
+def _row(candidate: dict[str, Any], own: bool, best: float, worst: float) -> str:
     up = candidate["rank"] - candidate["student_rank"]
     way, arrow = ("up", "▲") if up > 0 else ("down", "▼") if up < 0 else ("same", "=")
     share = (candidate["student"] - worst) / (best - worst) if best > worst else 1

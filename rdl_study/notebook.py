@@ -1,9 +1,8 @@
 """Notebooks as declarations: their parameters, and the systems that they compare.
 
-A notebook's first code cell is tagged ``parameters``: literals, whose names and types are all that
-papermill may set. A cell tagged ``systems`` makes ``parts`` of them, a `rdl_study.grid.Part` by name,
-with the imports of one tagged ``setup``. `declared` runs these cells alone, so that the graph, the
-claims and ``rdl study`` learn from the page itself what it compares.
+The first code cell, tagged ``parameters``, has literals, which papermill may set. The one tagged
+``systems`` makes ``parts`` of them, a `rdl_study.grid.Part` by name, with the imports of the one tagged
+``setup``. `declared` runs these cells alone: graph, claims and ``rdl study`` use no other declaration.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from rdl_study.store import project_folder
 
 __all__ = ["cells", "declared", "notebooks", "parameters"]
 
-_DECLARING = ("parameters", "setup", "systems")
 _OF_JUPYTER = {"In", "Out"}
 _PLAIN = (str, int, float, bool, list, tuple, dict, NoneType)
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -51,28 +49,22 @@ def cells(name: str) -> list[tuple[list[str], str]]:
 def declared(name: str, values: Mapping[str, Any]) -> dict[str, Part]:
     """The parts that a notebook compares, by name; none for a notebook without a ``systems`` cell.
 
-    `values` stand in place of its parameters; ``profile`` may also be a `Profile`. ValueError names a
-    parameter that it does not have or that does not fit.
+    `values` replace its parameters; ValueError names one that it does not have or that does not fit.
     """
     namespace: dict[str, Any] = {}
     for tags, source in cells(name):
-        if any(tag in tags for tag in _DECLARING):
+        if {"parameters", "setup", "systems"}.intersection(tags):
             exec(compile(source, f"notebooks/{name}.ipynb, {tags[0]}", "exec"), namespace)
         if "parameters" in tags:
             namespace |= values
     return namespace.get("parts", {})
 
 
-def parameters(
-    notebook: str, namespace: MutableMapping[str, Any], **choices: Collection[Any]
-) -> None:
-    """Check a notebook's parameters from inside it, and put the checked values into its namespace.
+def parameters(notebook: str, namespace: MutableMapping[str, Any], **choices: Collection[Any]) -> None:
+    """Check a notebook's parameters in its ``globals()``, and put the checked values there.
 
-    Args:
-        notebook: The notebook's name.
-        namespace: Its ``globals()``; a list may be the text that papermill's ``-p`` makes of it.
-        **choices: Valid values of some parameters; a list must have one or more different ones. Text
-            may also be several of them with ``+`` between them.
+    A list may be the text that papermill's ``-p`` makes of it. `choices` are valid values of some
+    parameters: a list must have one or more different ones; text may be several with ``+`` between.
     """
     log_plainly()
     defaults = _defaults(notebook)
@@ -83,10 +75,8 @@ def parameters(
     # Run again by hand, the cell also finds what later cells have made.
     names &= namespace.setdefault("_rdl_names", names)
     if unknown := sorted(names - defaults.keys() - _bound(notebook, "setup")):
-        raise ValueError(
-            f"notebook {notebook!r} has no parameter {', '.join(unknown)}: expected "
-            f"{', '.join(defaults)}"
-        )
+        names, known = ", ".join(unknown), ", ".join(defaults)
+        raise ValueError(f"notebook {notebook!r} has no parameter {names}: expected {known}")
     for name, default in defaults.items():
         value = _checked(name, namespace[name], default)
         if name in choices:

@@ -1,7 +1,6 @@
 """Files of packages from the npm registry, for pages and checks that need a browser.
 
-npm itself fetches them, where it is installed; the versions and their hashes are fixed here, no
-script of a package is run, and only the named files are kept.
+npm fetches them, where it is installed; no script of a package is run, only the named files are kept.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Package(NamedTuple):
     files: tuple[str, ...]
 
 
-#: The smallest build of onnxruntime-web: WebAssembly alone, no WebGPU. MIT.
+#: The smallest build: WebAssembly alone, no WebGPU. MIT.
 ONNXRUNTIME = Package(
     "onnxruntime-web", "1.30.0",
     "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
@@ -55,9 +54,7 @@ AXE = Package(
 def npm_files(package: Package) -> Path:
     """The folder of a package's files, which are fetched once and kept in the cache.
 
-    Raises:
-        OSError: npm is not installed, or could not fetch the package.
-        ValueError: The archive is not the pinned one.
+    OSError: npm is missing or could not fetch them. ValueError: the archive is not the pinned one.
     """
     folder = cache_folder() / "npm" / f"{package.name.replace('/', '-')}-{package.version}"
     if folder.is_dir():
@@ -89,14 +86,10 @@ def _fetch(package: Package, folder: Path) -> Path:
     except subprocess.TimeoutExpired:
         raise OSError(f"npm did not fetch {wanted} within {_LONGEST_S} s") from None
     except subprocess.CalledProcessError as error:
-        reasons = [x for x in error.stderr.splitlines() if x.startswith("npm error")] or [""]
-        reason = reasons[0].removeprefix("npm error ")
-        raise OSError(f"npm could not fetch {wanted} ({reason})") from None
+        reason = next((x for x in error.stderr.splitlines() if x.startswith("npm error")), "")
+        raise OSError(f"npm could not fetch {wanted} ({reason.removeprefix('npm error ')})") from None
     archive = next(folder.glob("*.tgz"))
     sha512 = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if sha512 != package.sha512:
-        raise ValueError(
-            f"{wanted}: expected an archive of SHA-512 {package.sha512}, got {sha512}: do not use it, "
-            "and look who changed the package"
-        )
+        raise ValueError(f"{wanted}: expected SHA-512 {package.sha512}, got {sha512}: do not use it")
     return archive

@@ -1,9 +1,7 @@
 """From notebooks to pages of the book, and what their readers can take along.
 
-papermill executes each notebook with the profile's parameters, as a run of the store: a page whose
-notebook, parameters, data and code are unchanged is not executed again. The book gets a copy without
-what differs between two executions, so that the same results give the same page. A notebook that
-failed is never published.
+papermill executes each notebook with the profile's parameters, as a run of the store. The book gets a
+copy without what differs between two executions, so that the same results give the same page.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 
@@ -30,9 +28,6 @@ from rdl_study.profile import load_profile
 from rdl_study.store import Run, obtain, own_imports, project_folder
 from rdl_study.tables import record
 
-if TYPE_CHECKING:
-    import nbformat
-
 __all__ = ["page", "page_code", "publish", "shown_in", "write_downloads"]
 
 _log = logging.getLogger(__name__)
@@ -41,8 +36,7 @@ _log = logging.getLogger(__name__)
 def publish(profile_name: str, pages: Path) -> list[Path]:
     """Execute every notebook at a profile, and write the book's pages and, in ``files/``, downloads.
 
-    A wrong parameter in the profile is refused before any notebook runs. One that fails is not
-    published: papermill's error names it, and the others' runs stay.
+    Wrong parameters are refused before any notebook runs; a notebook that fails is not published.
     """
     import nbformat  # takes longer than torch, and most jobs show no page
 
@@ -101,7 +95,7 @@ def _parameters(profile_name: str, name: str) -> dict:
     return {"profile": profile_name, **load_profile(profile_name).notebooks.get(name, {})}
 
 
-def _cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def _cleaned(notebook: Any) -> Any:
     """Without what differs between two executions, and with the tags that the book reads."""
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     for number, cell in enumerate(notebook.cells):
@@ -119,23 +113,18 @@ def _cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def write_downloads(name: str, parts: Mapping[str, Part], folder: Path) -> list[Path]:
-    """Write a page's values and manifests, as `record` does, and its rankings, ``<name>-runs.zip``.
-
-    The same rankings give the same archive.
-    """
+    """Write a page's values and manifests, as `record` does, and its rankings, ``<name>-runs.zip``."""
     results = {part: measure(parts[part]) for part in parts}
     values = record(name, results, folder)
     archive = folder / f"{name}-runs.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for part, result in results.items():
-            for system, runs in result.runs.items():
-                for run in runs:
-                    config, tag = run.manifest["config"], _slug(system)
-                    student = isinstance(config["system"], dict)
-                    seed = f"-seed{config['system']['seed']}" if student else ""
-                    end = f"{_slug(config['candidates']['collection'])}{seed}.run"
-                    entry = zipfile.ZipInfo(f"{_slug(part)}/{tag}-{end}", (1980, 1, 1, 0, 0, 0))
-                    file.writestr(entry, _trec(run, tag), zipfile.ZIP_DEFLATED)
+            for system, run in ((system, run) for system, runs in result.runs.items() for run in runs):
+                config, tag = run.manifest["config"], _slug(system)
+                seed = f"-seed{config['system']['seed']}" if isinstance(config["system"], dict) else ""
+                end = f"{_slug(config['candidates']['collection'])}{seed}.run"
+                entry = zipfile.ZipInfo(f"{_slug(part)}/{tag}-{end}", (1980, 1, 1, 0, 0, 0))  # no clock
+                file.writestr(entry, _trec(run, tag), zipfile.ZIP_DEFLATED)
     return [values, values.with_suffix(".json"), archive]
 
 

@@ -1,8 +1,4 @@
-"""Profiles: what one run of the study is, read from YAML and checked before anything runs.
-
-A profile fixes the data, the student, the two stages and the test; a notebook varies one of them.
-``profiles/<name>.yaml`` holds exactly the fields of `Profile`.
-"""
+"""Profiles: data, student, stages and test of a run of the study; a notebook varies one of them."""
 
 from __future__ import annotations
 
@@ -33,10 +29,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         if (self.dev is None) != (self.training.dev_every == 0):
-            raise ValueError(
-                "dev: expected dev queries if and only if dev_every is not 0, got dev_every "
-                f"{self.training.dev_every}: give both or neither"
-            )
+            got = f"got dev_every {self.training.dev_every}: give both or neither"
+            raise ValueError(f"dev: expected dev queries if and only if dev_every is not 0, {got}")
 
 
 @config
@@ -61,7 +55,7 @@ class StudentConfig(_Encoder):
 
 @config
 class Profile(_Encoder):
-    """One run of the study."""
+    """One run of the study: the fields of ``profiles/<name>.yaml``."""
 
     name: str
     """The file's name."""
@@ -128,10 +122,7 @@ class Profile(_Encoder):
         return replace(wanted, stages=tuple(map(self.swapped, wanted.stages)))
 
     def student(self, *stages: Stage, seed: int | None = None) -> StudentConfig:
-        """A student that is trained in these stages, or in the profile's two.
-
-        It computes in the profile's precision; auto becomes what this machine has.
-        """
+        """A student of these stages, or the profile's two; precision auto is what this machine has."""
         from rdl_core.devices import default_device, resolve_precision
 
         precision = resolve_precision(self.precision, default_device())

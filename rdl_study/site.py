@@ -1,4 +1,4 @@
-"""A check of the built book: every internal link has a target, every image and script a file."""
+"""A check of the built book: every internal link, image, style and script leads somewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ __all__ = ["broken_links"]
 
 
 def broken_links(folder: Path) -> list[str]:
-    """Links, images, styles and scripts of a site that lead nowhere, as ``page: reference``.
-
-    Other hosts are not asked. A theme's templates, in ``_static``, are no pages.
-    """
-    folder = folder.resolve()
+    """References of pages that lead nowhere, as ``page: reference``; other hosts are not asked."""
+    folder = folder.resolve()  # what a theme has in _static are templates, not pages
     paths = [path for path in folder.rglob("*.html") if "_static" not in path.parts]
     pages = {path: _Page(path.read_text(encoding="utf-8")) for path in paths}
     broken = set()

@@ -1,10 +1,9 @@
 """The run store: nothing is computed twice, and nothing unfinished counts as done.
 
 A run is a folder ``<kind>-<id>/``. The id is a hash of all that can change the result: configuration,
-data, earlier runs, versions of libraries, and code: the module that does the work and every module of
-ours that it imports, as syntax trees without docstrings and comments, so that a change of prose
-recomputes nothing. `rdl_core.files.resumable` keeps the folder: killed work goes on, and a damaged run
-is computed again.
+data, earlier runs, versions of libraries, and code without its prose, all that it imports of ours
+included. `rdl_core.files.resumable` keeps the folder: killed work goes on, and a damaged run is
+computed again.
 """
 
 from __future__ import annotations
@@ -59,12 +58,9 @@ def obtain(
 ) -> Run:
     """The stored run, or one that is computed now; two processes never compute the same run.
 
-    Args:
-        kind: What is computed, such as ``"train"``; the folder's name begins with it.
-        config: A dataclass or JSON; like `data`, a fingerprint, all of it counts for the id.
-        code: Names of the modules that do the work.
-        compute: Fills a folder, new or left unfinished; gives more entries for the manifest.
-        inputs: Ids of the runs that this one uses.
+    All but `compute` counts for the id: the configuration, a dataclass or JSON; a fingerprint of the
+    data; names of the modules that do the work; ids of the runs that this one uses. `compute` fills a
+    folder, new or left unfinished, and gives more entries for the manifest.
     """
     identity = {
         "kind": kind, "config": asdict(config) if is_dataclass(config) else config, "data": data,
@@ -93,8 +89,7 @@ def stored(run_id: str) -> Run:
 @contextmanager
 def noted() -> Iterator[dict[str, None]]:
     """Collects the ids of all runs that `obtain` gives meanwhile, in order, as keys."""
-    ids: dict[str, None] = {}
-    token = _noted.set(ids)
+    token = _noted.set(ids := {})
     try:
         yield ids
     finally:
@@ -129,11 +124,9 @@ def libraries() -> dict[str, str]:
 @lru_cache
 def code_hash(*modules: str) -> str:
     """Hash of modules and of all of ours that they import, blind to docstrings and comments."""
-    trees: dict[str, str] = {}
-    waiting = list(modules)
+    trees, waiting = {}, list(modules)
     while waiting:
-        module = waiting.pop()
-        if module in trees:
+        if (module := waiting.pop()) in trees:
             continue
         source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
         with _parsing:
@@ -158,7 +151,7 @@ def own_imports(tree: ast.Module) -> list[str]:
 
 
 def _exists(module: str) -> bool:
-    """Whether this is a module, and not a name in one."""
+    """Whether this is a module, and not a name in one; imports neither."""
     parent = module.rpartition(".")[0]
     is_name = parent and importlib.util.find_spec(parent).submodule_search_locations is None
     return not is_name and importlib.util.find_spec(module) is not None

@@ -1,7 +1,6 @@
 """Tables and sentences that several pages share: published, recorded and this run's figures.
 
-Recorded runs were measured once, on real data: ``results/<profile>/<page>.csv`` has a row for each
-part, system, collection, seed and query, ``<page>.json`` the manifest of every run behind them.
+``results/<profile>/<page>.csv`` has what was recorded, ``<page>.json`` the manifest of every run.
 """
 
 from __future__ import annotations
@@ -71,15 +70,15 @@ def sentence(table: pd.DataFrame, results: Results | Recorded) -> Markdown:
         f"**{best}** has the highest {of.measure}: {row['mean']:.3f} (95 % interval "
         f"{row['ci_low']:.3f} to {row['ci_high']:.3f})."
     )
-    if len(differ):
-        systems = ", ".join(f"{name} ({table.loc[name, 'delta']:+.3f})" for name in differ)
-        tail = f"Significantly different from {baseline} (p < .05 after Holm): {systems}."
-        return Markdown(f"{head} {tail}")
-    low, high = table["delta_low"].min(), table["delta_high"].max()
-    return Markdown(
-        f"{head} None differs significantly from {baseline}, which does not show that they are "
-        f"equal: the widest interval is from {low:+.3f} to {high:+.3f}."
-    )
+    systems = ", ".join(f"{name} ({table.loc[name, 'delta']:+.3f})" for name in differ)
+    tail = f"Significantly different from {baseline} (p < .05 after Holm): {systems}."
+    if not systems:
+        low, high = table["delta_low"].min(), table["delta_high"].max()
+        tail = (
+            f"None differs significantly from {baseline}, which does not show that they are equal: the "
+            f"widest interval is from {low:+.3f} to {high:+.3f}."
+        )
+    return Markdown(f"{head} {tail}")
 
 
 def provenance(results: Results, page: str) -> HTML:
@@ -169,16 +168,15 @@ def record(page: str, results: Mapping[str, Results], folder: Path) -> Path:
     rows, manifests, parts = [], {}, {}
     for part, result in results.items():
         ids: set[str] = set()
-        for system, runs in result.runs.items():
-            for run in runs:
-                config = run.manifest["config"]
-                seed = config["system"]["seed"] if isinstance(config["system"], dict) else -1
-                keys = part, system, config["candidates"]["collection"], seed
-                named = dict(zip(_KEYS, keys, strict=False))
-                rows.append(measured(run, measures).round(4).assign(**named))
-                behind = _manifests(run)
-                manifests |= behind
-                ids |= behind.keys()
+        for system, run in ((system, run) for system, runs in result.runs.items() for run in runs):
+            config = run.manifest["config"]
+            seed = config["system"]["seed"] if isinstance(config["system"], dict) else -1
+            keys = {"part": part, "system": system, "seed": seed}
+            keys["collection"] = config["candidates"]["collection"]
+            rows.append(measured(run, measures).round(4).assign(**keys))
+            behind = _manifests(run)
+            manifests |= behind
+            ids |= behind.keys()
         test = result.profile.test
         candidates = f"{test.first_stage} top {test.depth}"
         parts[part] = {"baseline": result.baseline, "candidates": candidates, "runs": sorted(ids)}
@@ -191,11 +189,9 @@ def record(page: str, results: Mapping[str, Results], folder: Path) -> Path:
 
 def _manifests(run: Run) -> dict[str, dict]:
     """A ranking's manifest, and those of the runs that trained its student."""
-    manifests, waiting = {}, [run]
-    while waiting:
-        manifest = waiting.pop().manifest
-        manifests[manifest["id"]] = manifest
-        waiting += [stored(run_id) for run_id in manifest["inputs"]]
+    manifests = {run.manifest["id"]: run.manifest}
+    for run_id in run.manifest["inputs"]:
+        manifests |= _manifests(stored(run_id))
     return manifests
 
 
@@ -211,8 +207,8 @@ def side_by_side(
     kept = pd.read_csv(path, usecols=["part"])["part"].unique() if path.exists() else ()
     blocks = []
     for part in dict.fromkeys([*results, *kept]):
-        source = recorded(page, part, profile), results.get(part), (paper or {}).get(part)
-        blocks.append(f"<h3>{html.escape(part)}</h3>{_one_part(*source)}")
+        table = _one_part(recorded(page, part, profile), results.get(part), (paper or {}).get(part))
+        blocks.append(f"<h3>{html.escape(part)}</h3>{table}")
     nothing = '<p class="rdl-note">Nothing was recorded for this page, nor run here.</p>'
     return HTML("".join(blocks) or nothing)
 
@@ -240,8 +236,7 @@ def _one_part(kept: Recorded | None, results: Results | None, paper: pd.Series |
 
 
 def _columns(where: str, table: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
-    baseline = table["p_value"].isna()
-    names = ("delta", "delta_low", "delta_high")
+    baseline, names = table["p_value"].isna(), ("delta", "delta_low", "delta_high")
     delta, low, high = (table[name].map("{:+.3f}".format) for name in names)
     interval = "(" + low + _SPACE + "to" + _SPACE + high + ")"  # on a line of its own
     return {
@@ -260,11 +255,10 @@ def _notes(kept: Recorded | None, results: Results | None) -> tuple[str, str]:
             f"{' and '.join(kept.collections)}, {kept.candidates}; {kept.label}{trained}."
         )
     if results is not None:
-        profile = results.profile
+        profile, test = results.profile, results.profile.test
         here = (
             f"This run: {profile.measure} on {len(results.values)} queries of "
-            f"{_tested_on(profile).replace('`', '')}, {profile.test.first_stage} top "
-            f"{profile.test.depth}; {profile.label}; {as_seeds(len(profile.seeds))}; scale "
-            f"{profile.scale}."
+            f"{_tested_on(profile).replace('`', '')}, {test.first_stage} top {test.depth}; "
+            f"{profile.label}; {as_seeds(len(profile.seeds))}; scale {profile.scale}."
         )
     return ours, here

@@ -1,7 +1,6 @@
 """Races: systems take turns, each in a process of its own; and what the pages make of their figures."""
 
 import ast
-import json
 import os
 import sys
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_study import notebook
 from rdl_study.bench import measure, systems, training
-from rdl_study.bench.config import BenchConfig, Part, PrecisionConfig, SizeConfig
+from rdl_study.bench.config import BenchConfig, Part
 from rdl_study.bench.race import Measured, System, race, ratios, recorded, summary
 
 FILE = """
@@ -182,23 +181,11 @@ def test_a_step_trains_on_the_list_of_its_number(work, monkeypatch):
 
 def test_figures_are_kept(encoder_folder, tiny, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "load_profile", lambda name: tiny)
-    own = {"out": str(tmp_path)}
-    measure.bench(BenchConfig(parts=("sample",), repetitions=1, **own))
+    measure.bench(BenchConfig(parts=("sample",), repetitions=1, out=str(tmp_path)))
     assert "sample: A batch" in capsys.readouterr().out
     kept = measure.read(tmp_path / "sample.json")
     assert kept.timings["system"].unique().tolist() == ["ours"]  # peers were not asked for
     assert recorded("sample").manifest.keys() <= kept.manifest.keys()
-    measure.precision(PrecisionConfig(model=encoder_folder, **own))
-    n_queries = pd.read_csv(tmp_path / "precision.csv").groupby("precision")["query_id"].nunique()
-    assert n_queries.to_dict() == {"float32": 8, "bfloat16": 8, "int8": 8}
-    assert json.loads((tmp_path / "precision.json").read_text())["weights"]
-
-
-def test_the_way_of_data_in_made_up_files(tmp_path):
-    made_up = measure._made_up(SizeConfig(passages=300, queries=40), tmp_path)
-    steps = {step: training.data_path(made_up, step=step)(0) for step in ("open", "lists", "batch")}
-    assert steps["lists"] == 40
-    assert 70 < steps["batch"] / (32 * 100) < 100  # 74 of a passage, 8 of a query, three special ones
 
 
 def test_options_that_do_not_fit_are_refused():
@@ -207,8 +194,6 @@ def test_options_that_do_not_fit_are_refused():
     for wrong in ({"parts": ("speed",)}, {"queries": 0}, {"repetitions": 0}, {"llm": "70B"}, {"x": 1}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             BenchConfig(**wrong)
-    with pytest.raises(ValidationError, match="passages"):
-        SizeConfig(passages=99)
 
 
 def names_of(page):

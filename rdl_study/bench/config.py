@@ -1,10 +1,8 @@
-"""Options of ``rdl bench``, ``rdl precision`` and ``rdl size``; importing them needs no torch."""
+"""Options of ``rdl bench``; importing them needs no torch."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from rdl_core.config import Positive, config
 
@@ -13,17 +11,13 @@ Part = Literal["rank", "engine", "train", "sample", "depth", "length", "list_siz
 
 
 @config
-class _Ranking:
+class BenchConfig:
+    """Systems to race on the same passages, weights and lengths."""
+
     profile: str = "mini"
     """Profile whose test candidates are ranked."""
     out: str = "runs/bench"
     """Folder of the figures."""
-
-
-@config
-class BenchConfig(_Ranking):
-    """Systems to race on the same passages, weights and lengths."""
-
     parts: tuple[Part, ...] = ()
     """rank, engine, train, sample, depth, length, list_size, llm, limit; none: all of them."""
     model: str | None = None
@@ -36,25 +30,3 @@ class BenchConfig(_Ranking):
     """Race Lightning IR and other trainers, too; makes an environment of its own, .venv-peers."""
     llm: Literal["7B", "toy"] = "toy"
     """Sizes of the listwise LLM, and of the students beside it."""
-
-
-@config
-class PrecisionConfig(_Ranking):
-    """A student to rank with in each precision; that it never saw the test queries is not checked."""
-
-    model: str
-    """Folder or hub id of a trained student."""
-
-
-@config
-class SizeConfig:
-    """A made-up collection of MS MARCO's size, which takes 2 GB in TMPDIR meanwhile."""
-
-    passages: Annotated[int, Field(ge=100)] = 8_841_823
-    """Made-up passages."""
-    queries: Positive = 10_000
-    """Queries, each with a list of 100."""
-    repetitions: Positive = 5
-    """How often each step is timed."""
-    out: str = "runs/bench"
-    """Folder of the figures."""

@@ -1,7 +1,4 @@
-"""What is raced, and the commands ``rdl bench``, ``rdl precision`` and ``rdl size``.
-
-Figures go into a folder; those of the book lie in ``results/efficiency/<machine>/``.
-"""
+"""What is raced, and ``rdl bench``; the book's figures lie in ``results/efficiency/<machine>/``."""
 
 from __future__ import annotations
 
@@ -13,26 +10,22 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoTokenizer
 
-from rdl_core.cross_encoder import CrossEncoder, model_path
+from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-from rdl_core.devices import PRECISIONS, default_device, resolve_precision
-from rdl_core.evaluate import per_query, settle_ties
-from rdl_core.files import content_hash
-from rdl_core.rerank import rerank
-from rdl_core.tokens import PairTemplate, TokenStore
-from rdl_study.bench.config import BenchConfig, PrecisionConfig, SizeConfig
+from rdl_core.data.downloads import encoder_path
+from rdl_core.devices import default_device, resolve_precision
+from rdl_study.bench.config import BenchConfig
 from rdl_study.bench.race import Measured, System, race, ratios, read, summary
 from rdl_study.grid import train
-from rdl_study.lists import ListsConfig, corpus, lists
+from rdl_study.lists import ListsConfig, lists
 from rdl_study.profile import Profile, load_profile
 from rdl_study.store import machine, obtain, project_folder
 
@@ -44,8 +37,8 @@ _UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all tha
 
 
 def _sizes(hidden: int, inner: int, layers: int, heads: int, **more: int) -> dict[str, int]:
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    return dict(zip(names, (hidden, inner, layers, heads), strict=True)) | more
+    return {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+            "num_attention_heads": heads, **more}  # fmt: skip
 
 
 # Of a listwise LLM: Mistral-7B's, and a toy's for machines without GPU; of students beside it.
@@ -65,12 +58,11 @@ _LLM_WAYS = {
 }  # fmt: skip
 
 
-def _system(function: str, **options: object) -> System:
+def _ranking(function: str, **options: object) -> System:
     return System(function=function, options=options)
 
 
-def _ours(**options: object) -> System:
-    return _system("rank_ours", **options)
+_ours = partial(_ranking, "rank_ours")
 
 
 def _training(function: str, peer: bool = False, **options: object) -> System:
@@ -90,7 +82,7 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
     by_words = [[" ".join(words[i * 7 % 200 :][:n]) for i in range(32)] for n in _PASSAGE_WORDS]
     many = (work["lists"] * 32)[:32]
     batch = {"n_lists": 32, "list_size": min(len(each["passages"]) for each in many)}
-    theirs = {n: _system("rank_sentence_transformers", batch_size=n) for n in (8, 16, 32)}
+    theirs = {n: _ranking("rank_sentence_transformers", batch_size=n) for n in (8, 16, 32)}
     best, compiled = {"sentence-transformers, 8 at once": theirs[8]}, {}
     device, auto = default_device().type, resolve_precision("auto", default_device())
     if shutil.which(os.environ.get("CXX", "g++")):
@@ -110,7 +102,7 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
             "ours": _ours(), "ours, tokenised before": _ours(stored=True),
             "ours, bfloat16": _ours(precision="bfloat16"), "ours, int8": _ours(precision="int8"),
             **{f"sentence-transformers, {n} at once": system for n, system in theirs.items()},
-            "Lightning IR": _lightning_ir("rank"), "bi-encoder": _system("rank_bi_encoder"),
+            "Lightning IR": _lightning_ir("rank"), "bi-encoder": _ranking("rank_bi_encoder"),
         }, work),
         "engine": ("Our student without one thing or the other.", {
             "ours": _ours(), "weights as they come": _ours(laid_out=False),
@@ -142,11 +134,11 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
         "llm": ("Students beside a listwise LLM that slides windows of 20 by 10 over the lists.", {
             "ours": _ours(precision="auto"),
             **{f"ours, {name}": _ours(precision="auto", sizes=x) for name, x in _ELECTRAS[llm].items()},
-            **{f"listwise LLM ({llm}){way}": _system("rank_listwise_llm", sizes=_LLMS[llm], **options)
+            **{f"listwise LLM ({llm}){way}": _ranking("rank_listwise_llm", sizes=_LLMS[llm], **options)
                for way, options in _LLM_WAYS.items()},
         }, work),
         "limit": ("What the encoder computes in a second, beside products of large matrices alone.", {
-            f"{who}, {precision}": _system(function, precision=precision)
+            f"{who}, {precision}": _ranking(function, precision=precision)
             for precision in sorted({"float32", auto}, reverse=True)
             for who, function in (("ours", "encode_ours"), ("matrix products", "matrix_products"))
         }, work),
@@ -188,8 +180,8 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
     more = {resolve_precision(profile.precision, device), *(["int8"] if device.type == "cpu" else [])}
     systems = {
         "student": _ours(), **{f"student, {x}": _ours(precision=x) for x in sorted(more - {"float32"})},
-        "student in sentence-transformers": _system("rank_sentence_transformers", batch_size=8),
-        "bi-encoder": _system("rank_bi_encoder"), "BM25": _system("rank_bm25"),
+        "student in sentence-transformers": _ranking("rank_sentence_transformers", batch_size=8),
+        "bi-encoder": _ranking("rank_bi_encoder"), "BM25": _ranking("rank_bm25"),
     }  # fmt: skip
 
     def compute(folder: Path) -> None:
@@ -241,83 +233,3 @@ def _keep(folder: str | Path, part: str, table: pd.DataFrame, about: dict, start
     now = datetime.now(UTC).isoformat(timespec="seconds")
     circumstances = machine() | {"finished": now, "wall_s": round(time.monotonic() - started, 1)}
     file.write_text(json.dumps({"part": part, **about, **circumstances}, indent=1) + "\n")
-
-
-# --- what a precision costs -----------------------------------------------------------------------
-
-
-def precision(config: PrecisionConfig) -> None:
-    """Rank a profile's test candidates with a student in each precision; keep every query's measure."""
-    profile, started, tables = load_profile(config.profile), time.monotonic(), []
-    name, limits = model_path(config.model), {limit: getattr(profile, limit) for limit in _UNCUT}
-    model = CrossEncoder.from_pretrained(config.model, **limits, trained=True).to(default_device())
-    for test in profile.tests:
-        candidates, texts = lists(test), corpus(test.collection, name)
-        qrels = load(test.collection).qrels
-        qrels = qrels[qrels["query_id"].isin(candidates["query_id"])]
-        for layers in [*PRECISIONS, *(["int8"] if model.device.type == "cpu" else [])]:
-            run = settle_ties(rerank(model, candidates, texts, precision=layers), candidates)
-            values = per_query(qrels, run, [profile.measure])
-            tables.append(values.assign(collection=test.collection, precision=layers))
-    values = pd.concat(tables)[["collection", "precision", "query_id", profile.measure]]
-    weights = Path(name, "model.safetensors")
-    about = {
-        "model": Path(config.model).name, "profile": profile.name,
-        "candidates": f"{profile.test.first_stage} top {profile.test.depth}",
-        "weights": content_hash(weights) if weights.exists() else None,
-        "data": [load(test.collection).fingerprint for test in profile.tests],
-    }  # fmt: skip
-    _keep(config.out, "precision", values, about, started)
-    means = values.groupby(["collection", "precision"], sort=False)[profile.measure].mean()
-    print(f"{means.round(4).to_string()}\nfigures in {config.out}")
-
-
-# --- the way of data at the size of MS MARCO ------------------------------------------------------
-
-
-def size(config: SizeConfig) -> None:
-    """Time opening a store, making lists and drawing batches, of made-up ids and tokens."""
-    started, machines, tables = time.monotonic(), {}, []
-    steps = {"token store opened": "open", "lists made of a parquet file": "lists",
-             "a batch drawn and packed": "batch"}  # fmt: skip
-    with tempfile.TemporaryDirectory() as made:
-        work = _made_up(config, Path(made))
-        on_disk = sum(path.stat().st_size for path in Path(made).rglob("*") if path.is_file())
-        for label, step in steps.items():  # one after the other: memory is not to be shared
-            systems = {label: _training("data_path", step=step)}
-            calls = list(range(10 if step == "batch" else 1))
-            timed, of_step, _ = race(systems, work, calls=calls, repetitions=config.repetitions)
-            machines |= of_step
-            tables.append(timed)
-    about = {"sizes": {"passages": config.passages, "queries": config.queries}, "disk_bytes": on_disk,
-             "repetitions": config.repetitions, "machines": machines}  # fmt: skip
-    _keep(config.out, "full_size", pd.concat(tables), about, started)
-    peak_mb = {label: of["peak_bytes"] / 1e6 for label, of in machines.items()}
-    table = summary(pd.concat(tables)).assign(peak_MB=peak_mb).round(1)
-    print(f"{table.to_string()}\nfigures in {config.out}")
-
-
-def _made_up(config: SizeConfig, folder: Path) -> dict:
-    """Write stores, ids and lists of 100 like Rank-DistiLLM's; their paths, as a race's work."""
-    rng = np.random.default_rng(0)
-    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
-    for name, n, mean in (("passages", config.passages, 74), ("queries", config.queries, 8)):
-        store = folder / name
-        TokenStore.build(["replaced"], tokenizer, store, max_tokens=512, total=1)
-        lengths = rng.lognormal(np.log(mean) - 0.08, 0.4, n).clip(1, 512).astype(np.int64)
-        np.append(0, lengths.cumsum()).tofile(store / "offsets.bin")
-        ids = rng.integers(1000, len(tokenizer), lengths.sum(), dtype=np.uint16)
-        ids.tofile(store / "tokens.bin")
-        about = json.loads((store / "store.json").read_text()) | {"rows": n, "tokens": len(ids)}
-        (store / "store.json").write_text(json.dumps(about))
-    doc_ids, query_ids = (np.arange(n).astype("str") for n in (config.passages, config.queries))
-    stretch = config.passages // 100  # a passage of each stretch, so that none stands twice
-    places = np.arange(100) * stretch + rng.integers(0, stretch, (config.queries, 100))
-    docno, rank = rng.permuted(places, axis=1).ravel(), np.tile(np.arange(1, 101), config.queries)
-    candidates = {"qid": query_ids.repeat(100), "docno": docno.astype("str"), "rank": rank}
-    tables = {"doc_ids": {"id": doc_ids}, "query_ids": {"id": query_ids}, "candidates": candidates}
-    for name, columns in tables.items():
-        pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet")
-    paths = {path.stem: str(path) for path in folder.iterdir()}
-    sizes = {"query_tokens": 32, "passage_tokens": 256, "n_lists": 32, "list_size": 100}
-    return paths | sizes | {"template": asdict(PairTemplate.of(tokenizer))}

@@ -1,7 +1,7 @@
 """A race: systems take turns, each in a process of its own, and are timed inside that process.
 
-They take turns call by call, so that a machine whose speed drifts slows all of them alike; ratios are
-taken turn by turn. A race is kept as ``<part>.csv``, one row a call, and ``<part>.json``.
+They take turns call by call, so that a machine whose speed drifts slows all of them alike. A race is
+kept as ``<part>.csv``, one row a call, and ``<part>.json``.
 """
 
 from __future__ import annotations
@@ -57,14 +57,10 @@ def race(
 ) -> tuple[pd.DataFrame, dict[str, dict], dict[str, dict[int, Any]]]:
     """Race systems, by label, after a call of each that does not count.
 
-    The work is JSON; the calls are the numbers that systems are called with, in this order.
-
-    Returns:
-        Timings; memory in bytes and versions of each system, with CUDA also its memory on the GPU,
-        with NVML the ``joules`` of a list; and what calls returned, by system and number.
-
-    Raises:
-        ChildProcessError: A system's process ended; its last words are in the text.
+    The work is JSON; the calls are the numbers that systems are called with, in this order. Gives the
+    timings; memory in bytes and versions of each system, with CUDA also its memory on the GPU, with
+    NVML the ``joules`` of a list; and what calls returned, by system and number. ChildProcessError has
+    the last words of a system whose process ended.
     """
     rows, results = [], {label: {} for label in systems}
     with ExitStack() as stack:

@@ -47,21 +47,17 @@ def rank_ours(
     compiled: str | None = None, laid_out: bool = True, token_budget: int | None = None,
     **engine: object,
 ) -> Callable[[int], Tensor]:
-    """Our student.
+    """Our student; further options are those of `load_student` and `rdl_core.cpu.engine`.
 
-    Args:
-        stored: Whether passages were tokenised before.
-        compiled: Mode of ``torch.compile`` for the layers, which it cannot compile once they are
-            laid out; ``"reduce-overhead"`` records CUDA graphs. Needs a C++ compiler.
-        laid_out: Whether the engine scores, or the student itself, in float32.
-        work, sizes, precision, engine: As for `load_student` and `rdl_core.cpu.engine`.
+    `stored`: passages were tokenised before. `compiled`: mode of ``torch.compile`` for the layers,
+    which it cannot compile once they are laid out; needs a C++ compiler. `laid_out`: whether the
+    engine scores, or the student itself, in float32.
     """
     student, lists = load_student(work, sizes), work["lists"]
     for layer in student.model.base_model.encoder.layer[:-1] if compiled else ():
         layer.compile(mode=compiled, dynamic=True)
     scorer = cpu.engine(student, resolve_precision(precision, student.device), **engine)
     scorer = scorer if laid_out else student  # the C library keeps pages either way
-
     budget = token_budget or token_budget_of(student.device)
 
     def tokens(texts: list[str]) -> TokenStore:

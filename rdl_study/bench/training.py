@@ -1,7 +1,6 @@
 """Training steps, ours and sentence-transformers', and the way of data to a step.
 
-As in `rdl_study.bench.systems`, functions take the work and options, and return what a worker calls;
-passages are in the teacher's order. Work on files is that of ``rdl size``.
+Functions are like those of `rdl_study.bench.systems`; passages are in the teacher's order.
 """
 
 from __future__ import annotations
@@ -10,15 +9,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from rdl_core.config import StageConfig
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.formats import read_candidates
 from rdl_core.distill import Training, draw
 from rdl_core.lists import RankedLists
-from rdl_core.tokens import PairTemplate, TokenCorpus, TokenStore, pack, plan_batches
+from rdl_core.tokens import TokenCorpus, pack, plan_batches
 from rdl_study.bench.systems import candidates_of, load_student
 
 
@@ -69,45 +66,15 @@ def train_theirs(work: dict, *, mini_batch_size: int | None) -> Callable:
 
 def sample_ours(work: dict, *, n_lists: int, list_size: int) -> Callable[[int], int]:
     """A step's lists drawn and packed, with nothing computed on them; returns their tokens."""
-    student, size = load_student(work), {"n_lists": n_lists, "list_size": list_size}
-    return _packing(_lists_of(work, student), student.template, work | size)
-
-
-def data_path(work: dict, *, step: str) -> Callable[[int], int]:
-    """A step of the way of data in files: open a token store, make lists, or draw and pack a batch."""
-    rows = torch.zeros(1, dtype=torch.int64)
-    if step == "open":
-        return lambda _: len(TokenStore.open(Path(work["passages"])).gather(rows, rows + 1, 1))
-    if step == "lists":
-        return lambda _: len(_lists_of_files(work))
-    template = PairTemplate(**{name: tuple(ids) for name, ids in work["template"].items()})
-    return _packing(_lists_of_files(work), template, work)
-
-
-def _lists_of(work: dict, student: CrossEncoder) -> RankedLists:
-    frame = candidates_of(work["lists"])
-    queries = frame[["query_id", "query"]].drop_duplicates()
-    corpus = TokenCorpus.of(queries, frame[["doc_id", "text"]], student.tokenizer)
-    ranked = frame.assign(teacher_rank=frame["rank"])
-    return RankedLists.from_frame(ranked, corpus).to(student.device)
-
-
-def _lists_of_files(work: dict) -> RankedLists:
-    query_ids, doc_ids = (pd.Index(pd.read_parquet(work[x])["id"]) for x in ("query_ids", "doc_ids"))
-    queries, passages = (TokenStore.open(Path(work[name])) for name in ("queries", "passages"))
-    corpus = TokenCorpus(query_ids, queries, doc_ids, passages)
-    return RankedLists.from_frame(read_candidates(work["candidates"]), corpus)
-
-
-def _packing(lists: RankedLists, template: PairTemplate, work: dict) -> Callable[[int], int]:
-    sizes = {"list_size": work["list_size"], "queries_per_step": work["n_lists"]}
-    config = StageConfig(sampler="random", **sizes)
+    student = load_student(work)
+    lists, template = _lists_of(work, student), student.template
+    config = StageConfig(sampler="random", list_size=list_size, queries_per_step=n_lists)
     limits = {name: work[name] for name in ("query_tokens", "passage_tokens")}
 
     def draw_and_pack(number: int) -> int:
         drawn, sampled = draw(lists, config, seed=0, step=number)
         passage_rows = drawn.passage_rows.gather(1, sampled.indices).flatten()
-        query_rows = drawn.query_rows.repeat_interleave(work["list_size"])
+        query_rows = drawn.query_rows.repeat_interleave(list_size)
         lengths = lists.queries.lengths(query_rows, limits["query_tokens"]) + template.n_tokens
         lengths += lists.passages.lengths(passage_rows, limits["passage_tokens"])
         n_tokens = 0
@@ -118,3 +85,11 @@ def _packing(lists: RankedLists, template: PairTemplate, work: dict) -> Callable
         return n_tokens
 
     return draw_and_pack
+
+
+def _lists_of(work: dict, student: CrossEncoder) -> RankedLists:
+    frame = candidates_of(work["lists"])
+    queries = frame[["query_id", "query"]].drop_duplicates()
+    corpus = TokenCorpus.of(queries, frame[["doc_id", "text"]], student.tokenizer)
+    ranked = frame.assign(teacher_rank=frame["rank"])
+    return RankedLists.from_frame(ranked, corpus).to(student.device)

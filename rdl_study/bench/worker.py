@@ -1,11 +1,9 @@
 """The process of one system: loads it, then answers lines of standard input with lines of JSON.
 
-Run by path, by any Python that has the system's libraries; it needs nothing else. Its argument is JSON:
-``file`` and ``function``, which makes the system from ``work`` (a path to JSON) and ``options``. It is
-asked ``ready``, numbers of calls to time, ``energy`` and the numbers of calls to repeat, and ``end``.
-
-A call that does several lists at once has ``lists_at_once``, and is timed per list. What has
-``is_loop`` is a training loop: it is handed what to call after each step, and a call is one step.
+Run by path, by any Python that has the system's libraries; it needs nothing else. It is asked
+``ready``, numbers of calls to time, ``energy`` and the numbers of calls to repeat, and ``end``. A call
+that does several lists at once has ``lists_at_once``, and is timed per list. What has ``is_loop`` is a
+training loop: it is handed what to call after each step, and a call is one step.
 """
 
 import gc
