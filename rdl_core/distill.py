@@ -1,13 +1,8 @@
-"""Distillation: the recipe, a stage of it, and a step, to be read from top to bottom.
+"""Distillation, top down: the recipe (`two_stages`), a stage (`distill`), a step, and from files.
 
 Every random draw is seeded from the stage's seed and its own place. A resumed run thus needs weights
-and optimiser alone: it ends with the same weights, byte for byte on a CPU, as one that was never
-stopped; and the lists of a step do not depend on the number of processes that share them.
-
-A listwise loss needs the scores of whole lists, but not their activations. Where the lists of a step
-are too long to hold these, they are scored twice: first without a graph, for the loss and its
-gradient by each score; then batch by batch with one, to carry that gradient on to the weights. Both
-ways give the same gradient (gradient caching: Gao et al., RepL4NLP 2021, for bi-encoders).
+and optimiser alone and ends with the same weights, byte for byte on a CPU, as one that never stopped;
+and the lists of a step do not depend on the number of processes that share them.
 """
 
 from __future__ import annotations
@@ -19,13 +14,15 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rdl_core import checkpoint
 from rdl_core.config import DistillConfig, StageConfig
@@ -39,10 +36,8 @@ from rdl_core.progress import progress
 from rdl_core.samplers import SAMPLERS, SampledLists, needs
 from rdl_core.tokens import TokenCorpus, TokenStore, plan_batches
 
-__all__ = [
-    "CONTRASTIVE", "LISTWISE", "StageConfig", "Training", "distill", "distill_files", "draw",
-    "targets", "two_stages",
-]  # fmt: skip
+__all__ = ["CONTRASTIVE", "LISTWISE", "StageConfig", "Training", "distill", "distill_files", "draw",
+           "targets", "two_stages"]  # fmt: skip
 
 #: Stage 1 of the paper: the relevant passage against seven hard negatives of the first stage.
 CONTRASTIVE = StageConfig(
@@ -50,7 +45,6 @@ CONTRASTIVE = StageConfig(
 )
 #: Stage 2 of the paper: the teacher's order of the first stage's top 100.
 LISTWISE = StageConfig(sampler="top", loss="ranknet", targets="teacher", list_size=100, steps=940)
-_PASSES = 3  # over all lists, where nobody says how many steps
 _CHECKPOINT, _BEST, _NONFINITE = (f"{x}.safetensors" for x in ("checkpoint", "best", "nonfinite"))
 _log = logging.getLogger(__name__)
 
@@ -61,28 +55,16 @@ def two_stages(
 ) -> CrossEncoder:  # fmt: skip
     """Distil a student by Rank-DistiLLM's recipe (Schlatt et al., ECIR 2025, section 3).
 
-    First contrastive: the student learns to tell the relevant passage from hard negatives. Then
-    listwise: it learns the LLM's order of a first stage's top passages. Resumes where it was killed.
+    First contrastive: the student learns to tell the relevant passage from hard negatives (lists with
+    ``relevance``). Then listwise: it learns the LLM's order of a first stage's top passages (lists with
+    ``teacher_rank``). Resumes where it was killed.
 
-    Args:
-        student: A cross-encoder with a fresh head; changed in place.
-        judged: Lists with ``relevance``, for stage 1.
-        ranked: Lists with ``teacher_rank``, for stage 2.
-        folder: Gets ``contrastive/`` and ``listwise/``, as `distill` writes them.
-        seed: Seed of draws and dropout.
-        contrastive, listwise: How each stage trains.
-
-    Returns:
-        The student in evaluation mode; ``listwise/model/`` holds it.
+    Changes the student, which starts with a fresh head, in place; gives it in evaluation mode. `folder`
+    gets ``contrastive/`` and ``listwise/``, as `distill` writes them.
     """
-    for name, lists, config in (
-        ("contrastive", judged, contrastive), ("listwise", ranked, listwise)
-    ):  # fmt: skip
-        data = hashlib.sha256()
-        tables = (lists.passage_rows, lists.teacher_rank, lists.teacher_score, lists.relevance)
-        for table in (lists.query_rows, *tables):
-            data.update(table.cpu().contiguous().numpy())
-        identity = {"stage": asdict(config), "seed": seed, "lists": data.hexdigest()}
+    stages = (("contrastive", judged, contrastive), ("listwise", ranked, listwise))
+    for name, lists, config in stages:
+        identity = {"stage": asdict(config), "seed": seed, "lists": _digest(lists)}
         with _held(Path(folder) / name, identity) as work:
             if work.manifest is None:
                 distill(student, lists, config, seed=seed, folder=work.folder)
@@ -98,18 +80,15 @@ def distill(
     student: CrossEncoder, lists: RankedLists, config: StageConfig, *, seed: int, folder: Path,
     dev: Callable[[CrossEncoder], float] | None = None,
 ) -> CrossEncoder:  # fmt: skip
-    """Train a student on ranked lists: one stage; resumes from the folder's checkpoint.
+    """Train a student, in place, on ranked lists: one stage; resumes from the folder's checkpoint.
 
-    Started by ``accelerate launch``, processes share the lists of each step and add up their
-    gradients; the first of them writes.
+    Processes started by ``accelerate launch`` share the lists of each step; the first of them writes.
 
     Args:
-        student: Changed in place.
-        lists: Training lists, with what the sampler and the targets need.
-        config: The stage.
+        lists: With what the sampler and the targets of the stage need.
         seed: Draws of queries, lists and dropout follow from it.
-        folder: Gets ``log.jsonl`` (a line per step: step, loss, learning_rate, gradient_norm, and
-            dev where it was measured), the checkpoint, and at the end ``model/``.
+        folder: Gets ``log.jsonl`` (per step: step, loss, learning_rate, gradient_norm, dev where it
+            was measured), the checkpoint, and at the end ``model/``.
         dev: The measure that ``dev_every`` asks for, higher is better, of other queries.
 
     Returns:
@@ -117,20 +96,23 @@ def distill(
 
     Raises:
         ValueError: The lists lack something, or there are more processes than lists in a step.
-        MemoryError: See `rdl_core.devices.fitting`.
-        FloatingPointError: A loss or gradient that is not finite; names step and queries. State and
-            lists go to ``nonfinite.safetensors``; the last checkpoint stays.
+        FloatingPointError: A loss or gradient is not finite; names step and queries. State and lists
+            go to ``nonfinite.safetensors``; the last checkpoint stays.
     """
     _check(lists, config, dev)
     folder.mkdir(parents=True, exist_ok=True)
     training, lists = Training(student, config, folder), lists.to(student.device)
-    with torch.random.fork_rng(), _log_of_steps(folder, training.progress.step) as write:
-        for step in training.steps():
+    start, total = training.progress["step"], config.steps
+    with torch.random.fork_rng(), _log_of_steps(folder, start) as log:
+        for step in progress(range(start, total), total=total, done=start, what="training"):
+            if config.patience and training.progress["worse_since"] >= config.patience:
+                _log.info("stopping early after %d steps, best %.4f", step, training.progress["best"])
+                break
             rate = training.set_learning_rate(step)
             batch, sampled = draw(lists, config, seed=seed, step=step)
             loss, norm = training.step(batch, sampled, seed=seed_of(seed, "dropout", step))
             line = {"step": step, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
-            write(line | training.measure(dev))
+            log.write(json.dumps(line | training.measure(dev)) + "\n")
             if (step + 1) % config.checkpoint_every == 0:
                 training.save(_CHECKPOINT)
     return training.finish()
@@ -147,24 +129,20 @@ def draw(
     places = range(step * size, (step + 1) * size)
     which = torch.stack([_shuffled(n, seed, place // n)[place % n] for place in places])
     batch = lists.take(which.to(device))
-    known = {
-        "relevant": batch.relevance >= config.positive_grade,
-        "judged": batch.relevance >= 0,
-        "teacher_rank": batch.teacher_rank,
-    }
+    relevant, judged = batch.relevance >= config.positive_grade, batch.relevance >= 0
+    known = {"relevant": relevant, "judged": judged, "teacher_rank": batch.teacher_rank}
     wanted = {name: known[name] for name in needs(config.sampler)}
     # Passages judged, but below the positive grade, are neither positives nor fair negatives.
-    between = (batch.relevance > 0) & ~known["relevant"]
+    between = (batch.relevance > 0) & ~relevant
     eligible = batch.mask & ~between if "relevant" in wanted else batch.mask
-    sampled = SAMPLERS[config.sampler](
-        eligible, config.list_size, generator=_generator(device, seed, "lists", step), **wanted,
-        **config.sampler_options,
-    )  # fmt: skip
-    return batch, sampled
+    generator = torch.Generator(device).manual_seed(seed_of(seed, "lists", step))
+    sampler = SAMPLERS[config.sampler]
+    own = wanted | config.sampler_options
+    return batch, sampler(eligible, config.list_size, generator=generator, **own)
 
 
 def targets(lists: RankedLists, sampled: SampledLists, config: StageConfig) -> Tensor:
-    """Targets of the drawn passages, float32 ``[batch, list_size]``; unranked ones share the last rank."""
+    """Targets of the drawn passages, float32 ``[batch, list_size]``; the unranked are last."""
     if config.targets == "teacher":
         ranks = lists.teacher_rank.gather(1, sampled.indices)
         last = torch.iinfo(torch.int32).max
@@ -173,18 +151,6 @@ def targets(lists: RankedLists, sampled: SampledLists, config: StageConfig) -> T
         return config.score_scale * lists.teacher_score.gather(1, sampled.indices)
     grades = lists.relevance.gather(1, sampled.indices)
     return torch.where(grades >= config.positive_grade, grades, 0).float()
-
-
-# --- one step -------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class _Progress:
-    """Steps done, the best dev measure so far, and how many measures ago that was."""
-
-    step: int = 0
-    best: float = -math.inf
-    worse_since: int = 0
 
 
 class Training:
@@ -200,25 +166,16 @@ class Training:
         self.weights = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
         head = student.head_names()
         groups = [
-            {"params": [w for n, w in self.weights.items() if (n in head) == of_head], "multiple": rate}
-            for of_head, rate in ((False, 1.0), (True, config.head_rate))
+            {"params": [w for n, w in self.weights.items() if n not in head], "multiple": 1.0},
+            {"params": [w for n, w in self.weights.items() if n in head], "multiple": config.head_rate},
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
-        self.progress = _Progress()
+        # Steps done, the best dev measure so far, and how many measures ago that was.
+        self.progress = {"step": 0, "best": -math.inf, "worse_since": 0}
         self._token_budget = config.token_budget
         if (folder / _CHECKPOINT).exists():
-            saved = checkpoint.load(folder / _CHECKPOINT, self.weights, self.optimiser)
-            self.progress = _Progress(**saved)
-            _log.info("resuming training after step %d, from %s", self.progress.step, folder)
-
-    def steps(self) -> Iterator[int]:
-        """Steps that are left, until the dev measure has not risen for `patience` measures."""
-        done, total = self.progress.step, self.config.steps
-        for step in progress(range(done, total), total=total, done=done, what="training"):
-            if self.config.patience and self.progress.worse_since >= self.config.patience:
-                _log.info("stopping early after %d steps, best dev %.4f", step, self.progress.best)
-                return
-            yield step
+            self.progress = checkpoint.load(folder / _CHECKPOINT, self.weights, self.optimiser)
+            _log.info("resuming training after step %d, from %s", self.progress["step"], folder)
 
     def set_learning_rate(self, step: int) -> float:
         """Linear warm-up, then the schedule; a function of the step alone. Gives the encoder's rate."""
@@ -234,24 +191,27 @@ class Training:
         return rate
 
     def step(self, lists: RankedLists, sampled: SampledLists, *, seed: int) -> tuple[float, float]:
-        """One optimiser step on lists from `draw`, shared by all processes; loss and gradient norm."""
+        """One optimiser step on lists from `draw`, shared by all processes; loss and gradient norm.
+
+        A listwise loss needs the scores of whole lists, but not their activations. A step too long to
+        hold these is scored twice: without a graph, for the loss and its gradient by each score; then
+        batch by batch with one, to carry that gradient on (Gao et al., RepL4NLP 2021).
+        """
         goals = targets(lists, sampled, self.config)
         n_lists = has_preference(goals, sampled.mask).sum().clamp(min=1)
-        state = processes()
-        own = slice(state.process_index, None, state.num_processes)  # this process's lists
         passage_rows = lists.passage_rows.gather(1, sampled.indices)
         query_rows = lists.query_rows[:, None].expand_as(passage_rows)
-        mask, goals = sampled.mask[own], goals[own]
+        own = slice(processes().process_index, None, processes().num_processes)  # of this process
+        mask = sampled.mask[own]
         places = mask.flatten().nonzero().squeeze(1)  # padding is not scored
         pairs = [rows[own].flatten()[places] for rows in (query_rows, passage_rows)]
-        lengths = self.student.pair_lengths(lists.queries, lists.passages, *pairs).cpu()
+        texts = (lists.queries, lists.passages)
+        lengths = self.student.pair_lengths(*texts, *pairs).cpu()
 
         def score(number: int, batch: Tensor) -> Tensor:
             torch.manual_seed(seed_of(seed, "dropout", number))  # the same when scored again
             rows = (x[batch] for x in pairs)
-            return self.student.score_batch(
-                lists.queries, lists.passages, *rows, precision=self.precision
-            )
+            return self.student.score_batch(*texts, *rows, precision=self.precision)
 
         def backward(*, token_budget: int) -> Tensor:
             self.optimiser.zero_grad()
@@ -265,10 +225,8 @@ class Training:
                 flat = torch.cat([score(*numbered) for numbered in enumerate(batches)])
                 scores = torch.zeros(mask.numel(), device=mask.device).index_copy(0, where, flat)
             scores = scores.view(mask.shape).requires_grad_()
-            each = LOSSES[self.config.loss](
-                scores, goals, mask=mask, reduction="none", **self.config.loss_options
-            )
-            loss = each.sum() / n_lists
+            own_options = {"mask": mask, "reduction": "none", **self.config.loss_options}
+            loss = LOSSES[self.config.loss](scores, goals[own], **own_options).sum() / n_lists
             loss.backward()
             if not held:
                 for number, batch in enumerate(batches):
@@ -280,39 +238,35 @@ class Training:
         limit = self.config.max_gradient_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), limit)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            self.save(
-                _NONFINITE, query_rows=query_rows.contiguous(), passage_rows=passage_rows,
-                mask=sampled.mask, targets=targets(lists, sampled, self.config),
-            )  # fmt: skip
+            drawn = {"query_rows": query_rows, "passage_rows": passage_rows, "mask": sampled.mask}
+            self.save(_NONFINITE, targets=goals, **drawn)
             raise FloatingPointError(
-                f"loss {loss.item()}, gradient norm {norm.item()} at step {self.progress.step} (query "
-                f"rows {lists.query_rows.tolist()}): lower learning_rate or set max_gradient_norm; "
-                f"state and lists are in {self.folder / _NONFINITE}, the last checkpoint and the log "
-                "of every step beside it"
+                f"loss {loss.item()}, gradient norm {norm.item()} at step {self.progress['step']}, "
+                f"query rows {lists.query_rows.tolist()}: lower learning_rate or set max_gradient_norm;"
+                f" state and lists are in {self.folder / _NONFINITE}, checkpoint and log beside it"
             )
         self.optimiser.step()
-        self.progress.step += 1
+        self.progress["step"] += 1
         return loss.item(), norm.item()
 
     def measure(self, dev: Callable[[CrossEncoder], float] | None) -> dict[str, float]:
         """The dev measure where it is due, taken by the first process for all."""
-        if dev is None or self.progress.step % self.config.dev_every:
+        if dev is None or self.progress["step"] % self.config.dev_every:
             return {}
         value = [dev(self.student.eval()) if processes().is_main_process else None]
         broadcast_object_list(value)
         self.student.train()
-        if value[0] > self.progress.best:
-            self.progress.best, self.progress.worse_since = value[0], 0
+        self.progress["worse_since"] += 1
+        if value[0] > self.progress["best"]:
+            self.progress |= {"best": value[0], "worse_since": 0}
             self.save(_BEST)
-        else:
-            self.progress.worse_since += 1
         return {"dev": value[0]}
 
     def save(self, name: str, **more: Tensor) -> None:
         """Write weights, moments and progress into a file of the folder; the first process does."""
         if processes().is_main_process:
-            path, state = self.folder / name, asdict(self.progress)
-            checkpoint.save(path, self.weights, self.optimiser, progress=state, **more)
+            path = self.folder / name
+            checkpoint.save(path, self.weights, self.optimiser, progress=self.progress, **more)
 
     def finish(self) -> CrossEncoder:
         """Restore the best state, where dev was measured, and write the student."""
@@ -332,13 +286,10 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
 
 
-def _generator(device: torch.device, *parts: object) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed_of(*parts))
-
-
 @lru_cache(maxsize=2)
 def _shuffled(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=_generator(torch.device("cpu"), seed, "queries", epoch))
+    generator = torch.Generator().manual_seed(seed_of(seed, "queries", epoch))
+    return torch.randperm(n, generator=generator)
 
 
 def _sum_over_processes(loss: Tensor, weights: dict[str, Tensor]) -> Tensor:
@@ -349,58 +300,54 @@ def _sum_over_processes(loss: Tensor, weights: dict[str, Tensor]) -> Tensor:
         if weight.grad is None:  # a share without a single passage
             weight.grad = torch.zeros_like(weight)
     gradients = [weight.grad for weight in weights.values()]
-    total = reduce(torch.cat([loss[None], *(g.flatten() for g in gradients)]), "sum")
-    sums = total[1:].split([g.numel() for g in gradients])
-    for gradient, of_all in zip(gradients, sums, strict=True):
-        gradient.copy_(of_all.view_as(gradient))
+    total = reduce(torch.cat([loss[None], parameters_to_vector(gradients)]), "sum")
+    vector_to_parameters(total[1:], gradients)
     return total[0]
 
 
-@contextmanager
-def _log_of_steps(folder: Path, start: int) -> Iterator[Callable[[dict], None]]:
-    """Gives what appends a line to ``log.jsonl``, for the first process; lines from `start` on go."""
+def _log_of_steps(folder: Path, start: int) -> TextIO:
+    """Open ``log.jsonl`` to append lines; those from `start` on go. The first process alone writes."""
     if not processes().is_main_process:
-        yield lambda line: None
-        return
-    path = folder / "log.jsonl"
-    with path.open("ab+") as file:
-        file.seek(0)
-        kept = sum(len(line) for line, _ in zip(file, range(start), strict=False))
-    os.truncate(path, kept)
-    with path.open("a", buffering=1) as file:
-        yield lambda line: file.write(json.dumps(line) + "\n")
+        return open(os.devnull, "w")
+    log = (folder / "log.jsonl").open("a+", buffering=1)
+    log.seek(0)
+    for _ in range(start):
+        log.readline()
+    os.ftruncate(log.fileno(), log.tell())
+    return log
 
 
-def _check(
-    lists: RankedLists, config: StageConfig, dev: Callable[[CrossEncoder], float] | None
-) -> None:
-    if config.targets == "teacher" and not (lists.teacher_rank > 0).any():
-        raise ValueError(
-            "targets: the lists have no teacher_rank, which targets 'teacher' needs: let a teacher "
-            "rank the candidates first, or train on targets 'judgments'"
-        )
-    if config.targets == "scores" and (left := lists.mask & ~lists.teacher_score.isfinite()).any():
-        raise ValueError(
-            f"targets: {int(left.sum())} of {int(lists.mask.sum())} passages have no finite "
-            "teacher_score, which targets 'scores' needs: give them, or train on targets 'teacher', "
-            "which takes ranks"
-        )
+def _digest(lists: RankedLists) -> str:
+    tables = (lists.passage_rows, lists.teacher_rank, lists.teacher_score, lists.relevance)
+    data = hashlib.sha256()
+    for table in (lists.query_rows, *tables):
+        data.update(table.cpu().contiguous().numpy())
+    return data.hexdigest()
+
+
+def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> None:
+    unscored = lists.mask & ~lists.teacher_score.isfinite()
     by_judgments = config.targets == "judgments" or "relevant" in needs(config.sampler)
-    if by_judgments and not (lists.relevance >= config.positive_grade).any():
-        raise ValueError(
-            f"no passage is judged {config.positive_grade} or more, which sampler {config.sampler!r} "
-            f"and targets {config.targets!r} need: give lists with judgments, or lower positive_grade"
-        )
-    if (dev is None) != (config.dev_every == 0):
-        raise ValueError(
-            f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every} "
-            f"and {'no' if dev is None else 'a'} measure: give both or neither"
-        )
-    if (n_processes := processes().num_processes) > config.queries_per_step:
-        raise ValueError(
-            f"queries_per_step: expected a list for each of {n_processes} processes, got "
-            f"{config.queries_per_step}: raise it or start fewer processes"
-        )
+    n_processes, n_lists = processes().num_processes, config.queries_per_step
+    refusals = (
+        (config.targets == "teacher" and not (lists.teacher_rank > 0).any(),
+         "targets: the lists have no teacher_rank: let a teacher rank first, or use 'judgments'"),
+        (config.targets == "scores" and unscored.any(),
+         f"targets: {int(unscored.sum())} of {int(lists.mask.sum())} passages have no finite "
+         "teacher_score: give them, or train on targets 'teacher', which takes ranks"),
+        (by_judgments and not (lists.relevance >= config.positive_grade).any(),
+         f"no passage is judged {config.positive_grade} or more, which sampler {config.sampler!r} and "
+         f"targets {config.targets!r} need: give lists with judgments, or lower positive_grade"),
+        ((dev is None) != (config.dev_every == 0),
+         f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every} and "
+         f"{'no' if dev is None else 'a'} measure: give both or neither"),
+        (n_processes > n_lists,
+         f"queries_per_step: expected a list for each of {n_processes} processes, got {n_lists}: "
+         "raise it or start fewer processes"),
+    )  # fmt: skip
+    for refused, message in refusals:
+        if refused:
+            raise ValueError(message)
 
 
 # --- from files -----------------------------------------------------------------------------------
@@ -409,10 +356,8 @@ def _check(
 def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     """Train a student on a file of ranked lists, or go on with it, or give it if it is finished.
 
-    Args:
-        config: All that makes the student.
-        folder: New, empty, or one that was begun with the same configuration and data. Gets the
-            tokens of the texts, what `distill` writes, and the files of `resumable`.
+    `folder` is new, empty, or was begun with the same configuration and data. It gets the tokens of the
+    texts, what `distill` writes, and the files of `resumable`.
 
     Raises:
         ValueError: A file, text or model is missing or does not fit; or `resumable` refuses.
@@ -420,34 +365,29 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     folder = Path(folder)
     corpus = read_corpus(config.lists, format=config.format, collection=config.collection)
     torch.manual_seed(config.seed)  # the head's first weights
-    student = CrossEncoder.from_pretrained(
-        config.encoder, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens
-    ).to(default_device())
+    limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
+    student = CrossEncoder.from_pretrained(config.encoder, **limits).to(default_device())
     stage = _stage_of(config, corpus, student)
     with _held(folder, _identity(config, stage, student, corpus)) as work:
         if work.manifest is not None:
             _log.info("%s: finished before", folder)
             return CrossEncoder.from_pretrained(folder).eval()
+        stores = []
         with processes().main_process_first():
-            stores = []
-            for column, texts, limit in (
-                ("query_id", corpus.queries, student.query_tokens),
-                ("doc_id", corpus.passages, student.passage_tokens),
+            for ids, texts, limit in (
+                (corpus.ids("query_id"), corpus.queries, student.query_tokens),
+                (corpus.ids("doc_id"), corpus.passages, student.passage_tokens),
             ):
-                ids = corpus.ids(column)
                 with resumable(folder / "tokens" / texts.what, work.identity, shared=True) as tokens:
                     if tokens.manifest is None:
-                        TokenStore.build(
-                            texts.each(ids), student.tokenizer, tokens.folder, max_tokens=limit,
-                            total=len(ids),
-                        )  # fmt: skip
+                        size = {"max_tokens": limit, "total": len(ids)}
+                        TokenStore.build(texts.each(ids), student.tokenizer, tokens.folder, **size)
                         tokens.finish()
                 stores += [ids, TokenStore.open(tokens.folder)]
         candidates = corpus.candidates
         if "teacher_rank" not in candidates:  # the file's own order and scores teach
             names = {"rank": "teacher_rank", "score": "teacher_score"}
-            own = candidates[[x for x in names if x in candidates]].rename(columns=names)
-            candidates = candidates.join(own)
+            candidates = candidates.join(candidates.filter([*names]).rename(columns=names))
         lists = RankedLists.from_frame(candidates, TokenCorpus(*stores))
         distill(student, lists, stage, seed=config.seed, folder=folder)
         if processes().is_main_process:
@@ -464,27 +404,21 @@ def _held(folder: Path, identity: dict) -> Iterator[Work]:
             yield work
     else:
         processes().wait_for_everyone()
-        finished = (folder / MANIFEST).exists()
-        yield Work(folder, identity, read_json(folder / MANIFEST) if finished else None)
+        path = folder / MANIFEST
+        yield Work(folder, identity, read_json(path) if path.exists() else None)
 
 
 def _stage_of(config: DistillConfig, corpus: Corpus, student: CrossEncoder) -> StageConfig:
-    values = {"precision": "auto"} | config.training
-    stage = checked(StageConfig, values, what="training")
+    stage = checked(StageConfig, {"precision": "auto"} | config.training, what="training")
     if stage.dev_every:
-        raise ValueError(
-            f"dev_every: this command measures no dev queries, got {stage.dev_every}: leave it out, "
-            "and compare students with rdl evaluate"
-        )
-    if "steps" not in values:
-        n_lists = len(corpus.ids("query_id"))
-        stage = replace(stage, steps=math.ceil(_PASSES * n_lists / stage.queries_per_step))
+        raise ValueError("dev_every: this command measures no dev queries: leave it out")
+    if "steps" not in config.training:
+        n_drawn = 3 * len(corpus.ids("query_id"))  # every list three times
+        stage = replace(stage, steps=math.ceil(n_drawn / stage.queries_per_step))
     return replace(stage, precision=resolve_precision(stage.precision, student.device))
 
 
-def _identity(
-    config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus
-) -> dict:
+def _identity(config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus) -> dict:
     """All that decides what the student becomes, earlier stages included."""
     earlier = training_record(config.encoder).get("config", {})
     lists = {

@@ -1,7 +1,6 @@
 """Ranked lists: what a teacher, a first stage and the judgments say of each query, as tensors.
 
-Frames come in, tensors go to the loop. The list axis is the second; column ``j`` of every tensor is
-the candidate at first-stage rank ``j + 1``. Reference: Schlatt et al., ECIR 2025, section 3.
+Column ``j`` of every tensor is the candidate at first-stage rank ``j + 1``.
 """
 
 from __future__ import annotations
@@ -53,33 +52,25 @@ class RankedLists:
         ``teacher_rank``, ``teacher_score``, ``relevance``; any order of rows.
 
         Raises:
-            ValueError: A column is missing, the corpus lacks an id, or a passage stands twice in
-                one query's candidates.
+            ValueError: A column is missing, the corpus lacks an id, or a query has a passage twice.
         """
         if missing := {"query_id", "doc_id", "rank"} - set(candidates.columns):
-            raise ValueError(
-                f"expected candidates with columns query_id, doc_id, rank; missing: {sorted(missing)}"
-            )
+            raise ValueError(f"expected columns query_id, doc_id, rank; missing: {sorted(missing)}")
         if (repeated := candidates.duplicated(["query_id", "doc_id"])).any():
             query_id, doc_id = candidates.loc[repeated, ["query_id", "doc_id"]].iloc[0]
-            raise ValueError(
-                f"expected each passage once per query, but {doc_id!r} stands twice for query "
-                f"{query_id!r}: remove duplicates first"
-            )
+            raise ValueError(f"{doc_id!r} stands twice for query {query_id!r}: remove duplicates first")
         frame = candidates.sort_values(["query_id", "rank"], kind="stable")
         list_number, query_ids = pd.factorize(frame["query_id"])
         column = frame.groupby("query_id").cumcount().to_numpy()
+        passage_rows = rows_of(frame["doc_id"], corpus.doc_ids, "passage")
+        frame = frame.assign(passage_rows=passage_rows, mask=True)
         where = (torch.tensor(list_number), torch.tensor(column))
         shape = (len(query_ids), int(column.max(initial=-1)) + 1)
         tables = {}
         for name, empty in _EMPTY.items():
             dtype = {"teacher_score": "float32", "mask": "bool"}.get(name, "int64")
             tables[name] = torch.full(shape, empty, dtype=getattr(torch, dtype))
-            if name == "mask":
-                tables[name][where] = True
-            elif name == "passage_rows":
-                tables[name][where] = torch.from_numpy(rows_of(frame["doc_id"], corpus.doc_ids, "passage"))
-            elif name in frame:
+            if name in frame:
                 values = frame[name].fillna(empty).to_numpy(dtype=dtype, copy=True)
                 tables[name][where] = torch.from_numpy(values)
         query_rows = torch.from_numpy(rows_of(pd.Series(query_ids), corpus.query_ids, "query"))
@@ -89,12 +80,10 @@ class RankedLists:
     def concat(cls, parts: Sequence[RankedLists]) -> RankedLists:
         """Lists of several sets over one corpus, padded to the deepest; a query may be in several."""
         depth = max(lists.mask.shape[1] for lists in parts)
-        tables = {
-            name: torch.cat(
-                [pad(getattr(x, name), (0, depth - x.mask.shape[1]), value=empty) for x in parts]
-            )
-            for name, empty in _EMPTY.items()
-        }
+        tables = {}
+        for name, empty in _EMPTY.items():
+            padded = [pad(getattr(x, name), (0, depth - x.mask.shape[1]), value=empty) for x in parts]
+            tables[name] = torch.cat(padded)
         query_rows = torch.cat([lists.query_rows for lists in parts])
         return replace(parts[0], query_rows=query_rows, **tables)
 
@@ -114,10 +103,9 @@ def rows_of(ids: pd.Series, store_ids: pd.Index, what: str) -> np.ndarray:
     """Row of each id in a store, int64 ``[n]``; repeats are allowed.
 
     Raises:
-        ValueError: An id that is not among `store_ids`; `what` says whose, query or passage.
+        ValueError: An id is not among `store_ids`; names it as a `what`, query or passage.
     """
-    # The store's ids are looked up among the wanted ones: a hash table of millions of ids would
-    # take longer to build than to use.
+    # The store's ids are looked up among the wanted: a hash table of millions is slow to build.
     number, wanted = pd.factorize(ids)
     stored, sought = (pa.array(x.astype("str"), pa.large_string()) for x in (store_ids, wanted))
     places = pc.index_in(stored, value_set=sought).fill_null(-1).to_numpy()

@@ -1,33 +1,27 @@
 r"""Ranking losses as plain functions of two tensors, ``[batch, n]``; dimension 1 is the list.
 
-Every loss is ``name(scores, targets, *, mask=None, reduction="mean", **own)`` and stands in
-:data:`LOSSES` under its name. All share these arguments:
+Every loss is ``name(scores, targets, *, mask=None, reduction="mean", **own)``, in :data:`LOSSES`:
 
-- ``scores``: student logits, higher is better. float16 and bfloat16 are raised to float32; float64
-  stays, as does the returned loss.
-- ``targets``: finite, higher is better, constants (no gradient): relevance grades, teacher scores,
-  or :func:`targets_from_ranks`. Losses that need ranks take them from the targets,
-  :math:`p_i = 1 + |\{j: t_j > t_i\}| + \frac12 |\{j \ne i: t_j = t_i\}|`, so that tied passages
-  share their average rank.
+- ``scores``: student logits, higher is better. Half precision is raised to float32; float64 stays.
+- ``targets``: finite, higher is better, without gradient: relevance grades, teacher scores, or
+  :func:`targets_from_ranks`. Losses that need ranks take them from the targets, tied ones averaged:
+  :math:`p_i = 1 + |\{j: t_j > t_i\}| + \frac12 |\{j \ne i: t_j = t_i\}|`.
 - ``mask`` bool: True = real passage; None = all are. A masked entry may hold anything, NaN
   included: it changes nothing, counts nowhere, and its gradient is exactly 0.
 - ``reduction``: ``"none"`` gives ``[batch]``; ``"mean"`` the mean over the lists with a preference.
 
-Some share these options; all others stand in the docstring of their loss:
+Options that several losses share:
 
 - ``temperature`` T > 0 divides the scores; a small T makes smoothed ranks hard and gradients rare.
-- ``positives``, the set P: ``"best"``, the passages with the list's highest target (the teacher's
-  first, the relevant one among zeros), or ``"all"`` above its lowest (all grades among zeros).
+- ``positives``, the set P: passages at the list's ``"best"`` target, or ``"all"`` above its lowest.
 - ``gain`` of a target t, negative counts as 0: ``"exp2"``, :math:`2^t - 1`, safe for any t, or
   ``"linear"``, t. :math:`G_i` is the gain divided by the ideal DCG; without a gain, a list costs 0.
 
-A list without a preference, i.e. whose passages are all tied, all masked, or only one, teaches no
-order: its loss and gradient are 0, and it is not counted in the mean. So all losses, pointwise ones
-too, learn from the same lists. Within a list, pointwise and pairwise losses are means over items or
-pairs, where some papers take sums; listwise losses are one number per list, as published.
+A list without a preference (all passages tied or masked, or only one) teaches no order: its loss and
+gradient are 0, and the mean does not count it. Pointwise and pairwise losses are means over a list's
+items or pairs, where some papers take sums; listwise losses are one number per list, as published.
 
-All raise ``ValueError`` for tensors that are not 2-D and equal in shape, an unknown choice and a
-number out of range, and ``TypeError`` for a wrong dtype or an unknown option.
+All raise ``ValueError`` for a wrong shape or value, ``TypeError`` for a wrong dtype or unknown option.
 
 >>> import torch
 >>> from rdl_core.losses import ranknet, targets_from_ranks
@@ -39,7 +33,7 @@ number out of range, and ``TypeError`` for a wrong dtype or an unknown option.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -48,14 +42,12 @@ from torch.nn import functional as F
 
 __all__ = ["LOSSES", "has_preference", "targets_from_ranks"]  # and every loss
 
-LOSSES: dict[str, Callable[..., Tensor]] = {}
-"""Every loss under its function's name."""
+LOSSES: dict[str, Callable[..., Tensor]] = {}  # every loss under its function's name
 
 _Positives = Literal["best", "all"]
 _Gain = Literal["exp2", "linear"]
 _Discount = Literal["log2", "reciprocal", "none"]
 _Labels = Literal["targets", "reciprocal_rank"]
-_Weights = Literal["uniform", "inverse_rank_sum"]
 _LambdaWeights = Literal["lambdarank", "ndcg1", "ndcg2", "ndcg2pp", "arp1", "arp2"]
 
 
@@ -63,14 +55,20 @@ def _loss(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Make a loss of ``formula(scores, targets, mask, *, own options)``, registered by its name.
 
     The formula gets checked float32 or float64 tensors, 0 where masked, and every list without a
-    preference wholly masked. It returns ``[batch]``; for wholly masked lists any number will do.
+    preference wholly masked, for which any number will do in the ``[batch]`` that it returns.
     """
 
     def loss(
         scores: Tensor, targets: Tensor, *, mask: Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean", **own: Any,
     ) -> Tensor:  # fmt: skip
-        _check_options({"reduction": reduction, **own}, choices)
+        for name, value in {"reduction": reduction, **own}.items():
+            if name in choices and value not in choices[name]:
+                raise ValueError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}")
+            if name in ("temperature", "scale", "margin") and not (value is None or value > 0):
+                raise ValueError(f"{name} must be greater than 0, got {value}")
+            if name in ("mu", "sinkhorn_steps") and not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
         mask = _check(scores, "scores", mask)
         if not scores.is_floating_point():
             raise TypeError(f"scores must be floating, got {scores.dtype}; use scores.float()")
@@ -87,8 +85,9 @@ def _loss(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     common = list(inspect.signature(loss).parameters.values())[:-1]
     own = [p for p in inspect.signature(formula).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    literals = [p for p in common + own if get_origin(p.annotation) is Literal]
-    choices = {p.name: get_args(p.annotation) for p in literals}
+    choices = {
+        p.name: get_args(p.annotation) for p in common + own if get_origin(p.annotation) is Literal
+    }
     loss.__signature__ = inspect.Signature(common + own, return_annotation=Tensor)
     # Code of its own: tracebacks then name the loss, and torch.compile keeps a cache for each.
     loss.__code__ = loss.__code__.replace(co_name=formula.__name__)
@@ -98,16 +97,14 @@ def _loss(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @_loss
-def ranknet(scores, targets, mask, *, weighting: _Weights = "uniform"):
+def ranknet(scores, targets, mask, *, weighting: Literal["uniform", "inverse_rank_sum"] = "uniform"):
     r"""RankNet: the logistic loss of every pair that the targets order, mean over the pairs.
 
     .. math:: \ell = \operatorname{mean}_{t_i > t_j} w_{ij} \log(1 + e^{-(s_i - s_j)})
 
-    Args:
-        weighting: ``"uniform"``, :math:`w_{ij} = 1`, or ``"inverse_rank_sum"``,
-            :math:`w_{ij} = 1 / (p_i + p_j)`, as in FIRST. The weights are not normalised.
+    ``weighting``: ``"uniform"``, 1, or ``"inverse_rank_sum"``, :math:`w_{ij} = 1 / (p_i + p_j)`.
     Reference: Burges et al., ICML 2005, who also take tied pairs, with a target probability of 1/2.
-    Weights: Gangi Reddy et al. (FIRST), EMNLP 2024.
+    Weights: Gangi Reddy et al. (FIRST), EMNLP 2024; not normalised.
     """
     loss = F.softplus(-_differences(scores))
     if weighting == "inverse_rank_sum":
@@ -123,8 +120,7 @@ def adr_mse(scores, targets, mask, *, discount: _Discount = "log2", temperature:
     .. math:: \ell = \frac1m \sum_i d(p_i) (p_i - r_i)^2, \qquad
         r_i = 1 + \sum_{j \ne i} \operatorname{sigmoid}\bigl((s_j - s_i) / T\bigr)
 
-    Args:
-        discount: :math:`d(p)`: ``"log2"``, 1 / log2(p + 1), ``"reciprocal"``, 1 / p, or ``"none"``, 1.
+    ``discount`` :math:`d(p)`: ``"log2"``, 1 / log2(p + 1), ``"reciprocal"``, 1 / p, or ``"none"``, 1.
     Reference: Schlatt et al. (Rank-DistiLLM), ECIR 2025, with ``log2`` and T = 1.
     """
     ranks = _ranks(targets, mask)
@@ -140,14 +136,12 @@ def info_nce(scores, targets, mask, *, positives: _Positives = "best", temperatu
     .. math:: \ell = \operatorname{mean}_{i \in P}
         -\log \frac{e^{s_i / T}}{e^{s_i / T} + \sum_{j \notin P} e^{s_j / T}}
 
-    Several positives do not compete with one another: the loss is the mean of the losses of the
-    lists that keep one positive each. With one positive it is softmax cross-entropy.
-
+    Positives do not compete with one another; with one of them it is softmax cross-entropy.
     Reference: van den Oord et al., arXiv 1807.03748, 2018. LCE: Gao et al., ECIR 2021.
     """
     positive = _positives(targets, mask, positives)
     scores = scores / temperature
-    negatives = _logsumexp(scores, mask & ~positive)
+    negatives = _filled(scores, mask & ~positive).logsumexp(-1)
     return _mean(F.softplus(negatives[:, None] - scores), positive)
 
 
@@ -158,10 +152,8 @@ def listnet(scores, targets, mask, *, distribution: _Labels = "targets", tempera
     .. math:: \ell = -\sum_i P_i \log \operatorname{softmax}(s / T)_i, \qquad
         P = \operatorname{softmax}(t) \;\text{or}\; \operatorname{softmax}(1 / p)
 
-    Args:
-        distribution: :math:`P`: of the ``"targets"``, which for ranks puts most of its weight on the
-            first three passages, or of the ``"reciprocal_rank"``, which is much flatter.
-        temperature: divides the student's scores only.
+    ``distribution`` P: of the ``"targets"``, which for ranks puts most of its weight on the first three
+    passages, or of the much flatter ``"reciprocal_rank"``. T divides the student's scores only.
     Reference: Cao et al., ICML 2007. Labels 1 / rank: the code of Sun et al. (RankGPT), EMNLP 2023.
     """
     wanted = targets if distribution == "targets" else 1 / _ranks(targets, mask)
@@ -175,9 +167,7 @@ def list_mle(scores, targets, mask):
 
     .. math:: \ell = \sum_i \Bigl(\log \sum_{j = i \,\vee\, t_j < t_i} e^{s_j} - s_i\Bigr)
 
-    For an untied list this is the published sum over positions. Tied passages do not compete, so
-    their order in the tensor does not matter; with one positive among equals it is :func:`info_nce`.
-
+    Tied passages do not compete; with one positive among equals it is :func:`info_nce`.
     Reference: Xia et al., ICML 2008.
     """
     return _choice_losses(scores, targets, mask).sum(1)
@@ -209,18 +199,14 @@ def lambda_loss(
     .. math:: \ell = \operatorname{mean}_{(i, j)} w_{ij} \log_2(1 + e^{-\sigma (s_i - s_j)})
 
     With the rank :math:`r_i` of passage i by score, :math:`D_i = \log_2(1 + r_i)` and
-    :math:`\delta_{ij} = 1 / \log_2(1 + |r_i - r_j|) - 1 / \log_2(2 + |r_i - r_j|)`.
+    :math:`\delta_{ij} = 1 / \log_2(1 + |r_i - r_j|) - 1 / \log_2(2 + |r_i - r_j|)`, the ``weighting``
+    :math:`w_{ij}` of pairs with :math:`t_i > t_j` (ndcg1, arp1: of all pairs), without gradient, is
 
-    The weights are constants: ranks by score carry no gradient. Passages tied in score are ranked
-    worst target first, so a student that gives one score to all is never taken for a good one.
+    ``lambdarank``: :math:`|1/D_i - 1/D_j| |G_i - G_j|`; ``ndcg1``: :math:`G_i / D_i`; ``ndcg2``:
+    :math:`\delta_{ij} \, |G_i - G_j|`; ``ndcg2pp``: lambdarank's plus :math:`\mu` (``mu`` >= 0) times
+    ndcg2's; ``arp1``: :math:`\max(t_i, 0)`; ``arp2``: :math:`t_i - t_j`. ``scale``: :math:`\sigma` > 0.
 
-    Args:
-        weighting: :math:`w_{ij}`, over the pairs with :math:`t_i > t_j`; ndcg1, arp1: all pairs.
-            ``lambdarank``: :math:`|1/D_i - 1/D_j| \, |G_i - G_j|`; ``ndcg1``: :math:`G_i / D_i`;
-            ``ndcg2``: :math:`\delta_{ij} \, |G_i - G_j|`; ``ndcg2pp``: lambdarank's plus
-            :math:`\mu` times ndcg2's; ``arp1``: :math:`\max(t_i, 0)`; ``arp2``: :math:`t_i - t_j`.
-        mu: :math:`\mu` >= 0, share of NDCG-Loss2 in ``ndcg2pp``.
-        scale: :math:`\sigma` > 0, multiplies the scores.
+    Passages tied in score are ranked worst first: a student that ties all is not taken for a good one.
     Reference: Wang et al., CIKM 2018, who sum over the pairs. LambdaRank: Burges et al., NIPS 2006.
     """
     ranks = _ranks(scores.detach(), mask, tie_break=-targets)
@@ -274,9 +260,8 @@ def neural_ndcg(
         \hat P_{k \cdot} = \operatorname{softmax}_i
         \Bigl(\bigl((m + 1 - 2k) s_i - \textstyle\sum_j |s_i - s_j|\bigr) / T\Bigr)
 
-    Args:
-        sinkhorn_steps: >= 0, how often the columns, then the rows, of :math:`\hat P` are scaled to sum
-            to one. Each costs memory for the backward pass; without, a passage may count repeatedly.
+    ``sinkhorn_steps`` >= 0: how often the columns, then the rows, of :math:`\hat P` are scaled to
+    sum to one; each costs memory, and without them a passage may count repeatedly.
     Reference: Pobrotyn and Białobrzeski, arXiv 2102.07831, 2021. NeuralSort: Grover et al., ICLR 2019.
     """
     length = mask.sum(1)[:, None, None]
@@ -299,9 +284,8 @@ def margin_mse(scores, targets, mask, *, margin: float | None = None):
 
     .. math:: \ell = \operatorname{mean}_{t_i > t_j} \bigl((s_i - s_j) - m_{ij}\bigr)^2
 
-    Args:
-        margin: the same margin for every pair, > 0, in units of the scores; None takes the
-            teacher's, :math:`m_{ij} = t_i - t_j`, so targets must then be on the scale of scores.
+    ``margin`` > 0 is the same for every pair; None takes the teacher's, :math:`m_{ij} = t_i - t_j`, and
+    the targets must then be on the scale of the scores.
     Reference: Hofstätter et al., arXiv 2010.02666, 2020 (one positive and one negative a query).
     """
     wanted = _differences(targets) if margin is None else margin
@@ -316,7 +300,6 @@ def kl_div(scores, targets, mask, *, temperature: float = 1.0):
         P = \operatorname{softmax}(t / T), \; Q = \operatorname{softmax}(s / T)
 
     At T = 1 the gradient is that of :func:`listnet`; the value is 0 where the student agrees.
-
     Reference: Hinton et al., arXiv 1503.02531, 2015; without their factor :math:`T^2`.
     """
     log_p = _log_softmax(targets / temperature, mask)
@@ -346,9 +329,8 @@ def hinge(
     .. math:: \ell = \operatorname{mean}_{t_i > t_j} \max(0, m - (s_i - s_j))
         \quad\text{or}\quad \operatorname{mean}_i \max(0, m - y_i s_i), \; y_i = \pm 1
 
-    Args:
-        comparison: ``"pairwise"``, the first formula, or ``"pointwise"``: positives have y = 1.
-        margin: :math:`m` > 0, in units of the scores.
+    ``comparison``: ``"pairwise"``, the first formula, or ``"pointwise"``: positives have y = 1.
+    ``margin``: :math:`m` > 0, in units of the scores.
     Reference: pairwise, Joachims (ranking SVM), KDD 2002.
     """
     if comparison == "pairwise":
@@ -360,42 +342,31 @@ def hinge(
 def targets_from_ranks(teacher_rank: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Turn teacher ranks, 1 = best, into targets, float32 (float64 for float64), 0 where masked.
 
-    Of :math:`m` real passages, :math:`t_i = m - p_i + 1`: gaps left by sampling are closed and tied
-    ranks averaged, so the targets of an untied list are always :math:`m..1`.
+    Of :math:`m` real passages, :math:`t_i = m - p_i + 1`: gaps left by sampling are closed, tied ranks
+    averaged.
     """
     mask = _check(teacher_rank, "teacher_rank", mask)
     rank = teacher_rank.to(torch.promote_types(teacher_rank.dtype, torch.float32))
-    worse = _ranks(rank.masked_fill(~mask, 0), mask)  # 1 = largest rank = worst passage
-    return worse.masked_fill(~mask, 0)
+    worst_first = _ranks(rank.masked_fill(~mask, 0), mask)  # 1 = largest rank
+    return worst_first.masked_fill(~mask, 0)
 
 
 def has_preference(targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """Tell which lists count in the mean: ``[batch]`` bool, two real passages' targets differ.
 
-    For every loss, ``loss(..., reduction="none").sum() / has_preference(targets, mask).sum()``
-    is ``loss(..., reduction="mean")``, so pieces of a batch can be averaged exactly.
+    The sum of ``loss(..., reduction="none")`` divided by their number is the mean, also of pieces.
     """
     mask = _check(targets, "targets", mask)
     return _positives(targets.to(torch.promote_types(targets.dtype, torch.float32)), mask, "all").any(1)
 
 
-def _check_options(options: Mapping[str, Any], choices: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse unknown choices, and numbers out of the range that their name allows."""
-    for name, value in options.items():
-        if name in choices and value not in choices[name]:
-            raise ValueError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}")
-        if name in ("temperature", "scale", "margin") and not (value is None or value > 0):
-            raise ValueError(f"{name} must be greater than 0, got {value}")
-        if name in ("mu", "sinkhorn_steps") and not value >= 0:
-            raise ValueError(f"{name} must be 0 or more, got {value}")
-
-
 def _check(values: Tensor, name: str, mask: Tensor | None) -> Tensor:
-    """Check one 2-D tensor and its mask; return the mask, all True for None."""
+    """Check a tensor and its mask; gives the mask."""
     shape = tuple(values.shape)
     if len(shape) != 2 or shape[1] == 0:
-        expected = f"{name} must be 2-D, [batch, n] with n >= 1, got shape {shape}"
-        raise ValueError(f"{expected}; give a single list a leading dimension of 1")
+        raise ValueError(
+            f"{name} must be 2-D, [batch, n] with n >= 1, got shape {shape}; use x[None]"
+        )
     if mask is None:
         return torch.ones_like(values, dtype=torch.bool)
     if mask.dtype != torch.bool:
@@ -406,35 +377,31 @@ def _check(values: Tensor, name: str, mask: Tensor | None) -> Tensor:
 
 
 def _mean(loss: Tensor, valid: Tensor) -> Tensor:
-    """``[batch]``: mean over the valid passages or pairs of a list, 0 where there are none."""
+    """Mean over a list's valid passages or pairs, 0 where there are none."""
     total = loss.masked_fill(~valid, 0).flatten(1).sum(1)
     return total / valid.flatten(1).sum(1).clamp(min=1)
 
 
-def _logsumexp(values: Tensor, mask: Tensor) -> Tensor:
-    """log-sum-exp over the real entries; a huge negative finite number where there are none."""
-    return values.masked_fill(~mask, torch.finfo(values.dtype).min).logsumexp(-1)
+def _filled(values: Tensor, mask: Tensor) -> Tensor:
+    """A huge negative finite number where masked, so that no sum of exponentials is empty."""
+    return values.masked_fill(~mask, torch.finfo(values.dtype).min)
 
 
 def _log_softmax(values: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     """log-softmax over the real entries of ``dim``; 0 at the others, which get no gradient."""
-    filled = values.masked_fill(~mask, torch.finfo(values.dtype).min)
-    return filled.log_softmax(dim).masked_fill(~mask, 0)
+    return _filled(values, mask).log_softmax(dim).masked_fill(~mask, 0)
 
 
 def _differences(values: Tensor) -> Tensor:
-    """Value i minus value j."""
     return values[:, :, None] - values[:, None, :]
 
 
 def _other_pairs(mask: Tensor) -> Tensor:
-    """Two real passages, i and j different."""
     itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
     return mask[:, :, None] & mask[:, None, :] & ~itself
 
 
 def _ordered_pairs(targets: Tensor, mask: Tensor) -> Tensor:
-    """Two real passages, i better than j."""
     return _other_pairs(mask) & (targets[:, :, None] > targets[:, None, :])
 
 
@@ -459,7 +426,7 @@ def _choice_losses(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """-log of the chance to choose passage i before all that are worse."""
     itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
     left = _ordered_pairs(targets, mask) | itself
-    return _logsumexp(scores[:, None, :].expand(left.shape), left) - scores
+    return _filled(scores[:, None, :], left).logsumexp(-1) - scores
 
 
 def _positives(targets: Tensor, mask: Tensor, which: str) -> Tensor:

@@ -1,24 +1,20 @@
 r"""Samplers: which passages of a query go into one training list, drawn wholly on the device.
 
-Every sampler is ``name(mask, list_size, *, generator, **own)``, stands in :data:`SAMPLERS` under
-its name, takes these three arguments and gives :class:`SampledLists`, ``[batch, list_size]``:
+Every sampler is ``name(mask, list_size, *, generator, **own)``, in :data:`SAMPLERS`:
 
 - ``mask`` bool ``[batch, depth]``, depth >= 1: True = eligible candidate, in first-stage order.
 - ``list_size``: passages per list, >= 1; a row with fewer to draw is padded.
 - ``generator``: the only source of randomness, on the device of ``mask``.
 
 Some take tensors ``[batch, depth]`` besides, which :func:`needs` names: ``relevant`` and ``judged``,
-bool, and ``teacher_rank``, numbers, 1 = best, 0 = unranked. One line calls any of them::
+bool, and ``teacher_rank``, numbers, 1 = best, 0 = unranked.
 
-    own = options | {key: tensors[key] for key in needs(name)}
-    lists = SAMPLERS[name](mask, list_size, generator=generator, **own)
-
-All raise ``ValueError`` for an argument of another shape, dtype, size or device. No value is read,
-so nothing waits for the device; for given shapes a generator advances alike whatever the data.
+All raise ``ValueError`` for an argument of another shape, dtype, size or device. No value is read, so
+nothing waits for the device; for given shapes a generator advances alike whatever the data.
 
 In the formulas :math:`M` is the set of eligible candidates, :math:`n = |M|`, :math:`L` the list
 size, :math:`r_i` the first-stage rank of candidate :math:`i` (column + 1) and :math:`\pi_i` the
-probability that the list holds :math:`i \in M`, exact but for the 53 or more bits of each draw.
+probability that the list holds :math:`i \in M`.
 
 >>> import torch
 >>> from rdl_core.samplers import random
@@ -48,9 +44,7 @@ class SampledLists(NamedTuple):
     """bool ``[batch, list_size]``: True = drawn, False = padding."""
 
 
-SAMPLERS: dict[str, Callable[..., SampledLists]] = {}
-"""Every sampler by its name."""
-
+SAMPLERS: dict[str, Callable[..., SampledLists]] = {}  # every sampler by its name
 _TENSORS = frozenset({"relevant", "judged", "teacher_rank"})
 
 
@@ -74,7 +68,7 @@ def top(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
     .. math:: \pi_i = 1 \text{ if } |\{j \in M : r_j \le r_i\}| \le L \text{, else } 0
 
     Reference: Schlatt et al., ECIR 2025 (second stage: the whole first-stage top 100).
-    """
+        """
     keys = torch.arange(mask.shape[1], 0, -1, device=mask.device, dtype=torch.float32)
     return _highest(keys.expand_as(mask), mask, list_size)
 
@@ -108,8 +102,7 @@ def log_random(mask: Tensor, list_size: int, *, generator: Generator) -> Sampled
 def stratified(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
     r"""Cut the eligible ranks 1..n into :math:`L` strata of equal width and draw one from each.
 
-    Stratum :math:`s = 1..L` holds the eligible ranks :math:`b_{s-1} + 1` to :math:`b_s`: widths
-    differ by at most one, and with :math:`n \le L` every candidate is drawn. In it,
+    Of stratum :math:`s = 1..L`, which holds the eligible ranks :math:`b_{s-1} + 1` to :math:`b_s`,
 
     .. math:: \pi_i = 1 / (b_s - b_{s-1}), \qquad b_s = \lfloor s n / L \rfloor
     """
@@ -128,12 +121,13 @@ def hard(mask: Tensor, list_size: int, *, generator: Generator, first: int, last
     .. math:: \pi_i = \min(1, L / |\{j \in M : \mathrm{first} \le r_j \le \mathrm{last}\}|)
         \text{ if } \mathrm{first} \le r_i \le \mathrm{last} \text{, else } 0
 
-    Args:
-        first, last: the window, both inclusive, 1 <= first <= last <= depth or ``ValueError``.
+    Both ends count; 1 <= first <= last <= depth, or ``ValueError``.
     """
     if not 1 <= first <= last <= mask.shape[1]:
-        expected = f"expected ranks 1 <= first <= last <= depth = {mask.shape[1]}"
-        raise ValueError(f"{expected}, got first={first}, last={last}; narrow or move the window")
+        raise ValueError(
+            f"expected ranks 1 <= first <= last <= depth = {mask.shape[1]}, got first={first}, "
+            f"last={last}; narrow or move the window"
+        )
     window = pad(mask[:, first - 1 : last], (first - 1, mask.shape[1] - last))
     return _highest(_uniform(mask, generator), window, list_size)
 
@@ -148,10 +142,8 @@ def single_relevant(
 
     .. math:: \pi_i = 1 / P \text{ if relevant, else } \min(1, (L - 1) / N)
 
-    Without an eligible relevant one the row is all False in the mask and carries no loss. To add
-    positives that the first stage missed, append them to the candidates as columns, and True for
-    each (False for padding) to ``mask`` and ``relevant``: no rank moves.
-
+    Without an eligible relevant one the row is empty. To add positives that the first stage missed,
+    append them as columns, True in ``mask`` and ``relevant``: no rank moves.
     Reference: Schlatt et al., ECIR 2025 (first stage: 1 relevant, 7 others of the top 200).
     """
     own = {"judged": torch.ones_like(mask), "teacher_rank": mask.int()}  # nothing to drop
@@ -166,15 +158,14 @@ def denoised(
     r"""Draw as :func:`single_relevant`, save the unjudged the teacher puts above the positive.
 
     Those are probably relevant. Unranked candidates stay, and an unranked positive drops none. With
-    :math:`P` and :math:`N` the eligible relevant and non-relevant candidates, :math:`t` the teacher's
-    rank, :math:`N_p = \{i \in N : i \text{ judged or unranked, or } t_i \ge t_p\}`,
+    :math:`P`, :math:`N` the eligible relevant and other candidates, :math:`t` the teacher's rank and
+    :math:`N_p = \{i \in N : i \text{ judged or unranked, or } t_i \ge t_p\}`,
 
     .. math:: \pi_i = \frac{1}{|P|} \text{ for } i \in P, \quad \frac{1}{|P|}
         \sum_{p \in P : i \in N_p} \min(1, (L - 1) / |N_p|) \text{ for } i \in N
 
-    Reference: Qu et al. (RocketQA), NAACL 2021, "denoised hard negatives"; there a cross-encoder's
-    score against a threshold decides, here the teacher's rank against that of the positive drawn.
-    """
+    Reference: Qu et al. (RocketQA), NAACL 2021, who compare a cross-encoder's score with a threshold.
+        """
     keys, positives = _uniform(mask, generator), mask & relevant
     columns = torch.arange(mask.shape[1], device=mask.device)
     positive = positives & (columns == keys.masked_fill(~positives, -1).argmax(1, keepdim=True))
@@ -192,22 +183,22 @@ def needs(name: str) -> frozenset[str]:
 
 
 def _check(mask: Tensor, list_size: int, generator: Generator, tensors: dict[str, Tensor]) -> None:
+    shape, device = list(mask.shape), mask.device
     if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] < 1:
-        expected = "expected mask as bool [batch, depth >= 1]"
-        raise ValueError(f"{expected}, got {mask.dtype} {list(mask.shape)}; convert or reshape it")
+        raise ValueError(f"expected mask as bool [batch, depth >= 1], got {mask.dtype} {shape}")
     if not isinstance(list_size, int) or list_size < 1:
-        raise ValueError(f"expected list_size as an int >= 1, got {list_size!r}; raise it")
+        raise ValueError(f"expected list_size as an int >= 1, got {list_size!r}")
     where = getattr(generator, "device", None)
-    if where is None or where.type != mask.device.type:
-        expected = f"expected a generator on {mask.device} like the mask"
-        raise ValueError(f"{expected}, got one on {where}; make it by torch.Generator(mask.device)")
+    if where is None or where.type != device.type:
+        raise ValueError(f"expected a generator on {device} like the mask, got one on {where}")
     for name, tensor in tensors.items():
-        wanted = "numbers" if name == "teacher_rank" else "bool"
-        kind = "bool" if tensor.dtype == torch.bool else "numbers"
-        if (kind, tensor.shape, tensor.device) != (wanted, mask.shape, mask.device):
-            expected = f"expected {name} as {wanted} {list(mask.shape)} on {mask.device}"
-            actual = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"{expected} like the mask, got {actual}; align it with the mask")
+        as_bool = name != "teacher_rank"
+        like = (tensor.shape, tensor.device) == (mask.shape, device)
+        if not like or (tensor.dtype == torch.bool) != as_bool:
+            raise ValueError(
+                f"expected {name} as {'bool' if as_bool else 'numbers'} {shape} on {device} like the "
+                f"mask, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
 
 
 def _uniform(like: Tensor, generator: Generator) -> Tensor:
@@ -216,7 +207,6 @@ def _uniform(like: Tensor, generator: Generator) -> Tensor:
 
 
 def _highest(keys: Tensor, eligible: Tensor, list_size: int) -> SampledLists:
-    """The eligible entries with the highest keys."""
     keys = keys.masked_fill(~eligible, -math.inf)
     drawn = keys.topk(min(list_size, keys.shape[1]), dim=1).indices
     return _ascending(drawn, eligible.gather(1, drawn), list_size)
