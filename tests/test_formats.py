@@ -140,7 +140,8 @@ def test_refusals_of_runs_name_file_and_line(write, what, name):
     refused(read_candidates, write(content, name), *telling)
 
 
-def test_broken_gzip_is_refused(write):
+def test_packed_files_are_known_by_their_bytes_and_broken_ones_refused(write):
+    assert ranking(read_candidates(write(gzip.compress(TWO.encode()), "a.run"))) == "7: x y"
     whole = gzip.compress(TWO.encode() * 50)
     for content in (whole[:-12], b"plain"):
         path = write(content)

@@ -39,9 +39,7 @@ _WEIGHTS = "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 _REGISTRY = Path(__file__).with_name("registry.json")
 _TIMEOUT_S = (10, 60)  # to connect, and between two pieces
 _PIECE_BYTES = 1 << 14  # what a broken transfer may lose
-_BROKEN_OFF = (
-    requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError
-)  # fmt: skip
+_BROKEN_OFF = requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError
 _log = logging.getLogger(__name__)
 
 
@@ -83,9 +81,7 @@ def group_names(group: str) -> list[str]:
 def fetch(name: str) -> Path:
     """Local path of a public file, from ``RDL_MIRROR``, the cache, or its url.
 
-    Raises:
-        ValueError: An unknown name, a file of another content (with both hashes), or a file that is
-            nowhere to be had (with what to do about it).
+    Raises ValueError for an unknown name, a file of another content, or one that is nowhere to be had.
     """
     return fetch_all([name])[0]
 
@@ -119,19 +115,15 @@ def fetch_all(names: Iterable[str]) -> list[Path]:
 def encoder_path(name: str) -> str:
     """What transformers loads an encoder from: the folder of the embedded one, any other name itself.
 
-    Raises:
-        ValueError: The embedded encoder is asked for and is not installed, or its weights are not the
-            official ones.
+    Raises ValueError if the embedded one is not installed, or its weights are not the official ones.
     """
     return str(_embedded_encoder()) if name == EMBEDDED_ENCODER else name
 
 
 @lru_cache(maxsize=1)
 def _embedded_encoder() -> Path:
-    try:
-        files = metadata.distribution(_PACKAGE).files or ()
-    except metadata.PackageNotFoundError:
-        files = ()
+    packages = metadata.distributions(name=_PACKAGE)  # none, or the one that is installed
+    files = [file for package in packages for file in package.files or ()]
     weights = next((Path(f.locate()) for f in files if f.name == "model.safetensors"), None)
     if weights is None:
         raise ValueError(

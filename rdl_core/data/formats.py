@@ -3,21 +3,20 @@
 Candidates are ``query_id``, ``doc_id`` (str), ``rank`` (int64, 1 is best, counted anew), ``score``
 (float64, NaN where the file has none) and, where the file has them, ``query``, ``text`` (str),
 ``relevance`` and ``teacher_rank`` (Int64, NA where nobody judged or ranked). Queries keep the order of
-the file, the best passage of each comes first. What does not fit is refused with file and line, never
-left out. Text files whose name ends in ``.gz`` are packed.
+the file, the best passage of each comes first. Misfits are refused with file and line, never left out.
+Text may be packed by gzip.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import logging
 import re
 import textwrap
 import zlib
-from collections import defaultdict, namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -46,10 +45,8 @@ def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame
     """Read ranked candidates from a file of any format in `FORMATS`; None: the file tells which.
 
     Ranks decide the order if they differ within each query, else scores; the log says which.
-
-    Raises:
-        ValueError: The format is unknown, the file is empty or broken, a record does not fit, a passage
-            stands twice in a query, a score is not finite, or nothing orders a query.
+    ValueError tells what does not fit: the format, a record, a passage that stands twice in a query, a
+    score that is not finite, a query that nothing orders.
     """
     name = format or _recognise(path)
     if name not in FORMATS:
@@ -60,25 +57,24 @@ def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame
 
 def read_run(path: str | Path, *, third: str = "score") -> pd.DataFrame:
     """Read a TREC run; `third` says what the last of three columns is, score or rank."""
-    frame, at = _table(path, (6, 3, 2), "a run of 6, 3 or 2 columns")
-    places = {2: {}, 3: {third: 2}, 6: {"doc_id": 2, "rank": 3, "score": 4}}[frame.shape[1]]
-    places = {"query_id": 0, "doc_id": 1} | places
-    return _candidates({name: frame[place] for name, place in places.items()}, at, strict=False)
+    names = ("query_id", "_", "doc_id", "rank", "score", "_")
+    layouts = {6: names, 3: ("query_id", "doc_id", third), 2: ("query_id", "doc_id")}
+    return _candidates(*_table(path, layouts, "a run of 6, 3 or 2 columns"), strict=False)
 
 
 def read_qrels(path: str | Path) -> pd.DataFrame:
     """Read judgments: ``qid iter docid rel``, ``qid docid rel``, or BEIR's table with a header.
 
-    Returns:
-        ``query_id``, ``doc_id`` (str), ``relevance`` (int64), in the order of the file.
+    Gives ``query_id``, ``doc_id`` (str), ``relevance`` (int64), in the order of the file.
     """
     header = re.fullmatch(r"[ \t]*query-id([\t ]+)\S+[\t ]+score[ \t]*", _first_line(path)[1])
-    tabs, what = header is not None and "\t" in header[1], "judgments of 4 or 3 columns"
-    frame, at = _table(path, (4, 3), what, tabs=tabs, skip=int(header is not None))
-    names = ["query_id", "doc_id", "relevance"]
-    frame = frame[[0, *frame.columns[-2:]]].set_axis(names, axis=1)
+    names = ("query_id", "doc_id", "relevance")
+    frame, at = _table(
+        path, {4: ("query_id", "_", *names[1:]), 3: names}, "judgments of 4 or 3 columns",
+        tabs=header is not None and "\t" in header[1], skip=int(header is not None),
+    )  # fmt: skip
     frame = pd.DataFrame({name: _checked(frame[name], at, name, strict=False) for name in names})
-    return _once(frame, names[:2], at, "judgment").astype({"relevance": "int64"})
+    return _once(frame, ["query_id", "doc_id"], at, "judgment").astype({"relevance": "int64"})
 
 
 def read_queries(path: str | Path) -> pd.DataFrame:
@@ -117,9 +113,8 @@ def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
 def write_run(candidates: pd.DataFrame, path: str | Path, *, tag: str = "rdl") -> None:
     """Write a TREC run, ``qid Q0 docid rank score tag``; -rank stands for scores where there are none.
 
-    Raises:
-        ValueError: As for `from_frame`, an id or the tag has blanks, or scores do not decrease strictly
-            with rank in float32, in which evaluation compares them.
+    Raises ValueError as `from_frame` does, for blanks in ids or tag, and for scores that do not
+    decrease strictly with rank in float32, in which evaluation compares them.
     """
     frame = from_frame(candidates)
     if tag.split() != [tag]:
@@ -215,7 +210,8 @@ def _recognise(path: str | Path) -> str:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[IO[bytes]]:
     try:
-        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+        packed = str(path).endswith(".gz") or _magic(path).startswith(b"\x1f\x8b")
+        with gzip.open(path) if packed else open(path, "rb") as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         _refuse(path, "a whole gzip file", error, "fetch or pack it again")
@@ -239,47 +235,39 @@ def _first_line(path: str | Path) -> tuple[int, str]:
 
 
 def _table(
-    path: str | Path, widths: tuple[int, ...], what: str, *, tabs: bool = False, skip: int = 0
-) -> tuple[pd.DataFrame, _Places]:
-    """Columns 0, 1, ... (str) of a file separated by white space or single tabs; all lines alike."""
+    path: str | Path, layouts: Mapping[int, Sequence[str]], what: str, *, tabs: bool = False,
+    skip: int = 0,
+) -> tuple[pd.DataFrame, _Places]:  # fmt: skip
+    """Columns (str) of a file separated by white space or single tabs, all lines alike.
 
-    def split(line: str) -> list[str]:
-        return line.split("\t") if tabs else re.split(r"[ \t\r]+", line.strip(" \t\r"))
-
-    width = len(split(_first_line(path)[1]))
-    if not tabs and not skip and width in widths:
-        try:  # fast; one column more than there should be shows lines that are too long
-            with _opened(path) as file:
-                frame = pd.read_csv(
-                    file, sep=r"\s+", header=None, names=range(width + 1), index_col=False, dtype="str",
-                    na_filter=False, quoting=csv.QUOTE_NONE,
-                )  # fmt: skip
-            if (frame.pop(width) == "").all() and not (frame == "").any(axis=None):
-                return frame, _places(path, "line", lambda n: next(islice(_lines(path), n, None))[0])
-        except (pd.errors.ParserError, UnicodeDecodeError):
-            pass  # the line is named below
+    `layouts` names them by how many there are; those named _ are left out.
+    """
     rows, numbers = [], []
     for number, line in islice(_lines(path), skip, None):
-        cells = split(line)
-        if len(cells) not in widths:
-            expected = f"{what}, {widths[0]} as above" if rows else what
+        cells = line.split("\t") if tabs else re.split(r"[ \t\r]+", line.strip(" \t\r"))
+        if len(cells) not in layouts or (rows and len(cells) != len(rows[0])):
+            expected = f"{what}, {len(rows[0])} as above" if rows else what
             _refuse(f"{path}, line {number}", expected, f"{len(cells)} columns, {line[:80]!r}")
-        widths = (len(cells),)
         rows.append(cells)
         numbers.append(number)
     if not rows:
-        _refuse(path, "data", "a header alone", "check where it comes from")
-    return pd.DataFrame(rows, dtype="str"), _places(path, "line", numbers.__getitem__)
+        got = "a header alone" if skip else "an empty file"
+        _refuse(path, "data", got, "check where it comes from")
+    frame = pd.DataFrame(rows, columns=layouts[len(rows[0])], dtype="str")
+    return frame.drop(columns="_", errors="ignore"), _places(path, "line", numbers.__getitem__)
 
 
-def _tabbed(path: str | Path, names: list[str]) -> tuple[pd.DataFrame, _Places]:
-    frame, at = _table(path, (len(names),), f"{' '.join(names)} with tabs between", tabs=True)
-    return frame.set_axis(names, axis=1), at
+def _named_table(path: str | Path, *names: str) -> tuple[pd.DataFrame, _Places]:
+    return _table(path, {len(names): names}, f"{' '.join(names)} with tabs between", tabs=True)
+
+
+def _magic(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4)
 
 
 def _is_parquet(path: str | Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"PAR1"
+    return _magic(path) == b"PAR1"
 
 
 @contextmanager
@@ -345,8 +333,7 @@ def _text(record: Any, names: tuple[str, ...] = _TEXT) -> str:
     return f"{_get(record, 'title', kind=str)} {text}" if record.get("title") else text
 
 
-def _rank_llm(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
-    """What all rows of a record share, and columns of the rest."""
+def _rank_llm(record: dict) -> list[dict]:
     if "hits" in record:
         hits = texts = _get(record, "hits", kind=list)
         ids = list(dict.fromkeys(str(_get(hit, "qid")) for hit in hits))
@@ -355,62 +342,61 @@ def _rank_llm(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
         query_id, query, ranks = hits[0]["qid"], _get(record, "query"), [h.get("rank") for h in hits]
     else:
         hits, query = _get(record, "candidates", kind=list), _get(record, "query")
-        texts, ranks = [_get(hit, "doc") for hit in hits], list(range(1, len(hits) + 1))
+        texts, ranks = [_get(hit, "doc") for hit in hits], range(1, len(hits) + 1)
         query_id, query = _get(query, "qid"), _get(query, "text")
-    return {"query_id": query_id, "query": query}, {
-        "doc_id": [_get(hit, "docid") for hit in hits], "rank": ranks,
-        "score": [hit.get("score") for hit in hits], "text": list(map(_text, texts)),
-    }  # fmt: skip
+    return [
+        {"query_id": query_id, "query": query, "doc_id": _get(hit, "docid"), "rank": rank,
+         "score": hit.get("score"), "text": _text(text)}
+        for hit, rank, text in zip(hits, ranks, texts, strict=True)
+    ]  # fmt: skip
 
 
-def _id_list(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
-    ids = _get(record, "doc_ids", kind=list)
-    ranks = list(range(1, len(ids) + 1))
-    shared = {"query_id": _get(record, "query_id")}
-    if "labels" not in record:
-        return shared | {"relevance": None}, {"doc_id": ids, "rank": ranks, "teacher_rank": ranks}
-    labels = _get(record, "labels", kind=list)
-    if len(labels) != len(ids) or None in labels:
-        raise ValueError(f"a label for each of {len(ids)} doc_ids", repr(labels)[:80])
-    return shared | {"teacher_rank": None}, {"doc_id": ids, "rank": ranks, "relevance": labels}
+def _id_list(record: dict) -> list[dict]:
+    query_id, ids = _get(record, "query_id"), _get(record, "doc_ids", kind=list)
+    name, values = "teacher_rank", range(1, len(ids) + 1)
+    if "labels" in record:
+        name, values = "relevance", _get(record, "labels", kind=list)
+        if len(values) != len(ids) or None in values:
+            raise ValueError(f"a label for each of {len(ids)} doc_ids", repr(values)[:80])
+    ranked = enumerate(zip(ids, values, strict=True), 1)
+    return [{"query_id": query_id, "doc_id": d, "rank": r, name: value} for r, (d, value) in ranked]
 
 
-def _row(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
-    ids = {name: [_get(record, *_COLUMNS[name][0])] for name in ("query_id", "doc_id")}
-    return {}, ids | {name: [record.get(name)] for name in _COLUMNS if name not in ids}
+def _row(record: dict) -> dict:
+    return record | {name: _get(record, *_COLUMNS[name][0]) for name in ("query_id", "doc_id")}
 
 
-def _unpacked(path: str | Path, unpack: Callable) -> tuple[dict[str, pd.Series], _Places]:
-    """Rows of all records as columns; where a record's rows share a query, it has no other record."""
-    columns, numbers, seen = defaultdict(list), [], {}
+def _unpacked(path: str | Path, unpack: Callable) -> tuple[pd.DataFrame, _Places]:
+    """Columns of all records: `unpack` gives a record's one row, or a list of all rows of its query."""
+    columns, numbers, seen = {name: [] for name in _COLUMNS}, [], {}
     records, unit = each_record(path)
     for number, record in records:
         place = f"{path}, {unit} {number}"
         try:
-            shared, rows = unpack(record if isinstance(record, dict) else _get(record))
+            rows = unpack(record if isinstance(record, dict) else _get(record))
         except ValueError as misfit:
             _refuse(place, *misfit.args)
-        if not (size := len(rows[next(iter(rows))])):
+        if not rows:
             _refuse(place, "at least one entry", "an empty list")
-        query_id = str(shared.get("query_id"))
-        if shared and seen.setdefault(query_id, number) != number:
+        if isinstance(rows, dict):
+            rows = [rows]
+        elif seen.setdefault(query_id := str(rows[0]["query_id"]), number) != number:
             got = f"{query_id!r} again, first in {unit} {seen[query_id]}"
             _refuse(place, "one record for each query", got, "merge or remove it")
-        for name, values in (rows | {name: [x] * size for name, x in shared.items()}).items():
-            columns[name].extend(values)
-        numbers.extend([number] * size)
+        for name, values in columns.items():
+            values.extend(row.get(name) for row in rows)
+        numbers.extend([number] * len(rows))
     if not numbers:
         _refuse(path, "records", "none", "check where the file comes from")
-    series = {name: pd.Series(values, dtype=object) for name, values in columns.items()}
-    return series, _places(path, unit, numbers.__getitem__)
+    return pd.DataFrame(columns, dtype=object), _places(path, unit, numbers.__getitem__)
 
 
 def _texts(path: str | Path, names: list[str], ids: tuple, texts: tuple) -> pd.DataFrame:
-    def unpack(record: dict) -> tuple[dict[str, Any], dict[str, list]]:
-        return {}, {names[0]: [_get(record, *ids)], names[1]: [_text(record, texts)]}
+    def unpack(record: dict) -> dict:
+        return {names[0]: _get(record, *ids), names[1]: _text(record, texts)}
 
     records = _is_parquet(path) or _first_line(path)[1].lstrip().startswith(("{", "["))
-    columns, at = _unpacked(path, unpack) if records else _tabbed(path, names)
+    columns, at = _unpacked(path, unpack) if records else _named_table(path, *names)
     frame = pd.DataFrame({name: _checked(columns[name], at, name) for name in names})
     return _once(frame, names[:1], at, "id")
 
@@ -502,25 +488,26 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
     if frame.empty:
         _refuse(at(), "candidates", "none", "check where the file comes from")
     _once(frame, ["query_id", "doc_id"], at, "passage of a query")
-    queries, ranks, scores = pd.factorize(frame["query_id"])[0], frame.get("rank"), frame.get("score")
-    again = None if ranks is None else frame.duplicated(["query_id", "rank"]) | (ranks < 0)
-    place = at(int(again.argmax())) if ranks is not None and again.any() else ""
-    why = f"ranks repeat, first in {place}" if place else "there are no ranks"
-    if ranks is not None and not place:
-        order, by = np.lexsort((ranks, queries)), "rank"
-    elif scores is not None and (ranks is None or (scores.groupby(queries).nunique() > 1).any()):
-        order, by = np.lexsort((-scores, queries)), f"score, as {why}"
-    elif ranks is None:
-        order, by = np.argsort(queries, kind="stable"), f"place, as {why} and no scores"
+    ranks, scores, why, doubtful = frame.get("rank"), frame.get("score"), "there are no ranks", False
+    queries = pd.factorize(frame["query_id"])[0]
+    if ranks is not None and (again := frame.duplicated(["query_id", "rank"]) | (ranks < 0)).any():
+        place = at(int(again.argmax()))
+        if scores is None or scores.groupby(queries).nunique().max() == 1:
+            got = f"{ranks[again.argmax()]} again or below 0, and no scores that differ"
+            _refuse(place, "ranks that differ within a query", got)
+        ranks, why, doubtful = None, f"ranks repeat, first in {place}", True
+    if ranks is not None:
+        key, by = ranks, "rank"
+    elif scores is not None:
+        key, by = -scores, f"score, as {why}"
     else:
-        got = f"{ranks[again.argmax()]} again or below 0, and no scores that differ"
-        _refuse(place, "ranks that differ within a query", got)
+        key, by, doubtful = np.zeros(len(frame)), f"place, as {why} and no scores", True
+    order = np.lexsort((key, queries))
     n_rise = n_tie = 0
     if scores is not None:  # RankGPT and RankLLM leave the first stage's where they were
         steps = np.diff(scores.iloc[order])[np.diff(queries[order]) == 0]
         n_rise, n_tie = int((steps > 0).sum()), int((steps == 0).sum())
-    doubtful = n_rise or place or (ranks is None and scores is None)
-    level = logging.WARNING if doubtful else logging.INFO
+    level = logging.WARNING if doubtful or n_rise else logging.INFO
     _log.log(level, "%s: ordered by %s; %d scores rise, %d tie", at(), by, n_rise, n_tie)
     frame = frame.iloc[order].reset_index(drop=True)
     frame["rank"] = frame.groupby("query_id", sort=False).cumcount() + 1
@@ -531,14 +518,14 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
 #: What a record of a format looks like, its reader, and sets of keys that tell it.
 Format = namedtuple("Format", "shape read keys", defaults=((),))
 _RUN_NAME = re.compile(r"\.(run|trec|res)(\.gz)?$")
-_TOP1000 = ["query_id", "doc_id", "query", "text"]
 #: Formats of candidates by name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered
 #: by rank, its candidates (today) and ``lists`` by place. Lists without labels are a teacher's.
 FORMATS = {
     "trec_run": Format("qid iter docid rank score tag, or qid docid [score]", read_run),
     "msmarco_run": Format("qid pid rank", lambda path: read_run(path, third="rank")),
     "msmarco_top1000": Format(
-        "qid pid query passage, with tabs", lambda path: _candidates(*_tabbed(path, _TOP1000))
+        "qid pid query passage, with tabs",
+        lambda path: _candidates(*_named_table(path, "query_id", "doc_id", "query", "text")),
     ),
     "rank_llm": Format(
         "JSON(L) {query, hits} or {query, candidates}",

@@ -66,13 +66,10 @@ def random_candidates(
 
 
 def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool) -> np.ndarray:
-    """Unit vectors of texts from a bi-encoder, float32 ``[n, dim]``; longer texts are cut.
+    """Unit vectors of texts from a bi-encoder, float32 ``[n, dim]``; each text is cut to `max_tokens`.
 
-    Args:
-        texts: They go behind the prompt that the encoder names for `queries` or passages, if any.
-        encoder: The embedded encoder, a folder or a hub id of a sentence-transformers model.
-        max_tokens: Of a text.
-        queries: Whether the texts are queries and not passages.
+    `encoder` is the embedded one, or a folder or hub id of a sentence-transformers model. Its prompt
+    for `queries` or for passages, if it names one, goes before each text.
     """
     from sentence_transformers import SentenceTransformer  # two seconds; most processes encode nothing
 
@@ -87,12 +84,10 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
     vectors = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
     chunks = [by_length[i : i + _CHUNK] for i in range(0, len(texts), _CHUNK)]
     to_vectors = model.encode_query if queries else model.encode_document
+    options = {"batch_size": 32, "convert_to_tensor": True, "show_progress_bar": False}
     what = f"encoding {'queries' if queries else 'passages'}"
     for chunk in progress(chunks, total=len(chunks), what=what):
-        chunk_texts = [texts[i] for i in chunk]
-        encoded = to_vectors(
-            chunk_texts, batch_size=32, convert_to_tensor=True, show_progress_bar=False
-        )
+        encoded = to_vectors([texts[i] for i in chunk], **options)
         vectors[chunk] = normalize(encoded.float()).cpu().numpy()
     return vectors
 
