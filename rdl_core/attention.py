@@ -1,8 +1,7 @@
 """Attention over packed sequences: each token attends within its own sequence.
 
-By `varlen_attn` in half precision on CUDA, which takes sequences end to end; else by scaled
-dot-product attention over the sequences of the batch, unpacked for that one step. Importing this
-module makes it known to transformers, whose layers call it under the name `ATTENTION`.
+By `varlen_attn` in half precision on CUDA; else by scaled dot-product attention over sequences that are
+unpacked for that one step. transformers' layers call it under the name `ATTENTION`.
 
 In shapes, `n` is the number of sequences and `t` that of the tokens in all of them together.
 """
@@ -10,7 +9,6 @@ In shapes, `n` is the number of sequences and `t` that of the tokens in all of t
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -24,33 +22,26 @@ from rdl_core.tokens import Packed
 
 __all__ = ["ATTENTION", "Layout", "attend_first", "attend_first_to_states", "has_varlen"]
 
-#: The name under which transformers knows this attention.
 ATTENTION = "rdl_packed"
 _SHORT_TOKENS = 160
 
 
-@dataclass(frozen=True)
 class Layout:
     """Where each token of a packed batch stands in ``[n, max_length]``; computed once per batch."""
 
-    packed: Packed
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """int32 ``[n]``."""
-        return self.packed.cu_seqlens.diff()
+    def __init__(self, packed: Packed) -> None:
+        self.packed = packed
+        self.lengths = packed.cu_seqlens.diff()  # int32 [n]
 
     @cached_property
     def slots(self) -> Tensor:
         """int64 ``[t]``: sequence * max_length + position."""
-        position = self.packed.position_ids
-        sequence = (position == 0).cumsum(0) - 1
-        return sequence * self.packed.max_length + position
+        sequence = (self.packed.position_ids == 0).cumsum(0) - 1
+        return sequence * self.packed.max_length + self.packed.position_ids
 
     def mask(self, window: int | None) -> Tensor:
-        """Attention mask, bool ``[n, 1, 1 or max_length, max_length]``: True where a key is seen.
-
-        A window is how many positions each one sees to either side; None: all of its sequence.
+        """Bool ``[n, 1, 1 or max_length, max_length]``: True where a key is seen, of the whole sequence
+        or of a window to either side.
         """
         places = torch.arange(self.packed.max_length, device=self.lengths.device)
         taken = places < self.lengths[:, None]
@@ -63,15 +54,13 @@ class Layout:
     @cached_property
     def tokens(self) -> Tensor:
         """int64 ``[n * max_length]``: the token at each place; at empty ones, the sequence's last."""
-        starts, length = self.packed.cu_seqlens[:-1], self.packed.max_length
-        places = torch.arange(length, device=starts.device)
-        return (starts[:, None] + torch.minimum(places, self.lengths[:, None] - 1)).flatten().long()
+        starts = self.packed.cu_seqlens[:-1, None]
+        places = torch.arange(self.packed.max_length, device=starts.device)
+        return (starts + torch.minimum(places, self.lengths[:, None] - 1)).flatten().long()
 
     def unpack(self, flat: Tensor) -> Tensor:
-        """``[t, heads, size]`` to ``[n, heads, max_length, size]``; the padding is masked later.
-
-        It holds zeros where a gradient is needed, which then comes back by one look-up, else some
-        token of the same sequence, which takes one pass less.
+        """``[t, heads, size]`` to ``[n, heads, max_length, size]``; the padding, masked later, is zeros
+        where a gradient is needed, else a token of the sequence, which takes one pass less.
         """
         n, length = len(self.lengths), self.packed.max_length
         if flat.requires_grad:
@@ -85,18 +74,13 @@ def _packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
     layout: Layout, scaling: float, **_: object,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention within each sequence, in the form transformers' AttentionInterface asks for.
-
-    Takes ``[1, heads, t, size]`` and returns ``[1, t, heads, size]``.
-    """
+    """As transformers calls it: takes ``[1, heads, t, size]``, gives ``[1, t, heads, size]``."""
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     window = _window(module)
     if has_varlen(query):
-        cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
+        where = (layout.packed.cu_seqlens,) * 2 + (layout.packed.max_length,) * 2
         sides = (-1, -1) if window is None else (window, window)
-        return varlen_attn(
-            query, key, value, cu, cu, longest, longest, scale=scaling, window_size=sides
-        )[None], None
+        return varlen_attn(query, key, value, *where, scale=scaling, window_size=sides)[None], None
     with _kernels(module, query, layout):
         padded = scaled_dot_product_attention(
             *map(layout.unpack, (query, key, value)), attn_mask=layout.mask(window), scale=scaling
@@ -112,8 +96,8 @@ def attend_first(
 ) -> Tensor:
     """Attention of each sequence's first position alone; ``[n, heads * size]``.
 
-    `query` is ``[n, heads, size]``, of the first positions; `key` and `value` are ``[t, heads,
-    size]``. A ``sliding_window`` of `module`, the layer's attention, is kept.
+    `query` is ``[n, heads, size]``; `key` and `value` are ``[t, heads, size]``. A ``sliding_window`` of
+    `module` is kept.
     """
     scaling, window = query.shape[-1] ** -0.5, _window(module)
     # The kernel puts a single query at the end of its keys, so its window would be the wrong one.
@@ -134,9 +118,8 @@ def attend_first_to_states(
 ) -> Tensor:
     """`attend_first` from states ``[t, hidden]``, without computing their keys and values.
 
-    Both are linear in the states. A query times a key is the query, taken back through the keys'
-    weights, times the state; a weighted sum of values is the value of the summed states. The keys'
-    bias adds the same to all, which softmax does not see.
+    A query times a key is the query, taken back through the keys' weights, times the state; a weighted
+    sum of values is the value of the summed states. Softmax does not see the keys' bias.
     """
     heads = query.shape[1:]
     back = torch.einsum("nhs,hsw->nhw", query * heads[1] ** -0.5, key.weight.unflatten(0, heads))
@@ -152,9 +135,8 @@ def has_varlen(x: Tensor) -> bool:
 
 
 def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> AbstractContextManager:
-    """Avoids the CPU's fused kernel in training on short sequences in bfloat16: its backward is slow.
-
-    On one core, 18 sequences of 105 tokens: 71 ms with it, 43 without; 8 of 256: 61 and 98.
+    """Avoids the CPU's fused kernel in bfloat16 where its backward is slow: on one core, 18 sequences
+    of 105 tokens take 71 ms with it and 43 without; 8 of 256, 61 and 98.
     """
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
     short = layout.packed.max_length <= _SHORT_TOKENS
@@ -162,6 +144,6 @@ def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> AbstractContex
 
 
 def _window(module: nn.Module) -> int | None:
-    """Places that a token sees to either side, in ModernBERT's local layers; None for all."""
+    """Positions seen to either side, in ModernBERT's local layers; None for all."""
     window = getattr(module, "sliding_window", None)
     return None if window is None else window - 1  # transformers counts the token itself, too

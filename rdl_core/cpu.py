@@ -1,19 +1,18 @@
 """A student laid out for scoring on a CPU: the same weights, arranged once for oneDNN's kernels.
 
-PyTorch arranges the weights anew for each float32 product. Arranged once, products take less time
-(`rdl bench engine` says how much), and the GELU behind one of them comes with it. As 8-bit integers,
-weights need a quarter of the memory traffic and use the integer instructions of CPUs with VNNI. Each
-core takes a batch of its own, so that cores need not wait for each other at every layer.
-
-oneDNN's operators are those that ``torch.compile`` writes into its programs; called directly, they
-need no C++ compiler. Where PyTorch was built without oneDNN, the student stays as it is.
+PyTorch arranges weights anew for each float32 product; arranged once, products take less time
+(`rdl bench engine` says how much), and the GELU behind one comes with it. As 8-bit integers, weights
+need a quarter of the memory traffic and use the integer instructions of CPUs with VNNI. Each core takes
+batches of its own and need not wait for others. The operators are those of ``torch.compile``, but need
+no C++ compiler. Without oneDNN the student stays as it is.
 """
 
 from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from threading import Barrier, local
 
 import torch
@@ -21,26 +20,27 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from rdl_core.cross_encoder import CrossEncoder, in_order
-from rdl_core.devices import PRECISIONS
+from rdl_core.devices import PRECISIONS, keep_freed_pages
 from rdl_core.tokens import TokenStore, plan_batches
 
 __all__ = ["Engine", "engine", "laid_out"]
 
-# oneDNN makes a kernel for each number of rows and keeps it, with its memory: few numbers are better.
-_FILL = 64
+_FILL = 64  # oneDNN makes a kernel for each number of rows and keeps it: few numbers are better
 _ROWS = 4096  # tokens that oneDNN lays weights out for; others work, too
-# Added to a small float32, it rounds it to an integer, whose last byte is the sum's: four times as fast
-# as PyTorch's way from float32 to uint8.
+# Added to a small float32, it rounds it into the last byte, four times as fast as PyTorch does.
 _LAST_BYTE = 2.0**23
 _MOST_WORKERS = 8  # each needs the memory of a batch
 _LOWEST_OF_GELU = 0.17  # without its sign, rounded up
 
 
+@dataclass(frozen=True)
 class Engine:
     """A student that only scores, its batches shared out to threads; made by `engine`."""
 
-    def __init__(self, student: CrossEncoder, precision: str, fill: int, workers: int) -> None:
-        self.student, self.precision, self.fill, self.workers = student, precision, fill, workers
+    student: CrossEncoder
+    precision: str
+    fill: int = 1
+    workers: int = 1
 
     def score(
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
@@ -48,8 +48,8 @@ class Engine:
     ) -> Tensor:
         """Scores of pairs, float32 ``[n]``; arguments as for `CrossEncoder.score`."""
         lengths = self.student.pair_lengths(queries, passages, query_rows, passage_rows).cpu()
-        batches = plan_batches(lengths, token_budget, workers=self.workers)
-        batches = [batch.to(self.student.device) for batch in batches]
+        planned = plan_batches(lengths, token_budget, workers=self.workers)
+        batches = [batch.to(self.student.device) for batch in planned]
 
         def score_batch(batch: Tensor) -> Tensor:
             with torch.inference_mode():  # each thread has its own mode
@@ -68,17 +68,12 @@ def engine(
 ) -> Engine:
     """Lay a student out for scoring; on other devices than a CPU it scores as it is.
 
-    Args:
-        student: Not changed; weights that are not laid out anew are shared with it.
-        precision: A key of `rdl_core.devices.PRECISIONS`, or ``"int8"``: weights with a scale for
-            each output, activations with one for each token, so that a score does not depend on its
-            batch; attention, normalisation and the head in float32.
-        fill: Batches are padded to a multiple of so many tokens.
-        workers: Threads that take a batch each; None: one for each core, up to 8.
-        keep_pages: Whether the C library keeps freed memory, which the next layer needs.
-
-    Raises:
-        ValueError: ``"int8"`` on another device, or where PyTorch has no integer kernels.
+    The student does not change; it shares the weights that are not laid out anew. `precision` is a key
+    of `rdl_core.devices.PRECISIONS` or ``"int8"``: weights with a scale for each output, activations
+    with one for each token, so that a score does not depend on its batch; attention, normalisation and
+    the head in float32. Batches are padded to a multiple of `fill` tokens; `workers` threads take one
+    each, by default as many as there are cores, up to 8. With `keep_pages` the C library keeps freed
+    memory for the next layer. ValueError for ``"int8"`` on another device, or without oneDNN.
     """
     available = student.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if precision == "int8" and not available:
@@ -87,12 +82,10 @@ def engine(
             f"choose {' or '.join(PRECISIONS)}"
         )
     if not available:
-        return Engine(student.eval(), precision, fill=1, workers=1)
+        return Engine(student.eval(), precision)
     if keep_pages:
-        # glibc hands back what is free beyond twice the largest block that it mapped by itself and
-        # that was given back, of those up to 32 MiB. It is given one, whose pages nobody touched.
-        torch.empty(30 * 2**20, dtype=torch.uint8)
-    workers = workers or _workers(torch.get_num_threads())
+        keep_freed_pages()
+    workers = workers or min(torch.get_num_threads(), _MOST_WORKERS)
     layers = "float32" if precision == "int8" else precision
     return Engine(_laid_out_copy(student, precision), layers, fill, workers)
 
@@ -103,13 +96,15 @@ def _laid_out_copy(student: CrossEncoder, precision: str) -> CrossEncoder:
     copied = copy.deepcopy(student, shared).eval()
     names = {module: name for name, module in copied.model.named_modules()}
     as_they_are = {name.removesuffix(".weight") for name in copied.head_names()}
-    # Where queries, keys and values have projections of their own, they become one product; but the
-    # last layer has no queries but the first positions', and `attend_first_to_states` reads weights.
-    attentions = [x for x in names if all(hasattr(x, n) for n in ("query", "key", "value"))]
+    # Projections to queries, keys and values become one product, but not in the last layer, which has
+    # queries of the first positions alone, and whose weights `attend_first_to_states` reads.
+    attentions = [x for x in names if all(hasattr(x, n) for n in _Joined.NAMES)]
     as_they_are |= {names[x] for last in attentions[-1:] for x in (last.key, last.value)}
     for attention in attentions[:-1]:
         joined = _Joined(attention, precision)
-        attention.query, attention.key, attention.value = (_Part(joined, i) for i in range(3))
+        for name in joined.NAMES:
+            delattr(attention, name)  # a module's place is for modules
+            setattr(attention, name, partial(joined.part, name))
     for name, module in list(copied.model.named_modules()):
         if isinstance(module, nn.Linear) and name not in as_they_are:
             copied.model.set_submodule(name, laid_out(module, precision))
@@ -121,10 +116,6 @@ def _laid_out_copy(student: CrossEncoder, precision: str) -> CrossEncoder:
     return copied
 
 
-def _workers(threads: int) -> int:
-    return min(threads, _MOST_WORKERS)
-
-
 def _compute_with(threads: int) -> None:
     """Have this thread compute with so many from now on, whatever others are told."""
     torch.set_num_threads(threads)
@@ -133,9 +124,8 @@ def _compute_with(threads: int) -> None:
 
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    workers = _workers(threads)
-    share = threads // workers
-    pool = ThreadPoolExecutor(workers, initializer=_compute_with, initargs=(share,))
+    workers = min(threads, _MOST_WORKERS)
+    pool = ThreadPoolExecutor(workers, initializer=_compute_with, initargs=(threads // workers,))
     all_started = Barrier(workers)
     list(pool.map(lambda _: all_started.wait(), range(workers)))
     torch.set_num_threads(threads)  # for other threads than these, which had changed it
@@ -150,34 +140,23 @@ def laid_out(linear: nn.Linear, precision: str) -> nn.Module:
 class _Joined:
     """Projections to queries, keys and values as one: an input is read, or quantised, once."""
 
+    NAMES = "query", "key", "value"
+
     def __init__(self, attention: nn.Module, precision: str) -> None:
-        parts = attention.query, attention.key, attention.value
-        joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+        parts = [getattr(attention, name) for name in self.NAMES]
+        self._sizes = [part.out_features for part in parts]
+        joined = nn.Linear(parts[0].in_features, sum(self._sizes))
         joined.weight.data = torch.cat([part.weight.detach() for part in parts])
         joined.bias.data = torch.cat([part.bias.detach() for part in parts])
         self._layer = laid_out(joined, precision)
-        self._sizes = [part.out_features for part in parts]
         self._last = local()  # each thread has a batch of its own
 
-    def part(self, number: int, x: Tensor) -> Tensor:
-        """Layers ask for queries, keys, values in this order, of the same tensor."""
-        if number == 0:
-            self._last.parts = self._layer(x).split(self._sizes, dim=-1)
-        part = self._last.parts[number]
-        if number == 2:
-            del self._last.parts
-        return part
-
-
-class _Part(nn.Module):
-    """One of the three, in place of its own linear layer."""
-
-    def __init__(self, joined: _Joined, number: int) -> None:
-        super().__init__()
-        self._joined, self._number = joined, number
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._joined.part(self._number, x)
+    def part(self, name: str, x: Tensor) -> Tensor:
+        """One of the three; layers ask for them in their order, of the same tensor."""
+        if name == "query":
+            parts = self._layer(x).split(self._sizes, dim=-1)
+            self._last.parts = dict(zip(self.NAMES, parts, strict=True))
+        return self._last.parts.pop(name)
 
 
 class _Packed(nn.Module):
@@ -198,7 +177,7 @@ class _Packed(nn.Module):
 class _Int8(nn.Module):
     """A linear layer of 8-bit weights; each row of its input is quantised by its largest entry.
 
-    `after_gelu`: nobody else reads its input, which is overwritten.
+    The input is overwritten where it comes `after_gelu`, as nobody else reads it.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

@@ -1,10 +1,10 @@
 """The student: a cross-encoder over packed sequences.
 
-A thin wrapper around transformers' ``AutoModelForSequenceClassification`` with one output. Weights and
-layers are transformers' own, so that a saved folder loads anywhere; only the way through them is ours:
-sequences come packed, end to end, so that no linear layer computes padding; attention stays within
-each (`rdl_core.attention`); and the last layer computes only what the score needs, the first position
-of each sequence, or all where the head takes their mean. Attention dropout is left out.
+Weights and layers are those of transformers' ``AutoModelForSequenceClassification`` with one output,
+so that a saved folder loads anywhere. Only the way through them is ours: sequences come packed, end to
+end, so that no linear layer computes padding; attention stays within each (`rdl_core.attention`); the
+last layer computes the first position of each sequence, or all where the head takes their mean.
+Attention dropout is left out.
 
 In shapes, `n` is the number of sequences and `t` that of the tokens in all of them together.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,16 +43,9 @@ _log = logging.getLogger(__name__)
 
 
 class CrossEncoder(nn.Module):
-    """Scores of (query, passage) pairs from one transformer encoder.
+    """Scores of (query, passage) pairs, cut to so many tokens, from one transformer encoder.
 
-    Args:
-        model: A sequence classifier with one output and an architecture of `ARCHITECTURES`.
-        tokenizer: Its fast tokenizer.
-        query_tokens: Longer queries are cut to this many tokens.
-        passage_tokens: Longer passages are cut to this many tokens.
-
-    Raises:
-        ValueError: Another architecture, more than one output, or lengths past the encoder's.
+    ValueError for an architecture not in `ARCHITECTURES`, several outputs, or lengths past the limit.
     """
 
     def __init__(
@@ -60,28 +54,20 @@ class CrossEncoder(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if model.config.model_type not in ARCHITECTURES:
-            raise ValueError(
-                f"expected an encoder of type {', '.join(ARCHITECTURES)}, got "
-                f"{model.config.model_type!r}: choose another encoder"
-            )
-        if model.config.num_labels != 1:
-            raise ValueError(
-                f"expected a model with one output, the score, got {model.config.num_labels} "
-                "outputs: load it with num_labels=1"
-            )
+            kinds, kind = ", ".join(ARCHITECTURES), model.config.model_type
+            raise ValueError(f"expected an encoder of type {kinds}, got {kind!r}: choose another")
+        _check_outputs(model.config)
         model.set_attn_implementation(ATTENTION)
         self.model, self.tokenizer = model, tokenizer
         self.query_tokens, self.passage_tokens = query_tokens, passage_tokens
         self.template = PairTemplate.of(tokenizer)
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
-        longest = min(tokenizer.model_max_length, table)
-        needed = query_tokens + passage_tokens + self.template.n_tokens
-        if needed > longest:
+        longest, special = min(tokenizer.model_max_length, table), self.template.n_tokens
+        if (needed := query_tokens + passage_tokens + special) > longest:
             raise ValueError(
-                f"expected at most {longest} tokens for this encoder, but "
-                f"query_tokens + passage_tokens + {self.template.n_tokens} special ones are "
-                f"{needed}: lower one of them"
+                f"expected at most {longest} tokens for this encoder, but query_tokens + "
+                f"passage_tokens + {special} special ones are {needed}: lower one of them"
             )
 
     @classmethod
@@ -89,43 +75,37 @@ class CrossEncoder(nn.Module):
         cls, name: str | Path, *, query_tokens: int | None = None, passage_tokens: int | None = None,
         trained: bool = False,
     ) -> CrossEncoder:  # fmt: skip
-        """Load a student, or an encoder whose head is then drawn at random.
+        """Load a student, or, unless it must be `trained`, an encoder whose head is drawn at random.
 
-        Weights are read from safetensors only, and no code that comes with a model is run.
-
-        Args:
-            name: A folder, the folder of a training, a hub id, or the embedded encoder's name.
-            query_tokens, passage_tokens: Longer texts are cut to this many tokens. None takes what
-                the model records, or else 32 and 256.
-            trained: Whether a model without a head is refused.
-
-        Raises:
-            ValueError: No such model, more than one output, no head where one is needed, limits
-                past the encoder's, or weights that changed since they were trained.
+        `name` is a folder, the folder of a training, a hub id, or the embedded encoder's name. Limits
+        of None are those that the model records, or else 32 and 256. Weights are read from safetensors
+        only, and no code that comes with a model is run. ValueError for no such model, more than one
+        output, no head, limits past the encoder's, or weights that changed since they were trained.
         """
-        path = model_path(name)
-        try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise _not_a_model(name, error) from None
-        _check_head(name, config, trained)
-        _check_weights(name, path)
-        recorded = getattr(config, _KEY, None) or training_record(name).get("config", {})
+        config, manifest = _load(AutoConfig, name), training_record(name)
+        kinds = config.architectures or ["no architecture"]
+        if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            _check_outputs(config, f"{name}: ")
+        elif trained:
+            raise ValueError(
+                f"{name}: expected a trained cross-encoder (...ForSequenceClassification), got "
+                f"{', '.join(kinds)}, whose scores would be random: distil a student from it first"
+            )
+        weights = Path(model_path(name), _WEIGHTS)
+        recorded_hash = manifest.get("files", {}).get(f"model/{_WEIGHTS}")
+        if recorded_hash and weights.is_file() and content_hash(weights) != recorded_hash:
+            raise ValueError(
+                f"{weights} is damaged: its SHA-256 is not that of the weights that were trained: "
+                "restore the file, or train again in another folder"
+            )
+        recorded = getattr(config, _KEY, None) or manifest.get("config", {})
         given = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
         limits = {key: given[key] or recorded.get(key, _LIMITS[key]) for key in _LIMITS}
         config.num_labels = 1
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=torch.float32, use_safetensors=True,
-                trust_remote_code=False,
-            )  # fmt: skip
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        except ValueError:
-            raise
-        except Exception as error:  # safetensors and tokenizers have errors of their own
-            raise _not_a_model(name, error) from None
+        of_model = {"config": config, "dtype": torch.float32, "use_safetensors": True}
+        model = _load(AutoModelForSequenceClassification, name, **of_model)
         _log.info("%s: queries are cut to %d tokens, passages to %d", name, *limits.values())
-        return cls(model, tokenizer, **limits)
+        return cls(model, _load(AutoTokenizer, name), **limits)
 
     @property
     def device(self) -> torch.device:
@@ -144,23 +124,15 @@ class CrossEncoder(nn.Module):
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
         token_budget: int, precision: str = "float32",
     ) -> Tensor:  # fmt: skip
-        """Score pairs in batches of like length; differentiable unless gradients are off.
+        """Score pairs of rows, int64 ``[n]``, in batches of like length; float32 ``[n]``.
 
-        Args:
-            queries, passages: Token stores, on this model's device.
-            query_rows, passage_rows: int64 ``[n]``, rows of these.
-            token_budget: Most tokens in one batch.
-            precision: A key of `PRECISIONS`.
-
-        Returns:
-            float32 ``[n]``, in the order of the rows.
+        Differentiable unless gradients are off. The stores are on this model's device; a batch has at
+        most `token_budget` tokens; `precision` is a key of `PRECISIONS`.
         """
         lengths = self.pair_lengths(queries, passages, query_rows, passage_rows)
         batches = [x.to(self.device) for x in plan_batches(lengths.cpu(), token_budget)]
-        scores = [
-            self.score_batch(queries, passages, query_rows[x], passage_rows[x], precision=precision)
-            for x in batches
-        ]
+        pairs = ((query_rows[x], passage_rows[x]) for x in batches)
+        scores = [self.score_batch(queries, passages, *rows, precision=precision) for rows in pairs]
         return in_order(scores, batches)
 
     def score_batch(
@@ -180,22 +152,20 @@ class CrossEncoder(nn.Module):
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor
     ) -> Tensor:
         """Tokens in the sequence of each pair, special ones included; int64 ``[n]``."""
-        lengths = queries.lengths(query_rows, self.query_tokens)
-        lengths = lengths + passages.lengths(passage_rows, self.passage_tokens)
-        return lengths + self.template.n_tokens
+        of_queries = queries.lengths(query_rows, self.query_tokens)
+        return of_queries + passages.lengths(passage_rows, self.passage_tokens) + self.template.n_tokens
 
     def head_names(self) -> set[str]:
         """Names, in the wrapped model, of the weights after the encoder; BERT's pooler included."""
         encoder = f"{self.model.base_model_prefix}."
-        names = (name for name, _ in self.model.named_parameters())
+        names = dict(self.model.named_parameters())
         return {x for x in names if not x.startswith(encoder) or x.startswith(f"{encoder}pooler.")}
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a folder that transformers and sentence-transformers load unaided, limits included."""
         setattr(self.model.config, _KEY, {key: getattr(self, key) for key in _LIMITS})
-        self.model.config.sentence_transformers = {
-            "activation_fn": "torch.nn.modules.linear.Identity"  # scores are logits there as here
-        }
+        logits = {"activation_fn": "torch.nn.modules.linear.Identity"}  # no sigmoid there either
+        self.model.config.sentence_transformers = logits
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -204,9 +174,6 @@ def in_order(scores: list[Tensor], batches: list[Tensor]) -> Tensor:
     """Scores ``[size]`` of batches in the order of their pairs, whose places are in `batches`."""
     flat = torch.cat(scores)
     return torch.empty_like(flat).index_copy(0, torch.cat(batches), flat)
-
-
-# --- a student by its name ------------------------------------------------------------------------
 
 
 def model_path(name: str | Path) -> str:
@@ -223,42 +190,26 @@ def training_record(name: str | Path) -> dict:
     return {}
 
 
-def _not_a_model(name: str | Path, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0]  # of several sentences and lines
-    return ValueError(f"{name} is no folder or hub id of a model that transformers loads ({reason})")
-
-
-def _check_head(name: str | Path, config: PreTrainedConfig, trained: bool) -> None:
-    kinds = config.architectures or ["no architecture"]
-    scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
-    if scores and config.num_labels != 1:
+def _load(kind: Any, name: str | Path, **own: object) -> Any:
+    try:
+        return kind.from_pretrained(model_path(name), trust_remote_code=False, **own)
+    except Exception as error:  # safetensors and tokenizers have errors of their own
+        reason = str(error).partition("\n")[0]  # of several lines
         raise ValueError(
-            f"{name}: expected a model with one output, the score, got {config.num_labels} outputs: "
-            "name another model"
-        )
-    if trained and not scores:
+            f"{name} is no folder or hub id of a model that transformers loads ({reason})"
+        ) from None
+
+
+def _check_outputs(config: PreTrainedConfig, where: str = "") -> None:
+    if config.num_labels != 1:
         raise ValueError(
-            f"{name}: expected a trained cross-encoder (...ForSequenceClassification), got "
-            f"{', '.join(kinds)}, whose scores would be random: distil a student from it first"
+            f"{where}expected a model with one output, the score, got {config.num_labels} outputs: "
+            "choose another, or load it with num_labels=1"
         )
-
-
-def _check_weights(name: str | Path, path: str) -> None:
-    """Refuse weights that are not those that were trained, where the training recorded them."""
-    weights = Path(path) / _WEIGHTS
-    trained = training_record(name).get("files", {}).get(f"model/{_WEIGHTS}")
-    if trained and weights.is_file() and content_hash(weights) != trained:
-        raise ValueError(
-            f"{weights} is damaged: its SHA-256 is not that of the weights that were trained: restore "
-            "the file, or train again in another folder"
-        )
-
-
-# --- the way through each architecture ------------------------------------------------------------
 
 
 def _first_position(model: PreTrainedModel) -> int:
-    """Where the position table begins: RoBERTa counts from the one after its padding id."""
+    """First used row of the position table: RoBERTa's comes after its padding id."""
     return model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
 
 
@@ -280,9 +231,8 @@ def _encode_bert(model: PreTrainedModel, layout: Layout) -> Tensor:
     """Last hidden state of the first positions, ``[n, 1, hidden]``."""
     *layers, last = model.base_model.encoder.layer
     hidden = bert_states(model, layout, layers)
-    attention = last.attention.self
+    attention, heads = last.attention.self, (-1, last.attention.self.attention_head_size)
     first = hidden.index_select(0, layout.packed.cu_seqlens[:-1])
-    heads = (-1, attention.attention_head_size)
     query = attention.query(first).unflatten(-1, heads)
     # In training, alike with gradients and without: a step scores its lists twice.
     if model.training or hidden.requires_grad or has_varlen(query):
@@ -304,10 +254,8 @@ def _encode_modernbert(model: PreTrainedModel, layout: Layout) -> Tensor:
     """Normalised last hidden state, pooled as the configuration says: ``[n, hidden]``."""
     base, packed = model.base_model, layout.packed
     hidden = base.embeddings(input_ids=packed.input_ids[None])
-    rotations = {
-        kind: base.rotary_emb(hidden, packed.position_ids[None], kind)
-        for kind in set(model.config.layer_types)
-    }
+    kinds, places = set(model.config.layer_types), packed.position_ids[None]
+    rotations = {kind: base.rotary_emb(hidden, places, kind) for kind in kinds}
     *layers, last = base.layers
     for layer in layers:
         turn = rotations[layer.attention_type]
@@ -323,7 +271,7 @@ def _encode_modernbert(model: PreTrainedModel, layout: Layout) -> Tensor:
 def _first_of_modernbert(
     layer: nn.Module, hidden: Tensor, turn: tuple[Tensor, Tensor], layout: Layout
 ) -> Tensor:
-    """A layer computed for the first position of each sequence, but for its one projection."""
+    """A layer's output at the first position of each sequence."""
     attention, starts = layer.attn, layout.packed.cu_seqlens[:-1]
     projected = attention.Wqkv(layer.attn_norm(hidden)).unflatten(-1, (3, -1, attention.head_dim))
     query, key, value = projected.unbind(1)
@@ -337,8 +285,8 @@ def _head_modernbert(model: PreTrainedModel, pooled: Tensor) -> Tensor:
     return model.classifier(model.drop(model.head(pooled)))
 
 
-#: By model type: how a packed batch becomes one state per sequence, ``encode(model, layout)``, and
-#: how that becomes a logit ``[n, 1]``, ``head(model, pooled)``. Others can be registered here.
+#: By model type: ``encode(model, layout)`` gives one state per sequence, ``head(model, pooled)`` its
+#: logit ``[n, 1]``. Others can be registered here.
 ARCHITECTURES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta"), (_encode_bert, _head_bert)),
     "modernbert": (_encode_modernbert, _head_modernbert),

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import platform
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 __all__ = [
-    "PRECISIONS", "default_device", "device_name", "fitting", "processes", "resolve_precision",
+    "PRECISIONS", "default_device", "device_name", "fitting", "keep_freed_pages", "processes",
+    "resolve_precision",
 ]  # fmt: skip
 
-_T = TypeVar("_T", covariant=True)
+_T = TypeVar("_T")
 _LEAST_TOKENS = 256
-_LONGEST_WAIT = timedelta(hours=2)
+_LONGEST_WAIT = timedelta(hours=2)  # the first process may have to tokenise a collection
 _ONEDNN_OUT_OF_MEMORY = "could not create a primitive"  # all that oneDNN says then
 _log = logging.getLogger(__name__)
 
@@ -27,16 +29,8 @@ _log = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class _Compute(Protocol[_T]):
-    def __call__(self, *, token_budget: int) -> _T: ...
-
-
 def processes() -> PartialState:
-    """The processes of this run: one, unless ``accelerate launch`` or torchrun started several.
-
-    They talk by NCCL where there is CUDA, else by gloo, and wait up to two hours for each other, as
-    the first one may have to tokenise a collection.
-    """
+    """The processes of this run: one, unless ``accelerate launch`` or torchrun started several."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
 
 
@@ -46,7 +40,7 @@ def default_device() -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What its maker calls a device, for manifests: the GPU, or the CPU by its model."""
+    """Model name of a GPU or CPU, for manifests."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if sys.platform == "linux":
@@ -57,10 +51,7 @@ def device_name(device: torch.device) -> str:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """The precision that ``"auto"`` stands for: bfloat16 where the device computes in it natively.
-
-    Other precisions come back as they are.
-    """
+    """For ``"auto"``, bfloat16 where the device computes in it natively; others as they are."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -69,18 +60,17 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
 
 
-def fitting(compute: _Compute[_T], token_budget: int) -> tuple[_T, int]:
-    """Compute with a token budget that is halved after each out-of-memory error.
+def keep_freed_pages() -> None:
+    """Have glibc keep freed memory: it hands back what is free beyond twice the largest block, of those
+    up to 32 MiB, that it mapped by itself and that was given back. Elsewhere, nothing happens.
+    """
+    torch.empty(30 * 2**20, dtype=torch.uint8)  # untouched, it costs no memory
 
-    Args:
-        compute: Takes ``token_budget``; what it did before memory ran out is done again.
-        token_budget: Most tokens that go through the encoder at once.
 
-    Returns:
-        The result, and the budget that sufficed.
+def fitting(compute: Callable[..., _T], token_budget: int) -> tuple[_T, int]:
+    """Compute with a ``token_budget``, halved after each out-of-memory error; gives the last one, too.
 
-    Raises:
-        MemoryError: 256 tokens are too many, too.
+    What `compute` did before memory ran out is done again. MemoryError where 256 tokens are too many.
     """
     while True:
         try:
@@ -95,7 +85,6 @@ def fitting(compute: _Compute[_T], token_budget: int) -> tuple[_T, int]:
                 ) from error
         # After the except block: the error holds on to all that had been allocated.
         clear_device_cache(garbage_collection=True)
-        _log.warning(
-            "out of memory with %d tokens at once; going on with %d", token_budget, token_budget // 2
-        )
-        token_budget //= 2
+        halved = token_budget // 2
+        _log.warning("out of memory with %d tokens at once; going on with %d", token_budget, halved)
+        token_budget = halved

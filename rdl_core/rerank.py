@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,12 @@ import torch
 from rdl_core.config import RerankConfig
 from rdl_core.cpu import engine
 from rdl_core.cross_encoder import CrossEncoder, model_path
-from rdl_core.data.collections import Corpus, fingerprint, read_corpus
+from rdl_core.data.collections import fingerprint, read_corpus
 from rdl_core.data.formats import read_run, write_run
 from rdl_core.devices import default_device, fitting, resolve_precision
 from rdl_core.evaluate import settle_ties
 from rdl_core.files import content_hash, read_json, write_json
+from rdl_core.files import partial as partial_file
 from rdl_core.lists import RankedLists
 from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
@@ -30,8 +30,7 @@ __all__ = ["merge_runs", "rerank", "rerank_files", "token_budget_of"]
 
 _PAIRS_AT_ONCE = 1024  # scored between two lines of progress
 _PAIRS_IN_MEMORY = 2**15  # whose texts and tokens are held
-# Of 512 to 4,096 tokens, this many were the fastest for each core of a CPU with 32 MiB of cache; a GPU
-# needs more to be busy.
+# Fastest of 512 to 4,096 on each core of a CPU with 32 MiB of cache; a GPU needs more to be busy.
 _TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65_536}
 _log = logging.getLogger(__name__)
 
@@ -40,22 +39,13 @@ def rerank(
     student: CrossEncoder, candidates: pd.DataFrame, corpus: TokenCorpus, *,
     token_budget: int | None = None, precision: str = "float32",
 ) -> pd.DataFrame:  # fmt: skip
-    """Score candidates with a student.
+    """Score candidates ``query_id, doc_id, rank``, whose texts are in the corpus.
 
-    Args:
-        student: The cross-encoder.
-        candidates: ``query_id``, ``doc_id``, ``rank``.
-        corpus: Has the texts behind the ids.
-        token_budget: Most tokens in one batch; None takes what suits the device. Halved after each
-            out-of-memory error.
-        precision: A key of `rdl_core.devices.PRECISIONS`, or on a CPU ``"int8"``. Scores are float32.
-
-    Returns:
-        ``query_id``, ``doc_id``, ``score`` for each candidate, grouped by query; equal scores are
-        settled by `rdl_core.evaluate.settle_ties`, not here.
-
-    Raises:
-        ValueError: An id that the corpus does not have, or a score that is not finite.
+    Gives ``query_id, doc_id, score``, grouped by query; equal scores are settled by
+    `rdl_core.evaluate.settle_ties`, not here. Scores are float32 in each `precision`: a key of
+    `rdl_core.devices.PRECISIONS`, or on a CPU ``"int8"``. A batch has at most `token_budget` tokens,
+    halved after each out-of-memory error; None takes what suits the device. ValueError for an id that
+    the corpus does not have, or a score that is not finite.
     """
     lists = RankedLists.from_frame(candidates, corpus)
     query_rows = lists.query_rows.repeat_interleave(lists.mask.shape[1])[lists.mask.flatten()]
@@ -71,20 +61,14 @@ def rerank(
             some, budget = fitting(partial(scorer.score, queries, passages, *rows), budget)
             scores.append(some.cpu())
     score = torch.cat(scores).numpy()
-    run = pd.DataFrame(
-        {
-            "query_id": corpus.query_ids.to_numpy(object)[query_rows.numpy()],
-            "doc_id": corpus.doc_ids.to_numpy(object)[passage_rows.numpy()],
-            "score": score,
-        }
-    )
-    if not np.isfinite(score).all():
-        broken = run.loc[~np.isfinite(score), "query_id"].iloc[0]
+    query_ids = corpus.query_ids.to_numpy(object)[query_rows.numpy()]
+    doc_ids = corpus.doc_ids.to_numpy(object)[passage_rows.numpy()]
+    if len(broken := query_ids[~np.isfinite(score)]):
         raise ValueError(
-            f"the student scored nan or infinity for query {broken!r}: its weights are broken; train "
-            "it again with a lower learning rate"
+            f"the student scored nan or infinity for query {broken[0]!r}: its weights are broken; "
+            "train it again with a lower learning rate"
         )
-    return run
+    return pd.DataFrame({"query_id": query_ids, "doc_id": doc_ids, "score": score})
 
 
 def token_budget_of(device: torch.device) -> int:
@@ -93,10 +77,10 @@ def token_budget_of(device: torch.device) -> int:
 
 
 def rerank_files(config: RerankConfig) -> None:
-    """Write a run of a student's scores, some queries at a time.
+    """Write a run of a student's scores, some queries at a time; it takes its name when it is whole.
 
-    The run has strictly decreasing scores; equal ones keep the order of the candidates. It takes its
-    name when it is whole. Beside the run of a shard lies ``<out>.json``, which `merge_runs` reads.
+    Scores strictly decrease; equal ones keep the order of the candidates. Beside the run of a shard
+    lies ``<out>.json``, which `merge_runs` reads.
     """
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     corpus = every.shard(*config.part)
@@ -106,16 +90,17 @@ def rerank_files(config: RerankConfig) -> None:
     ).to(default_device())  # fmt: skip
     precision, out = resolve_precision(config.precision, student.device), Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f"{out.name}.partial")
-    try:
-        with TemporaryDirectory() as beside, unfinished.open("wb") as run:
-            for some in corpus.parts(_PAIRS_IN_MEMORY):
-                piece = Path(beside) / out.name
-                _write_some(student, some, piece, precision, config.tag)
-                run.write(piece.read_bytes())  # gzip files end to end are one, too
-        os.replace(unfinished, out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with TemporaryDirectory() as beside, partial_file(out) as unfinished, unfinished.open("wb") as run:
+        for some in corpus.parts(_PAIRS_IN_MEMORY):
+            query_ids, doc_ids = some.ids("query_id"), some.ids("doc_id")
+            queries = pd.DataFrame({"query_id": query_ids, "query": some.queries.of(query_ids)})
+            passages = pd.DataFrame({"doc_id": doc_ids, "text": some.passages.of(doc_ids)})
+            tokens = TokenCorpus.of(queries, passages, student.tokenizer)
+            scores = rerank(student, some.candidates, tokens, precision=precision)
+            piece = Path(beside) / out.name
+            write_run(settle_ties(scores, some.candidates), piece, tag=config.tag)
+            run.write(piece.read_bytes())  # gzip files end to end are one, too
+            _log.info("%d queries ranked", len(query_ids))
     if config.part[1] > 1:
         weights = Path(model_path(config.student)) / "model.safetensors"
         identity = {
@@ -128,42 +113,28 @@ def rerank_files(config: RerankConfig) -> None:
 
 
 def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:
-    """Make one run of those of all shards, as if one process had made it; gives its queries.
+    """Make one run of those of all shards, as if one process had made it; gives its number of queries.
 
-    Raises:
-        ValueError: A shard is missing, there twice, made of something else, or changed since.
+    ValueError for a shard that is missing, there twice, made of something else, or changed since.
     """
     records = {Path(shard): _shard_record(Path(shard)) for shard in shards}
     identity = whole(records)
     runs = [read_run(shard) for shard in sorted(records, key=lambda x: records[x]["shard"])]
     order = in_turn([run["query_id"].unique().tolist() for run in runs])
     check_once(order, identity["n_queries"])
-    by_query = dict(iter(pd.concat(runs).groupby("query_id", sort=False)))
-    write_run(pd.concat([by_query[query] for query in order]), out, tag=identity["tag"])
+    by_query = pd.concat(runs).groupby("query_id")
+    write_run(pd.concat(map(by_query.get_group, order)), out, tag=identity["tag"])
     return len(order)
-
-
-def _write_some(student: CrossEncoder, some: Corpus, out: Path, precision: str, tag: str) -> None:
-    """The run of some whole queries."""
-    query_ids, doc_ids = some.ids("query_id"), some.ids("doc_id")
-    queries = pd.DataFrame({"query_id": query_ids, "query": some.queries.of(query_ids)})
-    passages = pd.DataFrame({"doc_id": doc_ids, "text": some.passages.of(doc_ids)})
-    corpus = TokenCorpus.of(queries, passages, student.tokenizer)
-    run = rerank(student, some.candidates, corpus, precision=precision)
-    write_run(settle_ties(run, some.candidates), out, tag=tag)
-    _log.info("%d queries ranked", len(query_ids))
 
 
 def _shard_record(shard: Path) -> dict:
     record = shard.with_name(f"{shard.name}.json")
     if not (shard.is_file() and record.is_file()):
         raise ValueError(
-            f"{shard} is no run of a shard with {record.name} beside it: run rdl rerank --shard for "
-            "it, and bring both files"
+            f"{shard} is no run of a shard with {record.name} beside it: bring both, or run rdl rerank "
+            "--shard again"
         )
     identity = read_json(record)
     if identity.pop("sha256") != content_hash(shard):
-        raise ValueError(
-            f"{shard} changed since {record.name} was written: run rdl rerank for this shard again"
-        )
+        raise ValueError(f"{shard} changed since {record.name} was written: run rdl rerank again")
     return identity

@@ -1,9 +1,8 @@
 """Text as tokens: tokenised once, kept flat, gathered and packed on the device.
 
-A `TokenStore` holds every text of a collection as one flat vector of token ids and a vector of
-offsets, on disk as two memory-mapped files. Any set of its rows is gathered by arithmetic on the
-offsets, without a Python loop. `pack` builds the sequences that a cross-encoder reads,
-``[CLS] query [SEP] passage [SEP]``, end to end in one vector: no padding, no collating.
+A `TokenStore` holds texts as one vector of token ids and one of offsets, on disk as two memory-mapped
+files; rows are gathered by arithmetic on the offsets. `pack` builds the sequences that a cross-encoder
+reads, ``[CLS] query [SEP] passage [SEP]``, end to end in one vector, without padding.
 
 In shapes, `n` is the number of pairs and `t` that of the tokens in all of them together.
 """
@@ -15,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -33,8 +33,7 @@ from rdl_core.progress import progress
 __all__ = ["Packed", "PairTemplate", "TokenCorpus", "TokenStore", "pack", "plan_batches"]
 
 TOKENS, OFFSETS, UNFINISHED, FINISHED = "tokens.bin", "offsets.bin", "progress.json", "store.json"
-# Texts handed to the tokenizer at once, and fewer where they are long: it spreads them over its own
-# threads and needs some 100 bytes for each token meanwhile.
+# Most texts, and characters, handed to the tokenizer at once: it needs some 100 bytes for each token.
 _CHUNK, _CHUNK_CHARACTERS = 4096, 2**22
 
 
@@ -52,21 +51,17 @@ class TokenStore:
         cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, *,
         max_tokens: int, total: int,
     ) -> TokenStore:  # fmt: skip
-        """Tokenise texts in order, stream them to a folder, and map it; resumes where it was killed.
+        """Tokenise `total` texts chunk by chunk into a folder, and map it; resumes where it was killed.
 
-        ``progress.json`` records, chunk by chunk, how far the files are whole. Memory does not grow
-        with the number of texts. That the texts are those of the killed build, and that no file
-        changed, is for the folder's manifest to tell (`rdl_core.files.resumable`).
-
-        Args:
-            texts: One text per row, read once; `total` of them.
-            tokenizer: A fast tokenizer; special tokens are left out.
-            folder: Gets ``tokens.bin``, ``offsets.bin`` and, last of all, ``store.json``.
-            max_tokens: Longer texts are cut to this many tokens.
+        Special tokens are left out, and texts cut to `max_tokens`. ``progress.json`` records how far
+        ``tokens.bin`` and ``offsets.bin`` are whole, and becomes ``store.json`` at the end. That the
+        texts are those of the killed build is for the folder's manifest to tell
+        (`rdl_core.files.resumable`).
         """
         encoder = _encoder(tokenizer, max_tokens)
         done = _resume(folder, encoder)
-        rest = progress(islice(texts, done["rows"], None), total=total, what="tokenising", done=done["rows"])
+        rest = islice(texts, done["rows"], None)
+        rest = progress(rest, total=total, what="tokenising", done=done["rows"])
         with (folder / TOKENS).open("ab") as tokens, (folder / OFFSETS).open("ab") as offsets:
             for chunk in _chunks(rest):
                 ids, lengths = _tokenise(chunk, encoder, done["dtype"])
@@ -88,13 +83,13 @@ class TokenStore:
             if sizes != _sizes(done) or offsets[-1] != done["tokens"]:
                 raise ValueError(f"files of {sizes} bytes for {done['tokens']} tokens")
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder} holds no whole token store ({error}): build it again") from error
+            raise ValueError(f"{folder} holds no whole token store ({error}): build it again") from None
         dtype = done["dtype"].replace("uint16", "int16")  # no file without tokens can be mapped
         ids = np.memmap(folder / TOKENS, dtype, mode="c") if done["tokens"] else np.empty(0, dtype)
         return cls(flat=torch.from_numpy(ids), offsets=torch.from_numpy(offsets))
 
     @classmethod
-    def of_texts(cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TokenStore:
+    def of_texts(cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> TokenStore:
         """A store in memory of a few texts, such as one query's passages."""
         texts = list(texts)  # none at all is an error to transformers
         return cls.from_lists(texts and tokenizer(texts, add_special_tokens=False)["input_ids"])
@@ -112,7 +107,7 @@ class TokenStore:
         return len(self.offsets) - 1
 
     def to(self, device: torch.device | str) -> TokenStore:
-        """The same store on another device."""
+        """The store on another device."""
         return TokenStore(flat=self.flat.to(device), offsets=self.offsets.to(device))
 
     def lengths(self, rows: Tensor, max_tokens: int) -> Tensor:
@@ -139,10 +134,9 @@ class TokenCorpus:
         cls, queries: pd.DataFrame, passages: pd.DataFrame, tokenizer: PreTrainedTokenizerBase
     ) -> TokenCorpus:
         """Tokenise ``query_id, query`` and ``doc_id, text`` in memory."""
-        return cls(
-            pd.Index(queries["query_id"].astype(object)), TokenStore.of_texts(queries["query"], tokenizer),
-            pd.Index(passages["doc_id"].astype(object)), TokenStore.of_texts(passages["text"], tokenizer),
-        )  # fmt: skip
+        query_ids, doc_ids = queries["query_id"].astype(object), passages["doc_id"].astype(object)
+        stores = [TokenStore.of_texts(x, tokenizer) for x in (queries["query"], passages["text"])]
+        return cls(pd.Index(query_ids), stores[0], pd.Index(doc_ids), stores[1])
 
 
 @dataclass(frozen=True)
@@ -157,7 +151,7 @@ class PairTemplate:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
-        """Read the template off the tokenizer's own treatment of a pair."""
+        """Read off a pair that the tokenizer built; ValueError unless of BERT's or RoBERTa's form."""
         texts = chain("a0.", tokenizer.get_vocab())  # not every vocabulary knows a given letter
         probe = next(x for x in texts if tokenizer(x, add_special_tokens=False)["input_ids"])
         encoded = tokenizer(probe, probe)
@@ -165,15 +159,14 @@ class PairTemplate:
         # Requested, they come even where the model never gets any: what comes by default counts.
         segments = encoded.get("token_type_ids", [0] * len(ids))
         query, passage = text_of.index(0), text_of.index(1)
-        query_end, passage_end = query + text_of.count(0), passage + text_of.count(1)
-        two = (segments[query], segments[passage])
-        if segments != [two[0]] * passage + [two[1]] * (len(ids) - passage):
+        first, second = segments[query], segments[passage]
+        if segments != [first] * passage + [second] * (len(ids) - passage):
             raise ValueError(
-                f"expected segments {two[0]} up to the passage, then {two[1]}, got {segments} for "
+                f"expected segments {first} up to the passage, then {second}, got {segments} for "
                 f"tokens {ids}: use an encoder of BERT's or RoBERTa's form"
             )
-        before, between, after = ids[:query], ids[query_end:passage], ids[passage_end:]
-        return cls(tuple(before), tuple(between), tuple(after), segments=two)
+        between, after = ids[query + text_of.count(0) : passage], ids[passage + text_of.count(1) :]
+        return cls(tuple(ids[:query]), tuple(between), tuple(after), (first, second))
 
     @property
     def n_tokens(self) -> int:
@@ -195,21 +188,17 @@ class Packed:
     """Tokens in the longest sequence."""
 
     def filled(self, multiple: int) -> Packed:
-        """The same with sequences of padding behind it, up to a multiple of so many tokens.
-
-        Kernels that are compiled for a number of tokens are then compiled for few numbers.
-        """
-        n_tokens = len(self.input_ids)
+        """The same with sequences of padding behind it, up to a multiple of so many tokens."""
+        n_tokens, longest, device = len(self.input_ids), self.max_length, self.input_ids.device
         more = -n_tokens % multiple
         if not more:
             return self
-        places = torch.arange(more, device=self.input_ids.device) % self.max_length
-        starts = torch.arange(0, more, self.max_length, device=self.input_ids.device)[1:]
-        ends = torch.cat([n_tokens + starts, starts.new_tensor([n_tokens + more])])
-        fields = (self.input_ids, self.position_ids, self.segment_ids, self.cu_seqlens)
-        padding = (torch.zeros_like(places), places, torch.zeros_like(places), ends)
-        joined = (torch.cat([x, y.to(x.dtype)]) for x, y in zip(fields, padding, strict=True))
-        return Packed(*joined, self.max_length)
+        places = torch.arange(more, device=device) % longest
+        ends = n_tokens + torch.arange(longest, more + longest, longest, device=device).clamp(max=more)
+        return Packed(
+            pad(self.input_ids, (0, more)), torch.cat([self.position_ids, places]),
+            pad(self.segment_ids, (0, more)), torch.cat([self.cu_seqlens, ends.int()]), longest,
+        )  # fmt: skip
 
 
 def pack(
@@ -237,7 +226,6 @@ def pack(
     sums = (query_lengths.sum(), passage_lengths.sum(), pad(lengths, (0, 1)).max())
     n_query, n_passage, longest = torch.stack(sums).tolist()  # the one wait
     n_tokens = n_query + n_passage + len(query_rows) * template.n_tokens
-
     input_ids = lengths.new_empty(n_tokens)
     _put_special(input_ids, starts, template.before)
     places = _ragged_positions(starts + before, query_lengths, n_query)
@@ -253,18 +241,11 @@ def pack(
 
 
 def plan_batches(lengths: Tensor, token_budget: int, *, workers: int = 1) -> list[Tensor]:
-    """Cut pairs, sorted by length, into batches of about equal cost.
+    """Indices of pairs of `lengths`, int64 ``[n]`` on the CPU, in batches of about equal cost.
 
-    Args:
-        lengths: int64 ``[n]`` on the CPU, tokens in each pair.
-        token_budget: Most tokens in a batch, counting every pair as long as the batch's longest;
-            a longer single pair gets a batch of its own.
-        workers: Batches computed at a time; they become smaller where some workers would
-            otherwise have none in the last round.
-
-    Returns:
-        Indices into `lengths`, each exactly once, the longest pairs first, so that memory runs
-        out at the first batch or never.
+    A batch has at most `token_budget` tokens, each pair counted as long as the longest, or one pair.
+    The longest come first: memory runs out at the first batch or never. Where `workers` compute batches
+    at a time, these are smaller if some workers would have none in the last round.
 
     >>> import torch
     >>> plan_batches(torch.tensor([3, 9, 4, 4]), token_budget=9)
@@ -296,16 +277,14 @@ def _resume(folder: Path, encoder: Tokenizer) -> dict:
     large = max(encoder.get_vocab().values(), default=0) >= 2**16
     key = hashlib.sha256(f"{encoder.encode_special_tokens} {encoder.to_str()}".encode()).hexdigest()
     done = {"key": key, "dtype": "int32" if large else "uint16", "rows": 0, "tokens": 0}
-    try:
+    with suppress(OSError, KeyError, TypeError, ValueError):  # nothing was finished
         earlier = json.loads((folder / UNFINISHED).read_text())
         sizes = _sizes(earlier)
         if earlier["key"] == key and all((folder / n).stat().st_size >= x for n, x in sizes.items()):
             done = earlier
-    except (OSError, KeyError, TypeError, ValueError):
-        pass  # nothing was finished
     if not done["rows"]:
-        (folder / TOKENS).write_bytes(b"")
-        (folder / OFFSETS).write_bytes(bytes(8))
+        for name, n_bytes in _sizes(done).items():
+            (folder / name).write_bytes(bytes(n_bytes))
         write_json(folder / UNFINISHED, done)
     for name, n_bytes in _sizes(done).items():
         os.truncate(folder / name, n_bytes)

@@ -9,8 +9,8 @@ from threading import get_ident
 
 import pytest
 import torch
-from conftest import child_environment, make_student
-from test_cross_encoder import PAIRS, score
+from conftest import child_environment, make_student, moved, weights
+from test_cross_encoder import score
 
 from rdl_core import cpu
 from rdl_core.cpu import engine
@@ -19,28 +19,27 @@ from rdl_core.cross_encoder import CrossEncoder
 CLOSE = {"float32": 1e-4, "bfloat16": 0.12, "int8": 0.2}  # of the scores' spread
 
 
-def layers_of(scorer):
-    return scorer.student.model.base_model.encoder.layer
+def watch(monkeypatch, of_batch):
+    """A set that gets what a function gives for each batch from now on."""
+    seen, forward = set(), CrossEncoder.forward
+    own = lambda self, packed: seen.add(of_batch(packed)) or forward(self, packed)  # noqa: E731
+    monkeypatch.setattr(CrossEncoder, "forward", own)
+    return seen
 
 
 @pytest.mark.parametrize("precision", CLOSE)
 def test_scores_are_those_of_the_student(kind, stores, precision):
     student = make_student(kind)
-    as_before = "float32" if precision == "int8" else precision
     with torch.no_grad():
-        expected = score(student, stores, precision=as_before)
+        expected = score(student, stores, precision=precision.replace("int8", "float32"))
     scores = score(engine(student, precision), stores)
     assert expected.std() > 0.05
     torch.testing.assert_close(scores, expected, atol=CLOSE[precision] * expected.std().item(), rtol=0)
-    if precision == "int8":
-        assert not torch.equal(scores, expected)
+    assert precision != "int8" or not torch.equal(scores, expected)
 
 
 def test_an_int8_score_does_not_depend_on_its_batch(kind, stores):
-    """Activations are quantised token by token; with one scale for a batch, they would.
-
-    A last bit of attention differs between batches, and now and then tips one that is rounded next.
-    """
+    """But for the last bits of attention, which now and then tip an activation that is rounded next."""
     scorer = engine(make_student(kind), "int8")
     alone, together = (score(scorer, stores, token_budget=n) for n in (1, 2000))
     away = (alone - together).abs()
@@ -51,11 +50,11 @@ def test_an_int8_score_does_not_depend_on_its_batch(kind, stores):
 @torch.inference_mode()
 def test_an_int8_layer_overwrites_only_what_gelu_made():
     student = make_student()
-    layer, own = layers_of(engine(student, "int8"))[0], student.model.base_model.encoder.layer[0]
+    both = student, engine(student, "int8").student
+    own, layer = (x.model.base_model.encoder.layer[0] for x in both)
     state = torch.linspace(-2, 2, 72).view(3, 24)
-    before = state.clone()
     wide = layer.intermediate(state)
-    assert torch.equal(state, before)
+    assert torch.equal(state, torch.linspace(-2, 2, 72).view(3, 24))
     # What GELU makes of numbers below 0 is at most 0.17 below: that much every step reaches.
     wide[0] = torch.nn.functional.gelu(torch.full_like(wide[0], -0.75))
     expected = own.output.dense(wide)
@@ -72,19 +71,16 @@ def two_threads():
 
 
 def test_each_core_takes_batches_of_its_own(two_threads, kind, stores, monkeypatch):
-    student = make_student(kind)
-    scorer, seen, forward = engine(student, "float32"), set(), CrossEncoder.forward
-
-    def watched(self, packed):
-        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-        seen.add((get_ident(), torch.get_num_threads(), *modes))
+    def thread(_):
         time.sleep(0.02)
-        return forward(self, packed)
+        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        return get_ident(), torch.get_num_threads(), *modes
 
+    student = make_student(kind)
     with torch.no_grad():
         expected = score(student, stores)
-    monkeypatch.setattr(CrossEncoder, "forward", watched)
-    scores = score(scorer, stores, token_budget=100)
+    seen = watch(monkeypatch, thread)
+    scores = score(engine(student, "float32"), stores, token_budget=100)
     assert len(seen) == 2
     assert {tuple(rest) for _, *rest in seen} == {(1, True, False)}
     assert get_ident() not in {thread for thread, *_ in seen}
@@ -99,7 +95,8 @@ def test_each_core_takes_batches_of_its_own(two_threads, kind, stores, monkeypat
 
 @torch.inference_mode()
 def test_projections_of_two_threads_do_not_mix():
-    attention = layers_of(engine(make_student(), "float32"))[0].attention.self
+    model = engine(make_student(), "float32").student.model
+    attention = model.base_model.encoder.layer[0].attention.self
     parts, results = (attention.query, attention.key, attention.value), []
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
         work = [(first, torch.full((2, 24), 0.5)), (second, torch.full((2, 24), 2.0))]
@@ -111,38 +108,37 @@ def test_projections_of_two_threads_do_not_mix():
 
 
 _FAULTS = """
-import resource, sys, torch
-from conftest import make_student
-from rdl_core.cpu import engine
+import resource, torch
+from rdl_core.devices import keep_freed_pages
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     kept = [torch.ones(3_000_000) for _ in range(4)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-scorer = engine(make_student(), "float32", keep_pages=sys.argv[1] == "keep")
+faults()
+print(faults())
+keep_freed_pages()
 faults()
 print(faults())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_freed_memory_is_not_fetched_anew():
+def test_freed_memory_is_not_fetched_anew(monkeypatch):
     """Four blocks of 12 MB (2,930 pages each), made, freed and made again, as in layers."""
-    own = {"env": child_environment(), "stdout": subprocess.PIPE}
-    keep, drop = (subprocess.Popen([sys.executable, "-c", _FAULTS, x], **own) for x in ("keep", "drop"))
-    assert int(keep.communicate()[0]) < 6_000 < int(drop.communicate()[0])
+    child = [sys.executable, "-c", _FAULTS]  # its heap is young, and it imports little
+    dropped, kept = subprocess.check_output(child, env=child_environment()).split()
+    assert int(kept) < 6_000 < int(dropped)
+    calls = []
+    monkeypatch.setattr(cpu, "keep_freed_pages", lambda: calls.append(1))
+    for keep_pages in (True, False):
+        engine(make_student(), "float32", keep_pages=keep_pages)
+    assert calls == [1]
 
 
 def test_kernels_are_made_for_few_shapes(kind, stores, monkeypatch):
-    student, sizes, forward = make_student(kind), set(), CrossEncoder.forward
-
-    def seen(self, packed):
-        sizes.add(len(packed.input_ids) % 64)
-        return forward(self, packed)
-
-    monkeypatch.setattr(CrossEncoder, "forward", seen)
+    student, sizes = make_student(kind), watch(monkeypatch, lambda packed: len(packed.input_ids) % 64)
     filled = score(engine(student, "float32"), stores, token_budget=300)
     assert sizes == {0}
-    assert filled.shape == (len(PAIRS),)
     unfilled = score(engine(student, "float32", fill=1), stores, token_budget=300)
     torch.testing.assert_close(filled, unfilled)
     assert len(sizes) > 1
@@ -150,13 +146,10 @@ def test_kernels_are_made_for_few_shapes(kind, stores, monkeypatch):
 
 def test_the_student_stays_as_it_is_and_goes_on_learning(stores):
     student = make_student().train()
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    scorer = engine(student, "int8")
-    assert student.training
-    assert not scorer.student.training
-    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
-    embeddings = [x.model.get_input_embeddings().weight.data_ptr() for x in (scorer.student, student)]
-    assert embeddings[0] == embeddings[1]  # shared, not copied
+    before, copied = weights(student), engine(student, "int8").student
+    assert (student.training, copied.training) == (True, False)
+    assert not moved(before, weights(student))
+    assert copied.model.get_input_embeddings().weight is student.model.get_input_embeddings().weight
     score(student, stores).sum().backward()
     assert student.model.base_model.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
 

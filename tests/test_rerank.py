@@ -37,7 +37,6 @@ def by_pair(frame):
 
 @pytest.mark.parametrize(("pairs_at_once", "token_budget"), [(1, 60), (4, 1), (27, 4096), (1000, None)])
 def test_scores_are_those_of_transformers(by_hand, monkeypatch, pairs_at_once, token_budget):
-    """Neither training mode nor gradients reach them."""
     monkeypatch.setattr(module, "_PAIRS_AT_ONCE", pairs_at_once)
     student = make_student(dropout=0.5).train()
     shuffled = make_candidates().sample(frac=1, random_state=0)
@@ -58,16 +57,14 @@ def test_scores_of_other_precisions_are_near_and_not_rounded(by_hand, precision,
 
 
 def test_nothing_to_rerank_gives_an_empty_run_and_broken_weights_none():
-    """BM25 finds nothing for some queries, and of a small test set perhaps for none."""
-    run, student = rerank(make_student(), make_candidates()[:0], CORPUS), make_student()
+    """BM25 finds nothing for some queries, perhaps for none of a small set."""
+    student = make_student()
+    run = rerank(student, make_candidates()[:0], CORPUS)
     assert (len(run), run.columns.tolist()) == (0, ["query_id", "doc_id", "score"])
     for value in (float("nan"), float("inf")):
         torch.nn.init.constant_(student.model.classifier.bias, value)
         with pytest.raises(ValueError, match="nan or infinity for query 'q0': its weights are broken"):
             rerank(student, make_candidates(), CORPUS)
-
-
-# --- files ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -85,7 +82,6 @@ def to_file(files, tmp_path):
 
 @pytest.mark.parametrize("pairs_in_memory", [1, 10, 2**15])
 def test_a_run_is_settled_and_written_in_parts(to_file, by_hand, monkeypatch, pairs_in_memory):
-    """However many there are, the texts in memory are those of so many pairs and a list."""
     monkeypatch.setattr(module, "_PAIRS_IN_MEMORY", pairs_in_memory)
     sizes = []
     counted = lambda s, c, *x, **own: sizes.append(len(c)) or rerank(s, c, *x, **own)  # noqa: E731
