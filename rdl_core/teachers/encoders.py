@@ -25,18 +25,14 @@ def similarity(
 
 def fuse(candidates: pd.DataFrame, *scores: np.ndarray) -> np.ndarray:
     """Sum of scores, each standardised within its query; float64 ``[rows]``."""
-    standard = []
-    for score in scores:
-        by_query = pd.Series(score, candidates.index, dtype="float64").groupby(candidates["query_id"])
-        spread = by_query.transform("std", ddof=0).replace(0.0, 1.0)
-        standard.append(((score - by_query.transform("mean")) / spread).to_numpy())
-    return np.sum(standard, axis=0)
+    columns = pd.DataFrame(np.stack(scores, axis=1), dtype="float64")
+    by_query = columns.groupby(candidates["query_id"].array)  # by place: their index may repeat
+    spread = by_query.transform("std", ddof=0).replace(0.0, 1.0)
+    return ((columns - by_query.transform("mean")) / spread).to_numpy().sum(axis=1)
 
 
 def add_teacher_rank(candidates: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
     """Candidates with a column ``teacher_rank``: by score, equal scores by first-stage rank."""
-    keys = pd.DataFrame(  # by place: the index of the candidates may repeat
-        {"query_id": candidates["query_id"].array, "score": -scores, "rank": candidates["rank"].array}
-    )
+    keys = candidates[["query_id", "rank"]].reset_index(drop=True).assign(score=-scores)
     places = keys.sort_values(["query_id", "score", "rank"]).groupby("query_id").cumcount()
     return candidates.assign(teacher_rank=places.sort_index().to_numpy() + 1)
