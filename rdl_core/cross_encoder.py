@@ -12,9 +12,10 @@ In shapes, `n` is the number of sequences and `t` that of the tokens in all of t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ __all__ = ["ARCHITECTURES", "CrossEncoder", "model_path", "training_record"]
 _LIMITS = {"query_tokens": 32, "passage_tokens": 256}  # Rank-DistiLLM's (Schlatt et al., ECIR 2025)
 _KEY = "rdl_core"  # of the limits, in config.json
 _WEIGHTS = "model.safetensors"
+_OF_ENCODER = re.compile(r"(^|\.)(embeddings|layers?\.\d+)\.(?!position_ids)")  # not of another head
 _log = logging.getLogger(__name__)
 
 
@@ -57,10 +59,17 @@ class CrossEncoder(nn.Module):
             kinds, kind = ", ".join(ARCHITECTURES), model.config.model_type
             raise ValueError(f"expected an encoder of type {kinds}, got {kind!r}: choose another")
         _check_outputs(model.config)
+        _check_tokenizer(tokenizer, model)
         model.set_attn_implementation(ATTENTION)
         self.model, self.tokenizer = model, tokenizer
         self.query_tokens, self.passage_tokens = query_tokens, passage_tokens
         self.template = PairTemplate.of(tokenizer)
+        n_segments = getattr(model.config, "type_vocab_size", 0)
+        if n_segments and (last := max(self.template.segments)) >= n_segments:
+            raise ValueError(
+                f"the tokenizer gives passages segment {last}, the model has {n_segments}, from 0: use "
+                "the tokenizer that the model was trained with"
+            )
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
         longest, special = min(tokenizer.model_max_length, table), self.template.n_tokens
@@ -82,9 +91,12 @@ class CrossEncoder(nn.Module):
         only, and no code that comes with a model is run. ValueError for no such model, more than one
         output, no head, limits past the encoder's, or weights that changed since they were trained.
         """
-        config, manifest = _load(AutoConfig, name), training_record(name)
+        with _loading(name) as path:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        manifest = training_record(name)
         kinds = config.architectures or ["no architecture"]
-        if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+        if scores:
             _check_outputs(config, f"{name}: ")
         elif trained:
             raise ValueError(
@@ -102,10 +114,25 @@ class CrossEncoder(nn.Module):
         given = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
         limits = {key: given[key] or recorded.get(key, _LIMITS[key]) for key in _LIMITS}
         config.num_labels = 1
-        of_model = {"config": config, "dtype": torch.float32, "use_safetensors": True}
-        model = _load(AutoModelForSequenceClassification, name, **of_model)
+        with _loading(name) as path:
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        student = cls(model, tokenizer, **limits)
+        fresh = set() if scores else student.head_names()
+        missing = sorted(set(loaded["missing_keys"]) - fresh)
+        missing += sorted(x for x in loaded["unexpected_keys"] if scores or _OF_ENCODER.search(x))
+        missing += sorted(str(x) for x in loaded["mismatched_keys"])
+        if missing:
+            raise ValueError(
+                f"{name}: expected its weights to be those of its config.json, but {len(missing)} are "
+                f"missing, of another shape or left over, such as {', '.join(missing[:3])}: its scores "
+                "would be random; save the model again, or use another"
+            )
         _log.info("%s: queries are cut to %d tokens, passages to %d", name, *limits.values())
-        return cls(model, _load(AutoTokenizer, name), **limits)
+        return student
 
     @property
     def device(self) -> torch.device:
@@ -168,6 +195,8 @@ class CrossEncoder(nn.Module):
         self.model.config.sentence_transformers = logits
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        for file in Path(folder).glob("*.safetensors"):  # which are written for their owner alone
+            file.chmod(Path(folder, "config.json").stat().st_mode)
 
 
 def in_order(scores: list[Tensor], batches: list[Tensor]) -> Tensor:
@@ -190,14 +219,29 @@ def training_record(name: str | Path) -> dict:
     return {}
 
 
-def _load(kind: Any, name: str | Path, **own: object) -> Any:
+@contextmanager
+def _loading(name: str | Path) -> Iterator[str]:
     try:
-        return kind.from_pretrained(model_path(name), trust_remote_code=False, **own)
+        yield model_path(name)
     except Exception as error:  # safetensors and tokenizers have errors of their own
         reason = str(error).partition("\n")[0]  # of several lines
         raise ValueError(
             f"{name} is no folder or hub id of a model that transformers loads ({reason})"
         ) from None
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    vocabulary, n_rows = tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings
+    if vocabulary.keys() <= set(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"the tokenizer knows no word, only {', '.join(vocabulary)}: is its file missing? Copy "
+            "tokenizer.json and tokenizer_config.json of the encoder into the folder"
+        )
+    if (last := max(vocabulary.values())) >= n_rows:
+        raise ValueError(
+            f"the tokenizer gives ids up to {last}, the model has {n_rows} word embeddings, from 0: "
+            "use the tokenizer that the model was trained with, or resize its embeddings"
+        )
 
 
 def _check_outputs(config: PreTrainedConfig, where: str = "") -> None:

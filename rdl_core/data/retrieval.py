@@ -10,6 +10,7 @@ Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -23,24 +24,31 @@ from torch.nn.functional import normalize
 from rdl_core.data.downloads import encoder_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.progress import progress
+from rdl_core.words import bigrams
 
 __all__ = ["bm25", "dense", "encode", "random_candidates"]
 
 _CHUNK = 512
+_log = logging.getLogger(__name__)
 
 
 def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.DataFrame:
     """Candidates by BM25 (k1 = 1.2, b = 0.75, English stop words, Snowball's English stemmer).
 
-    Passages that share no word with a query are left out.
+    Passages that share no word with a query are left out. Scripts without spaces are indexed by pairs
+    of characters. Stop words and single letters count as no words.
     """
-    if queries.empty:  # which bm25s does not take
-        return _candidates(queries, passages, np.empty((0, 0), np.int64), np.empty((0, 0)))
     bars, stemmer, index = sys.stderr.isatty(), Stemmer("english"), bm25s.BM25(k1=1.2, b=0.75)
     words, query_words = (
-        bm25s.tokenize(texts.tolist(), stopwords="en", stemmer=stemmer, show_progress=False)
+        bm25s.tokenize(
+            list(map(bigrams, texts)), stopwords="en", stemmer=stemmer, show_progress=False
+        )
         for texts in (passages["text"], queries["query"])
     )
+    if not (query_words.ids and words.vocab):  # which bm25s does not take
+        if len(passages):
+            _log.warning("BM25: no passage or no query has a word, so that there are no candidates")
+        return _candidates(queries, passages, np.empty((len(queries), 0), np.int64), np.empty((0, 0)))
     index.index(words, show_progress=bars)
     rows, scores = index.retrieve(query_words, k=min(depth, len(passages)), show_progress=bars)
     frame = _candidates(queries, passages, rows.astype(np.int64), scores)

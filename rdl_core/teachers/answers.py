@@ -18,16 +18,32 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rdl_core.words import first_words
+
 __all__ = ["Answer", "Reading", "Window", "identifiers", "listwise_prompt", "read_answer"]
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MAX_DIGITS = 9  # longer numbers name no passage, and int() refuses thousands of digits
 _IDENTIFIER = r"(?:\d+|[A-Za-z])"
-_BRACKETED = re.compile(rf"\[\s*({_IDENTIFIER}(?:[\s,;>]+{_IDENTIFIER})*)\s*\]")  # also [3, 1, 2]
-_CHAIN = re.compile(rf"{_BRACKETED.pattern}(?:[\s,;>]*{_BRACKETED.pattern})*")
-_END = r"</think(?:ing)?>"
-_THOUGHT = re.compile(rf"<think(?:ing)?>.*?(?:{_END}|\Z)", re.IGNORECASE | re.DOTALL)
+_BRACKETED = re.compile(  # also [3, 1, 2] and ["3", "1"]
+    rf"""\[\s*["']?({_IDENTIFIER}(?:[\s,;>"']+{_IDENTIFIER})*)["']?\s*\]"""
+)
+_NOUN = r"(?:passages?|documents?|docs?|texts?|then|rank)"
+# What may stand between two identifiers of one ranking: signs, numbers of a list, what is ranked.
+_JOINT = re.compile(rf"(?:[^\w\[\]]|[\d_]|\b{_NOUN}\b)*", re.IGNORECASE)
+_NUMBERED = re.compile(
+    rf"^\W*\d+[.):]\W*(?:{_NOUN}\W+)?{_BRACKETED.pattern}", re.IGNORECASE | re.MULTILINE
+)
+_BARE = re.compile(
+    rf"\b(?:{_NOUN} )?{_IDENTIFIER}(?:\W*?[>→≻»]\W*?(?:{_NOUN} )?{_IDENTIFIER}\b)+", re.IGNORECASE
+)
+_TAG = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad)[^<>\[\]▷]*[>\]▷]"
+_END = rf"[<\[◁]\|?(?:/(?:\w+:)?|end_of_){_TAG}"
+_THOUGHT = re.compile(
+    rf"[<\[◁]\|?(?:\w+:|begin_of_)?{_TAG}.*?(?:{_END}|\Z)", re.IGNORECASE | re.DOTALL
+)
 _THOUGHT_OPENED_BY_PROMPT = re.compile(rf"\A.*{_END}", re.IGNORECASE | re.DOTALL)
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")  # gpt-oss; the answer is in "final"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +92,7 @@ class Answer:
     input_tokens: int | None = None  # of the prompt; None if not counted
     output_tokens: int | None = None  # written, thoughts included; None if not counted
     n_calls: int = 1  # requests that the answer took
+    why: str | None = None  # there is no text, or not all of it, as far as the server says
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.order is None):
@@ -89,16 +106,35 @@ class Answer:
 def read_answer(text: str, n: int) -> Reading:
     """Read the order of a window's `n` passages from any text.
 
-    Thoughts (``<think>``, also unclosed or opened by the prompt) are dropped. Letters, digits of any
-    script and full-width brackets count; ``[1`` without its end does not, as it may begin ``[12]``.
-    The last chain of identifiers, joined only by ``>``, commas or spaces, that names all passages once
-    is the order, so that passages discussed before are no votes. Without one, all identifiers count.
+    Thoughts are dropped: tags of the usual names, also unclosed or opened by the prompt, and channels.
+    Letters, digits of any script and full-width brackets count; ``[1`` without its end does not, as it
+    may begin ``[12]``. Identifiers with nothing but signs, list numbers or "passage" between them make
+    a ranking. The last one of all passages counts; else the last that names more than half as many as
+    the longest; else lines of a numbered list that begin with an identifier; else every identifier.
+    Passages discussed beside a ranking are no votes. Without brackets, ``2 > 1`` is one, too.
     """
-    text = _THOUGHT.sub("", unicodedata.normalize("NFKC", text).replace("【", "[").replace("】", "]"))
-    text = _THOUGHT_OPENED_BY_PROMPT.sub("", text)
-    chains = [_places(match.group()) for match in _CHAIN.finditer(text)]
-    complete = [places for places in chains if sorted(places) == list(range(n))]
-    return _reading(complete[-1] if complete else [place for places in chains for place in places], n)
+    text = unicodedata.normalize("NFKC", text).replace("【", "[").replace("】", "]")
+    channels = _CHANNEL.split(text)
+    if len(channels) > 1:
+        text = channels[-1] if channels[-2] == "final" else ""
+    text = _THOUGHT_OPENED_BY_PROMPT.sub("", _THOUGHT.sub("", text))
+    rankings, end = [], None
+    for group in _BRACKETED.finditer(text):
+        if end is None or not _JOINT.fullmatch(text, end, group.start()):
+            rankings.append([])
+        rankings[-1] += _places(group[1])
+        end = group.end()
+    if not rankings:
+        rankings = [_places(chain[0]) for chain in _BARE.finditer(text)]
+    named = [len({place for place in ranking if 0 <= place < n}) for ranking in rankings]
+    longest = max(named, default=0)
+    if complete := [x for x in rankings if sorted(x) == list(range(n))]:
+        return _reading(complete[-1], n)
+    if longest > 1:
+        long = [x for x, size in zip(rankings, named, strict=True) if 2 * size > longest]
+        return _reading(long[-1], n)
+    lines = [place for line in _NUMBERED.findall(text) for place in _places(line)]
+    return _reading(lines or [place for ranking in rankings for place in ranking], n)
 
 
 def _reading(places: Sequence[int], n: int) -> Reading:
@@ -126,14 +162,13 @@ def listwise_prompt(
 ) -> str:
     """The text that asks a model for an order of passages, without chat markup.
 
-    A text becomes one line, a passage at most `max_words` words; ``[12]`` in it becomes ``(12)``, which
-    no model or reader takes for an identifier.
+    A text becomes one line, a passage at most `max_words` words (`rdl_core.words`); ``[12]`` in it
+    becomes ``(12)``, which no model or reader takes for an identifier.
     """
     names = identifiers(len(passages), letters=letters)
-    query, *texts = (_BRACKETED.sub(r"(\1)", text).split() for text in (query, *passages))
-    query = " ".join(query)
+    query, *texts = (" ".join(_BRACKETED.sub(r"(\1)", text).split()) for text in (query, *passages))
     pairs = zip(names, texts, strict=True)
-    listing = "\n".join(f"{name} {' '.join(words[:max_words])}" for name, words in pairs)
+    listing = "\n".join(f"{name} {first_words(text, max_words)}" for name, text in pairs)
     return (
         f"Query: {query}\n\n{listing}\n\n"
         f'Sort the {len(names)} passages above by how well they answer the query "{query}", best '
@@ -143,8 +178,8 @@ def listwise_prompt(
 
 
 def _places(text: str) -> list[int]:
-    """Places that bracketed identifiers name; -1, which is no passage's, for huge ones."""
-    names = [name for group in _BRACKETED.findall(text) for name in re.findall(_IDENTIFIER, group)]
+    """Places that identifiers name; -1, which is no passage's, for huge ones."""
+    names = re.findall(rf"\b{_IDENTIFIER}\b", text)
     return [
         (int(name) if name.isdigit() else _LETTERS.find(name.upper()) + 1) - 1
         if len(name) <= _MAX_DIGITS else -1

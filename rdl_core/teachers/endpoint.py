@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from rdl_core.teachers.answers import Answer, Window, listwise_prompt
 
 __all__ = ["Endpoint", "EndpointError"]
 
+_FILTERED = re.compile("content[ _](filter|policy|management)|data_inspection|moderation", re.IGNORECASE)
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +79,9 @@ class Endpoint:
                 try:
                     return self._request(window, n_calls)
                 except (openai.APIError, json.JSONDecodeError) as error:
+                    if getattr(error, "status_code", None) == 400 and _FILTERED.search(str(error)):
+                        # a matter of this window's texts alone
+                        return Answer(text="", why="held back by a content filter", n_calls=n_calls)
                     wait_s = self._wait_s(window, error, n_calls)
         except Exception:
             stop.set()  # here, or this thread would begin another window before the error is read
@@ -90,14 +95,25 @@ class Endpoint:
         completion = self._client.chat.completions.create(
             model=self.config.model, messages=[{"role": "user", "content": prompt}], extra_body=body
         )
-        choices = getattr(completion, "choices", None) or [None]
-        message = getattr(choices[0], "message", None)
-        if message is None:  # an error or a page, sent with status 200
+        choice = (getattr(completion, "choices", None) or [None])[0]
+        text = _text(message := getattr(choice, "message", None))
+        if text is None:  # an error or a page, sent with status 200
             raise json.JSONDecodeError("no chat completion", str(completion), 0)
+        why, reason = None, getattr(choice, "finish_reason", None)
+        if refusal := getattr(message, "refusal", None):
+            why = f"refused: {refusal}"
+        elif reason == "content_filter":
+            why = "held back by a content filter"
+        elif reason == "length":
+            why = "cut off at the longest answer: allow more tokens (--options max_tokens=...)"
+        elif not text.strip():
+            names = ("reasoning_content", "reasoning")  # vLLM's, and others'
+            thoughts = any(getattr(message, name, None) for name in names)
+            why = "thoughts alone: turn them off, or allow more tokens" if thoughts else "empty"
         usage = getattr(completion, "usage", None)
         read, written = (getattr(usage, f"{name}_tokens", None) for name in ("prompt", "completion"))
         own = {"n_calls": n_calls, "input_tokens": read, "output_tokens": written}
-        return Answer(text=message.content or "", **own)
+        return Answer(text=text, why=why and " ".join(why.split())[:200], **own)
 
     def _wait_s(self, window: Window, error: Exception, n_calls: int) -> float:
         """Seconds until the next try; EndpointError if there is to be none."""
@@ -128,7 +144,9 @@ class Endpoint:
         if getattr(error, "code", None) == "insufficient_quota":  # a 429 that waiting does not cure
             return "the account has no credit left: add some, then run this again to go on"
         if status < 500 and status not in (200, 408, 409, 425, 429):
-            other = "see what it says: a smaller window, fewer max_words or other options may help"
+            other = "see what it says; a smaller --window-size or --max-words may help"
+            if "temperature" in str(error):
+                other = "this model takes no temperature: send none (--temperature -1)"
             return {
                 401: f"put a key that this server takes into {config.key_variable}",
                 403: f"the key in {config.key_variable} may not do this: use another key or model",
@@ -139,6 +157,17 @@ class Endpoint:
         if asked_s > config.longest_wait_s:
             return f"it asks to wait {asked_s:.0f} s: run this again then, or raise longest_wait_s"
         return None
+
+
+def _text(message: object) -> str | None:
+    """The text of a message, of its text parts where it comes in parts; None for what is no message."""
+    content = getattr(message, "content", None)
+    if isinstance(content, list):  # of dicts, as openai does not check what a server sends
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        content = "".join(str(part.get("text") or "") for part in parts)
+    if message is None or not isinstance(content, str | None):
+        return None
+    return content or ""
 
 
 def _retry_after_s(error: Exception) -> float:

@@ -1,8 +1,9 @@
 """A listwise teacher that runs here: a causal language model of transformers.
 
-An order of a window's passages is obtained in one of two modes:
+An order of a window's passages is obtained in one of three modes:
 
 - ``free``: the model writes, and :mod:`rdl_core.teachers.answers` reads.
+- ``constrained``: each step allows no tokens but those that continue a permutation, ``[3] > [1] > [2]``.
 - ``first_token``: passages are named ``[A]``, ``[B]``, ...; one forward pass over the prompt and an
   opening bracket gives the logits of all letters, which are sorted. Nothing is written.
 
@@ -12,8 +13,8 @@ Reference: Reddy et al., EMNLP 2024 (FIRST: the logits of the first token rank t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from torch import Tensor
 from rdl_core.config import LocalConfig
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.files import checked
-from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt
+from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt, read_answer
+from rdl_core.words import n_words
 
 __all__ = ["LocalLLM"]
 
@@ -51,7 +53,8 @@ class LocalLLM:
         self.config = checked(LocalConfig, named, what="LocalLLM")
         self.model, self.tokenizer, self.cache = model.eval(), tokenizer, cache
         self._letters = self.config.mode == "first_token"
-        self.can_retry = not self._letters  # a retry would give the same logits
+        self.can_retry = self.config.mode == "free"  # the others cannot fail
+        self._permutations = lru_cache(maxsize=None)(self._make_permutations)
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
         if not ends:
@@ -89,9 +92,9 @@ class LocalLLM:
         """The prompt's tokens, with as many words of each passage as fit into the context."""
         words, config = self.config.max_words, self.model.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None) or float("inf")
-        room = context - (1 if self._letters else self._new_tokens(len(window.passages)))
+        room = context - self._new_tokens(len(window.passages))
         while len(tokens := self._tokens(window, words)) > room:
-            words = min(words, max(len(text.split()) for text in window.passages)) * 4 // 5
+            words = min(words, max(map(n_words, window.passages))) * 4 // 5
             if words < _FEWEST_WORDS:
                 raise ValueError(
                     f"the prompt of query {window.query_id!r} has {len(tokens)} tokens for passages of "
@@ -109,24 +112,54 @@ class LocalLLM:
                 [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
                 enable_thinking=False,  # where the template knows it
             )  # fmt: skip
-            if self._letters and text.rstrip().endswith("<think>"):
+            if self.config.mode != "free" and text.rstrip().endswith("<think>"):
                 text += "\n</think>\n\n"  # else the first token is a thought's, not a letter's
         else:
             text += "\n\nRanking: "
             start = [token for token in [self.tokenizer.bos_token_id] if token is not None]
+        return [*start, *self._encode(text + "[" * self._letters)]
+
+    def _encode(self, text: str) -> list[int]:
         # Without special tokens: some tokenizers would put an end token behind the prompt.
-        return [*start, *self.tokenizer.encode(text + "[" * self._letters, add_special_tokens=False)]
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _new_tokens(self, n: int) -> int:
-        """Longest free answer for `n` passages."""
-        ranking = self.tokenizer.encode(" > ".join(identifiers(n)), add_special_tokens=False)
-        return self.config.max_new_tokens or len(ranking) + _PREAMBLE_TOKENS
+        """Longest answer for `n` passages."""
+        if self.config.mode == "constrained":
+            return self._permutations(n)[1]
+        ranking = len(self._encode(" > ".join(identifiers(n))))
+        return 1 if self._letters else self.config.max_new_tokens or ranking + _PREAMBLE_TOKENS
+
+    def _make_permutations(self, n: int) -> tuple[Callable[[tuple[int, ...]], list[int]], int]:
+        """Which tokens may come after some if `n` identifiers are written once each; most in all."""
+        first, following = (
+            [tuple(self._encode(joint + name)) for name in identifiers(n)] for joint in ("", " > ")
+        )
+        ranking = [*first[0], *(token for tokens in following[1:] for token in tokens)]
+        if read_answer(text := self.tokenizer.decode(ranking), n).status != "clean":
+            raise ValueError(f"the tokenizer writes a ranking as {text!r}: use mode 'free'")
+
+        def allowed(written: tuple[int, ...]) -> list[int]:
+            book, left = first, set(range(n))
+            while left:
+                done = [i for i in left if written[: len(book[i])] == book[i]]
+                if not done:
+                    k = len(written)
+                    return sorted({book[i][k] for i in left if book[i][:k] == written})
+                left.remove(done[0])
+                book, written = following, written[len(book[done[0]]) :]
+            return [self._ends[0]]
+
+        return allowed, max(map(len, first)) + sum(map(len, following)) + 1
 
     def _write(self, prompts: list[list[int]], sizes: list[int], seed: int | None) -> list[Answer]:
         """Generated texts, greedy or, with a seed, sampled."""
         limits, width, options = [self._new_tokens(n) for n in sizes], max(map(len, prompts)), {}
+        if self.config.mode == "constrained":
+            may_follow = [self._permutations(n)[0] for n in sizes]
+            options["allowed"] = lambda row, tokens: may_follow[row](tuple(tokens[width:].tolist()))
         if seed is not None:
-            options = {"do_sample": True, "temperature": _RETRY_TEMPERATURE, "top_k": 0, "top_p": 1.0}
+            options |= {"do_sample": True, "temperature": _RETRY_TEMPERATURE, "top_k": 0, "top_p": 1.0}
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=seed is not None):
             if seed is not None:
@@ -152,7 +185,7 @@ class LocalLLM:
         return answers
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[list[int]], **options: Any) -> Any:
+    def _generate(self, prompts: list[list[int]], *, allowed: Any = None, **options: Any) -> Any:
         """What the model makes of prompts, padded on the left."""
         width, device = max(map(len, prompts)), self.model.device
         padding = [width - len(tokens) for tokens in prompts]
@@ -165,7 +198,9 @@ class LocalLLM:
             "eos_token_id": self._ends, "pad_token_id": self._pad, "cache_implementation": self.cache,
         } | options)  # fmt: skip
         ids, mask = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-        return self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        return self.model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, prefix_allowed_tokens_fn=allowed
+        )
 
     @cached_property
     def _letter_tokens(self) -> Tensor:
@@ -174,5 +209,5 @@ class LocalLLM:
         tokens = self.tokenizer.convert_tokens_to_ids(letters)
         if {None, self.tokenizer.unk_token_id} & set(tokens) or len(set(tokens)) < len(letters):
             name = self.tokenizer.name_or_path
-            raise ValueError(f"the tokenizer {name!r} lacks a letter's token: use mode 'free'")
+            raise ValueError(f"the tokenizer {name!r} lacks a letter's token: use mode 'constrained'")
         return torch.tensor(tokens, device=self.model.device)
