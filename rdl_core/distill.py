@@ -240,10 +240,16 @@ class Training:
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             drawn = {"query_rows": query_rows, "passage_rows": passage_rows, "mask": sampled.mask}
             self.save(_NONFINITE, targets=goals, **drawn)
+            rows = lists.query_rows.tolist()
+            names = [lists.query_ids[row] for row in rows] if len(lists.query_ids) else rows
+            what = "queries" if len(lists.query_ids) else "query rows"
+            remedy = "lower learning_rate or set max_gradient_norm"
+            if not goals[sampled.mask].isfinite().all():
+                remedy = "the targets are not finite: correct the teacher's scores"
             raise FloatingPointError(
                 f"loss {loss.item()}, gradient norm {norm.item()} at step {self.progress['step']}, "
-                f"query rows {lists.query_rows.tolist()}: lower learning_rate or set max_gradient_norm;"
-                f" state and lists are in {self.folder / _NONFINITE}, checkpoint and log beside it"
+                f"{what} {', '.join(map(str, names))}: {remedy}; state and lists are in "
+                f"{self.folder / _NONFINITE}, checkpoint and log beside it"
             )
         self.optimiser.step()
         self.progress["step"] += 1
@@ -348,6 +354,12 @@ def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> Non
     for refused, message in refusals:
         if refused:
             raise ValueError(message)
+    whole = torch.arange(lists.mask.shape[1], device=lists.mask.device).expand(lists.mask.shape)
+    if not has_preference(targets(lists, SampledLists(whole, lists.mask), config), lists.mask).any():
+        raise ValueError(
+            "no list has two passages of different targets, so that nothing can be learnt: check what "
+            "ranked or judged them"
+        )
 
 
 # --- from files -----------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ class RankedLists:
     """int64 ``[n, depth]``: judged grade; -1 where nobody judged or `mask` is False."""
     mask: Tensor
     """bool ``[n, depth]``: True for a real candidate."""
+    query_ids: Sequence[str] = ()
+    """Ids of the rows of `queries`, for messages."""
 
     @classmethod
     def from_frame(cls, candidates: pd.DataFrame, corpus: TokenCorpus) -> RankedLists:
@@ -74,7 +76,8 @@ class RankedLists:
                 values = frame[name].fillna(empty).to_numpy(dtype=dtype, copy=True)
                 tables[name][where] = torch.from_numpy(values)
         query_rows = torch.from_numpy(rows_of(pd.Series(query_ids), corpus.query_ids, "query"))
-        return cls(queries=corpus.queries, passages=corpus.passages, query_rows=query_rows, **tables)
+        texts = {"queries": corpus.queries, "passages": corpus.passages, "query_ids": corpus.query_ids}
+        return cls(query_rows=query_rows, **texts, **tables)
 
     @classmethod
     def concat(cls, parts: Sequence[RankedLists]) -> RankedLists:
@@ -92,7 +95,8 @@ class RankedLists:
 
     def to(self, device: torch.device | str) -> RankedLists:
         """The same lists, texts included, on another device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        names = (f.name for f in fields(self) if f.name != "query_ids")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def take(self, which: Tensor) -> RankedLists:
         """Some of the lists, by int64 index ``[m]``."""

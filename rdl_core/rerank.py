@@ -16,7 +16,7 @@ from rdl_core.config import RerankConfig
 from rdl_core.cpu import engine
 from rdl_core.cross_encoder import CrossEncoder, model_path
 from rdl_core.data.collections import fingerprint, read_corpus
-from rdl_core.data.formats import read_run, write_run
+from rdl_core.data.formats import check_run, read_run, write_run
 from rdl_core.devices import default_device, fitting, resolve_precision
 from rdl_core.evaluate import settle_ties
 from rdl_core.files import content_hash, read_json, write_json
@@ -83,6 +83,7 @@ def rerank_files(config: RerankConfig) -> None:
     lies ``<out>.json``, which `merge_runs` reads.
     """
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
+    check_run(every.candidates, config.tag)
     corpus = every.shard(*config.part)
     student = CrossEncoder.from_pretrained(
         config.student, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,

@@ -31,8 +31,8 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field, TypeAdapt
 from rdl_core.files import partial
 
 __all__ = [
-    "FORMATS", "each_record", "from_frame", "read_candidates", "read_passages", "read_qrels",
-    "read_queries", "read_run", "write_parquet", "write_requests", "write_run",
+    "FORMATS", "check_run", "each_record", "from_frame", "read_candidates", "read_passages",
+    "read_qrels", "read_queries", "read_run", "write_parquet", "write_requests", "write_run",
 ]  # fmt: skip
 
 _TEXT = ("text", "segment", "contents", "content", "body", "passage")  # RankLLM's order
@@ -63,17 +63,22 @@ def read_run(path: str | Path, *, third: str = "score") -> pd.DataFrame:
 
 
 def read_qrels(path: str | Path) -> pd.DataFrame:
-    """Read judgments: ``qid iter docid rel``, ``qid docid rel``, or BEIR's table with a header.
+    """Read judgments: ``qid iter docid rel``, ``qid docid rel``, BEIR's table, JSON or parquet rows.
 
     Gives ``query_id``, ``doc_id`` (str), ``relevance`` (int64), in the order of the file.
     """
-    header = re.fullmatch(r"[ \t]*query-id([\t ]+)\S+[\t ]+score[ \t]*", _first_line(path)[1])
     names = ("query_id", "doc_id", "relevance")
-    frame, at = _table(
-        path, {4: ("query_id", "_", *names[1:]), 3: names}, "judgments of 4 or 3 columns",
-        tabs=header is not None and "\t" in header[1], skip=int(header is not None),
-    )  # fmt: skip
+    if _has_records(path):
+        frame, at = _unpacked(path, lambda record: {x: _get(record, *_JUDGMENT[x]) for x in names})
+    else:
+        header = re.fullmatch(r"[ \t]*query-id([\t ]+)\S+[\t ]+score[ \t]*", _first_line(path)[1])
+        frame, at = _table(
+            path, {4: ("query_id", "_", *names[1:]), 3: names}, "judgments of 4 or 3 columns",
+            tabs=header is not None and "\t" in header[1], skip=int(header is not None),
+        )  # fmt: skip
     frame = pd.DataFrame({name: _checked(frame[name], at, name, strict=False) for name in names})
+    if (empty := frame["relevance"].isna()).any():
+        _refuse(at(int(empty.argmax())), "relevance as an integer", "none")
     return _once(frame, ["query_id", "doc_id"], at, "judgment").astype({"relevance": "int64"})
 
 
@@ -89,6 +94,14 @@ def read_passages(path: str | Path) -> pd.DataFrame:
     twice, which ir_datasets mends.
     """
     return _texts(path, ["doc_id", "text"], ("_id", *_COLUMNS["doc_id"][0], "id"), _TEXT)
+
+
+def check_run(candidates: pd.DataFrame, tag: str) -> None:
+    """ValueError if no run can hold a tag, or the ids of candidates: known before these are scored."""
+    if tag.split() != [tag]:
+        _refuse("tag", "a tag without blanks", repr(tag), "join its words with - or _")
+    if place := candidates.attrs.get("blank"):
+        _refuse(place, "ids without blanks", "one that no run can hold", "replace the blanks")
 
 
 def each_record(path: str | Path) -> tuple[Iterator[tuple[int, Any]], str]:
@@ -117,13 +130,7 @@ def write_run(candidates: pd.DataFrame, path: str | Path, *, tag: str = "rdl") -
     decrease strictly with rank in float32, in which evaluation compares them.
     """
     frame = from_frame(candidates)
-    if tag.split() != [tag]:
-        _refuse("frame", "a tag without blanks", repr(tag), "join its words with - or _")
-    for name in ("query_id", "doc_id"):
-        if not (fits := frame[name].str.fullmatch(r"\S+")).all():
-            row = int(fits.argmin())
-            got = f"{frame[name][row]!r} as {name}"
-            _refuse(f"frame, row {row + 1}", "ids without blanks", got, "replace the blanks")
+    check_run(frame, tag)
     frame["score"] = -frame["rank"] if frame["score"].isna().all() else frame["score"]
     with np.errstate(over="ignore"):
         scores = frame["score"].astype(np.float32)
@@ -171,7 +178,7 @@ def _refuse(place: object, expected: str, got: object, do: str = "correct or rem
     raise ValueError(f"{place}: expected {expected}; got {textwrap.shorten(str(got), 500)}: {do}")
 
 
-def _places(path: str | Path, unit: str, number: Callable[[int], int] = (1).__add__) -> _Places:
+def _places(path: str | Path, unit: str, number: Callable[[int], object] = (1).__add__) -> _Places:
     """Where each row of a frame stands, such as a file and its line; the file itself for no row."""
     return lambda row=None: str(path) if row is None else f"{path}, {unit} {number(row)}"
 
@@ -258,12 +265,20 @@ def _table(
 
 
 def _named_table(path: str | Path, *names: str) -> tuple[pd.DataFrame, _Places]:
-    return _table(path, {len(names): names}, f"{' '.join(names)} with tabs between", tabs=True)
+    header = {cell.strip().lower() for cell in _first_line(path)[1].split("\t")} <= _HEADER
+    if header:
+        _log.info("%s: the first line names the columns", path)
+    what = f"{' '.join(names)} with tabs between"
+    return _table(path, {len(names): names}, what, tabs=True, skip=int(header))
 
 
 def _magic(path: str | Path) -> bytes:
     with open(path, "rb") as file:
         return file.read(4)
+
+
+def _has_records(path: str | Path) -> bool:
+    return _is_parquet(path) or _first_line(path)[1].lstrip().startswith(("{", "["))
 
 
 def _is_parquet(path: str | Path) -> bool:
@@ -334,21 +349,25 @@ def _text(record: Any, names: tuple[str, ...] = _TEXT) -> str:
 
 
 def _rank_llm(record: dict) -> list[dict]:
-    if "hits" in record:
-        hits = texts = _get(record, "hits", kind=list)
+    if old := "hits" in record:
+        hits = _get(record, "hits", kind=list)
         ids = list(dict.fromkeys(str(_get(hit, "qid")) for hit in hits))
         if len(ids) != 1:
             raise ValueError("hits of one query id", ids or "no hits, so that it is unknown")
-        query_id, query, ranks = hits[0]["qid"], _get(record, "query"), [h.get("rank") for h in hits]
+        query_id, query = hits[0]["qid"], _get(record, "query")
     else:
         hits, query = _get(record, "candidates", kind=list), _get(record, "query")
-        texts, ranks = [_get(hit, "doc") for hit in hits], range(1, len(hits) + 1)
         query_id, query = _get(query, "qid"), _get(query, "text")
-    return [
-        {"query_id": query_id, "query": query, "doc_id": _get(hit, "docid"), "rank": rank,
-         "score": hit.get("score"), "text": _text(text)}
-        for hit, rank, text in zip(hits, ranks, texts, strict=True)
-    ]  # fmt: skip
+    rows = []
+    for place, hit in enumerate(hits, start=1):
+        try:
+            row = {"query_id": query_id, "query": query, "doc_id": _get(hit, "docid")}
+            row |= {"rank": hit.get("rank") if old else place, "score": hit.get("score")}
+            rows.append(row | {"text": _text(hit if old else _get(hit, "doc"))})
+        except ValueError as misfit:
+            expected, got = misfit.args
+            raise ValueError(f"{expected} in candidate {place}", got) from None
+    return rows
 
 
 def _id_list(record: dict) -> list[dict]:
@@ -388,15 +407,19 @@ def _unpacked(path: str | Path, unpack: Callable) -> tuple[pd.DataFrame, _Places
         numbers.extend([number] * len(rows))
     if not numbers:
         _refuse(path, "records", "none", "check where the file comes from")
-    return pd.DataFrame(columns, dtype=object), _places(path, unit, numbers.__getitem__)
+
+    def place_of(row: int) -> str:
+        candidate = f", candidate {row - numbers.index(numbers[row]) + 1}" if seen else ""
+        return f"{numbers[row]}{candidate}"
+
+    return pd.DataFrame(columns, dtype=object), _places(path, unit, place_of)
 
 
 def _texts(path: str | Path, names: list[str], ids: tuple, texts: tuple) -> pd.DataFrame:
     def unpack(record: dict) -> dict:
         return {names[0]: _get(record, *ids), names[1]: _text(record, texts)}
 
-    records = _is_parquet(path) or _first_line(path)[1].lstrip().startswith(("{", "["))
-    columns, at = _unpacked(path, unpack) if records else _named_table(path, *names)
+    columns, at = _unpacked(path, unpack) if _has_records(path) else _named_table(path, *names)
     frame = pd.DataFrame({name: _checked(columns[name], at, name) for name in names})
     return _once(frame, names[:1], at, "id")
 
@@ -438,6 +461,15 @@ _COLUMNS = {
     "relevance": (("relevance",), _Int | None, "Int64", "relevance as an integer"),
     "teacher_rank": (("teacher_rank",), _Int | None, "Int64", "teacher_rank as an integer"),
 }
+
+
+#: How judgments in JSON or parquet name their columns; and what a header line may say.
+_JUDGMENT = {
+    "query_id": ("query_id", "query-id", "qid"), "doc_id": ("corpus-id", *_COLUMNS["doc_id"][0]),
+    "relevance": ("relevance", "score", "label", "rel"),
+}  # fmt: skip
+_HEADER = {"_id", "id", "corpus-id", "query-id", "title", *_TEXT}
+_HEADER |= {name for names, *_ in _COLUMNS.values() for name in names}
 
 
 def _checked(column: pd.Series, at: _Places, name: str, *, strict: bool = True) -> pd.Series:
@@ -488,6 +520,10 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
     if frame.empty:
         _refuse(at(), "candidates", "none", "check where the file comes from")
     _once(frame, ["query_id", "doc_id"], at, "passage of a query")
+    for name in ("query_id", "doc_id") if strict else ():  # else blanks separate the columns
+        if blank := [x for x in frame[name].unique() if x.split() != [x]]:
+            row = int((frame[name] == blank[0]).argmax())
+            frame.attrs["blank"] = f"{at(row)}, {name} {blank[0]!r}"
     ranks, scores, why, doubtful = frame.get("rank"), frame.get("score"), "there are no ranks", False
     queries = pd.factorize(frame["query_id"])[0]
     if ranks is not None and (again := frame.duplicated(["query_id", "rank"]) | (ranks < 0)).any():
