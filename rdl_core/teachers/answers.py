@@ -29,8 +29,9 @@ _BRACKETED = re.compile(  # also [3, 1, 2] and ["3", "1"]
     rf"""\[\s*["']?({_IDENTIFIER}(?:[\s,;>"']+{_IDENTIFIER})*)["']?\s*\]"""
 )
 _NOUN = r"(?:passages?|documents?|docs?|texts?|then|rank)"
-# What may stand between two identifiers of one ranking: signs, numbers of a list, what is ranked.
-_JOINT = re.compile(rf"(?:[^\w\[\]]|[\d_]|\b{_NOUN}\b)*", re.IGNORECASE)
+# What may stand between identifiers of one ranking: signs, numbers of a list, what is ranked; not a
+# blank line alone.
+_JOINT = re.compile(rf"(?!\s*\n\s*\n\s*\Z)(?:[^\w\[\]]|[\d_]|\b{_NOUN}\b)*", re.IGNORECASE)
 _NUMBERED = re.compile(
     rf"^\W*\d+[.):]\W*(?:{_NOUN}\W+)?{_BRACKETED.pattern}", re.IGNORECASE | re.MULTILINE
 )
@@ -118,20 +119,23 @@ def read_answer(text: str, n: int) -> Reading:
     if len(channels) > 1:
         text = channels[-1] if channels[-2] == "final" else ""
     text = _THOUGHT_OPENED_BY_PROMPT.sub("", _THOUGHT.sub("", text))
-    rankings, end = [], None
+    rankings, named, end = [], set(), 0
     for group in _BRACKETED.finditer(text):
-        if end is None or not _JOINT.fullmatch(text, end, group.start()):
+        joined = rankings and _JOINT.fullmatch(text, end, group.start())
+        if not joined or named.issuperset(range(n)):  # after a whole ranking, another one may begin
             rankings.append([])
-        rankings[-1] += _places(group[1])
+            named = set()
+        rankings[-1] += (places := _places(group[1]))
+        named.update(places)
         end = group.end()
     if not rankings:
         rankings = [_places(chain[0]) for chain in _BARE.finditer(text)]
-    named = [len({place for place in ranking if 0 <= place < n}) for ranking in rankings]
-    longest = max(named, default=0)
+    sizes = [len({place for place in ranking if 0 <= place < n}) for ranking in rankings]
+    longest = max(sizes, default=0)
     if complete := [x for x in rankings if sorted(x) == list(range(n))]:
         return _reading(complete[-1], n)
     if longest > 1:
-        long = [x for x, size in zip(rankings, named, strict=True) if 2 * size > longest]
+        long = [x for x, size in zip(rankings, sizes, strict=True) if 2 * size > longest]
         return _reading(long[-1], n)
     lines = [place for line in _NUMBERED.findall(text) for place in _places(line)]
     return _reading(lines or [place for ranking in rankings for place in ranking], n)
