@@ -138,7 +138,7 @@ REFUSALS = {
     f"{DISTILL} --query-tokens 0": "the command line does not fit:\n  query_tokens: .*to 1, got '0'",
     "export student beir": "beir", "fetch x": "'x'",
     "teach first.run out --model x --mode free":
-        "mode: an option of backend local_llm, but backend is endpoint: .*choose local_llm",
+        "mode: no option of backend endpoint: leave it out, or choose another backend",
 }  # fmt: skip
 
 
