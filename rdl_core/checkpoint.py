@@ -25,7 +25,7 @@ def save(
     path: Path, weights: Mapping[str, Tensor], optimiser: torch.optim.AdamW, *,
     progress: Mapping[str, Any], **more: Tensor,
 ) -> None:  # fmt: skip
-    """Write weights, moments, `more` tensors, and `progress` as JSON; a kill leaves the old file whole."""
+    """Write weights, moments, `more` tensors and `progress` (JSON); a kill keeps the old file whole."""
     tensors = {f"weight.{name}": weight.detach() for name, weight in weights.items()} | more
     for name, weight in weights.items():
         tensors |= {f"{key}.{name}": x for key, x in optimiser.state[weight].items()}

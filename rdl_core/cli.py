@@ -19,6 +19,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
+from pydantic.fields import FieldInfo
 
 from rdl_core import config as c
 from rdl_core.files import checked, read_yaml
@@ -44,9 +45,10 @@ def command(
     def decorate(function: Callable[..., str | None]) -> click.Command:
         fields, more = _fields(kind), getattr(function, "__click_params__", [])[::-1]
         for name, classes in nested.items():
-            text = fields.pop(name)[2]
-            if "" not in classes:
-                fields[name] = (Literal[*classes], next(iter(classes)), text)
+            field, first = fields.pop(name), next(iter(classes))
+            if first:
+                own = {"default": first, "description": field.description}
+                fields[name] = FieldInfo(annotation=Literal[*classes], **own)
             for each in classes.values():
                 fields |= {key: field for key, field in _fields(each).items() if key not in fields}
 
@@ -70,26 +72,22 @@ def command(
                     click.echo(text)
 
         order = [*positional, *(name for name in fields if name not in positional)]
-        params = [_parameter(name, *fields[name], name in positional) for name in order]
+        params = [_parameter(name, fields[name], name in positional) for name in order]
         return click.Command(function.__name__, None, run, params + more, help=function.__doc__)
 
     return decorate
 
 
-def _fields(kind: type | None) -> dict[str, tuple[Any, Any, str]]:
-    """Type, default (... if required) and help of a configuration's fields; helps are inherited."""
+def _fields(kind: type | None) -> dict[str, FieldInfo]:
+    """A configuration's fields, as the class declares them that has their help."""
     bases = [vars(x).get("__pydantic_fields__", {}) for x in kind.__mro__] if kind else [{}]
-    fields = {}
-    for name, info in bases[0].items():
-        text = next(x[name].description for x in bases if name in x and x[name].description)
-        default = None if info.default_factory else info.default
-        fields[name] = (info.annotation, ... if info.is_required() else default, text)
-    return fields
+    return {n: next(x[n] for x in bases if n in x and x[n].description) for n in bases[0]}
 
 
-def _parameter(name: str, hint: Any, default: Any, text: str, positional: bool) -> click.Parameter:
+def _parameter(name: str, field: FieldInfo, positional: bool) -> click.Parameter:
+    hint, default, text = field.annotation, field.default, field.description
     kind = get_args(hint)[0] if NoneType in get_args(hint) else hint
-    origin, required = get_origin(kind), default is ...
+    origin, required = get_origin(kind), field.is_required()
     if positional:
         return click.Argument([name], required=required, nargs=-1 if origin is tuple else 1)
     flag, options = f"--{name.replace('_', '-')}", {"required": required}
@@ -104,7 +102,8 @@ def _parameter(name: str, hint: Any, default: Any, text: str, positional: bool) 
         base = get_args(kind)[0] if origin in (Annotated, tuple) else kind
         metavar = {int: "INTEGER", float: "NUMBER"}.get(base, "TEXT")
         options |= {"multiple": origin is tuple, "metavar": metavar}
-    if default not in (..., None, (), "") and default is not False:
+    shown = isinstance(default, (str, int, float, tuple)) and default not in ("", ())
+    if shown and default is not False:
         text += f" [default: {', '.join(default) if isinstance(default, tuple) else default}]"
     text = " ".join(re.sub(r"`(?:rdl_core\.[\w.]*\.)?(\w+)`", r"\1", text).split())
     return click.Option([flag, name], help=text, **options)
@@ -206,8 +205,8 @@ def rerank(config: c.RerankConfig) -> None:
 def evaluate(config: c.EvaluateConfig) -> str:
     """Measure runs, and test them against one of them.
 
-    Means and differences from the baseline with 95 % bootstrap intervals; paired t-tests, corrected by
-    Holm over the other runs; TOST for equivalence up to the margin.
+    Means and differences from the baseline with 95 % bootstrap intervals; paired t-tests, corrected
+    by Holm over the other runs; TOST for equivalence up to the margin.
     """
     from rdl_core.evaluate import evaluate_files
 

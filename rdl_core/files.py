@@ -32,8 +32,6 @@ __all__ = [
 ]  # fmt: skip
 
 CONFIG, MANIFEST, _LOCK = "config.json", "manifest.json", ".lock"
-_VERSIONS = ("rdl-core", "torch", "transformers", "tokenizers", "sentence-transformers", "bm25s",
-             "openai")  # fmt: skip
 _MISFITS = {
     "unexpected_keyword_argument": "unknown key", "extra_forbidden": "unknown key",
     "missing": "missing", "missing_keyword_only_argument": "missing",
@@ -85,7 +83,8 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that can change a result."""
-    return {name: metadata.version(name) for name in _VERSIONS}
+    names = "rdl-core torch transformers tokenizers sentence-transformers bm25s openai"
+    return {name: metadata.version(name) for name in names.split()}
 
 
 def read_yaml(path: Path) -> dict:

@@ -23,40 +23,36 @@ from rdl_core.rerank import rerank
 from rdl_core.tokens import TokenCorpus
 
 # Three lists a step, so that the processes' shares differ.
-DISTILL = [
-    "distill", "taught.parquet", "--encoder", "student", "--collection", "beir", "--list-size", "4",
-    "--queries-per-step", "3", "--steps", "40", "--precision", "float32", "--dropout", "0",
-    "--checkpoint-every", "2",
-]  # fmt: skip
+DISTILL = (
+    "distill taught.parquet --encoder student --collection beir --list-size 4 --queries-per-step 3 "
+    "--steps 40 --precision float32 --dropout 0 --checkpoint-every 2"
+).split()
 
 
 def launch(files, out):
     """Start `rdl distill` in two processes, as torchrun and accelerate launch do."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = "-m torch.distributed.run --nproc-per-node 2 --standalone -m rdl_core.cli".split()
     return subprocess.Popen(
-        [*command, "-m", "rdl_core.cli", *DISTILL, str(out)], cwd=files, start_new_session=True,
+        [sys.executable, *command, *DISTILL, str(out)], cwd=files, start_new_session=True,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(),
     )  # fmt: skip
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux's /proc")
 def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp_path):
-    """One worker is killed: the launch ends, and the same command goes on to the same bytes.
-
-    While it runs, nobody else may work in its folder; the log has one line a step.
-    """
+    """The launch ends, and the same command goes on to the same bytes; nobody else works meanwhile."""
     one, whole, broken = (tmp_path / name for name in ("one", "whole", "broken"))
     first, log, until = launch(files, broken), broken / "log.jsonl", time.monotonic() + 200
     while not log.exists() or log.read_text().count("\n") < 6:
         assert time.monotonic() < until, "the training never came so far"
         time.sleep(0.02)
-    workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text()
+    workers = [int(worker) for worker in children.split()]
     for worker in workers:  # they would be done before anybody else has come
-        os.kill(int(worker), signal.SIGSTOP)
+        os.kill(worker, signal.SIGSTOP)
     assert "another process works in this folder" in rdl(*DISTILL, broken, code=2).stderr
-    os.kill(int(workers[-1]), signal.SIGKILL)
-    for worker in workers[:-1]:
-        os.kill(int(worker), signal.SIGCONT)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL if worker == workers[-1] else signal.SIGCONT)
     first.communicate(timeout=100)
     assert first.returncode != 0
     assert not (broken / "manifest.json").exists()
@@ -71,9 +67,6 @@ def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp
         assert a == pytest.approx(b, rel=1e-5)
     a, b = (load_file(folder / "model" / "model.safetensors") for folder in (one, whole))
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
-
-
-# --- too little memory ----------------------------------------------------------------------------
 
 
 def _with_less_memory(folder, what, extra_mb):
@@ -92,10 +85,8 @@ def _with_less_memory(folder, what, extra_mb):
         student = make_student(passage_tokens=40, intermediate_size=4096)
         if what == "rank":
             return rerank(student, frame, corpus, token_budget=budget)["score"].tolist()
-        stage = StageConfig(
-            list_size=n, dropout=0, queries_per_step=1, steps=1, token_budget=budget,
-            held_tokens=8 * budget,
-        )  # fmt: skip
+        own = {"token_budget": budget, "held_tokens": 8 * budget}
+        stage = StageConfig(list_size=n, dropout=0, queries_per_step=1, steps=1, **own)
         out = folder / str(budget)
         distill(student, RankedLists.from_frame(frame, corpus), stage, seed=0, folder=out)
         return [read_log(out)[0][key] for key in ("loss", "gradient_norm")]
