@@ -119,7 +119,6 @@ REFUSALS = {
     f"{RERANK} --collection beir --query-tokens 60": "at most 64 tokens",
     "rerank encoder first.run out.run --collection beir": "encoder: expected a trained",
     "evaluate qrels.txt first.run --measures nDGC@10": "'nDGC@10'",
-    "evaluate qrels.txt first.run --baseline bm25": "'bm25'",
     f"{DISTILL} --config qrels.txt": "qrels.txt: expected lines of name: value",
     f"{DISTILL} --config none.yaml": "No such file: none.yaml",
     f"{DISTILL} --loss rank": "loss: expected one of adr_mse, ",

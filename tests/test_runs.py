@@ -37,6 +37,7 @@ def test_a_finished_run_is_reused_and_tells_what_a_reader_must_know(caplog):
     assert (first.manifest["config"], first.manifest["n_lists"]) == ({"steps": 1}, 3)
     known = {"versions", "device", "threads", "python", "commit", "wall_s", "code"}
     assert known <= first.manifest.keys()
+    assert store.libraries().keys() == first.manifest["versions"].keys() - {"rdl-core", "openai"}
 
 
 @pytest.mark.parametrize(
