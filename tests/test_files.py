@@ -111,9 +111,3 @@ def test_files_that_do_not_fit_are_named(tmp_path, content, says):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"x.file.*{says}"):
         read_json(path) if content in DAMAGED else read_settings(StageConfig, path)
-
-
-def test_numbers_may_be_written_as_yaml_takes_them_for_words(tmp_path):
-    (tmp_path / "x").write_text("learning_rate: 1e-3\nloss_options: {weighting: uniform}\n")
-    stage = StageConfig(learning_rate=0.001, loss_options={"weighting": "uniform"})
-    assert read_settings(StageConfig, tmp_path / "x") == stage

@@ -73,12 +73,11 @@ def _with_less_memory(folder, what, extra_mb):
     """Work with batches that fit; then with larger ones, and no more memory than so much."""
     torch.set_num_threads(1)
     logging.basicConfig(filename=folder / "messages", level="WARNING")
-    n, tokenizer = 600, make_tokenizer("bert")
+    n, ranks = 600, range(1, 601)
     texts = [" ".join([x] * 9) for x in make_texts(n, seed=2, longest=30)]
-    passages = pd.DataFrame({"doc_id": [str(i) for i in range(n)], "text": texts})
+    passages = pd.DataFrame({"doc_id": map(str, ranks), "text": texts})
     queries = pd.DataFrame({"query_id": ["q"], "query": make_texts(1, seed=1, longest=8)})
-    corpus = TokenCorpus.of(queries, passages, tokenizer)
-    ranks = range(1, n + 1)
+    corpus = TokenCorpus.of(queries, passages, make_tokenizer("bert"))
     frame = passages[["doc_id"]].assign(query_id="q", rank=ranks, teacher_rank=ranks)
 
     def work(budget):
