@@ -1,8 +1,7 @@
 """Rank-DistiLLM: distil an LLM's rankings into cross-encoders.
 
-The names below are those of the README's example; the modules hold the rest. They are imported when
-they are first used, as most of them need torch. A function with the name of its module is not among
-them, such as `rdl_core.rerank.rerank`: the package's attribute of that name is the module.
+These names are imported when they are first used, as most need torch. Modules hold the rest, such as
+`rdl_core.rerank.rerank`: the package's attribute of a module's name is the module.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file with weights and AdamW's moments, replaced atomically.
 
-The progress of the training is text in the file's metadata, beside a hash of all. Nothing is pickled.
+Its metadata has the training's progress as text, and a hash of all. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -20,26 +20,12 @@ from rdl_core.files import partial
 
 __all__ = ["load", "save"]
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
 
 def save(
-    path: Path,
-    weights: Mapping[str, Tensor],
-    optimiser: torch.optim.AdamW,
-    *,
-    progress: Mapping[str, Any],
-    **more: Tensor,
-) -> None:
-    """Write weights and the optimiser's moments; a kill leaves the old file whole.
-
-    Args:
-        path: File to write; its folder exists.
-        weights: By name.
-        optimiser: Its moments of these weights are written.
-        progress: What else to remember, as JSON.
-        **more: Other tensors, written under their names.
-    """
+    path: Path, weights: Mapping[str, Tensor], optimiser: torch.optim.AdamW, *,
+    progress: Mapping[str, Any], **more: Tensor,
+) -> None:  # fmt: skip
+    """Write weights, moments, `more` tensors and `progress` (JSON); a kill keeps the old file whole."""
     tensors = {f"weight.{name}": weight.detach() for name, weight in weights.items()} | more
     for name, weight in weights.items():
         tensors |= {f"{key}.{name}": x for key, x in optimiser.state[weight].items()}
@@ -55,8 +41,7 @@ def load(
 ) -> dict[str, Any]:
     """Put a file's state into weights and optimiser, in place; gives the progress that was saved.
 
-    Raises:
-        ValueError: The file is damaged, or of other weights.
+    ValueError: the file is damaged, or of other weights.
     """
     try:
         with safe_open(path, "pt") as saved:
@@ -68,15 +53,13 @@ def load(
                 for name, weight in weights.items():
                     weight.copy_(saved.get_tensor(f"weight.{name}"))
                     if optimiser and f"step.{name}" in names:
-                        moments = {key: saved.get_tensor(f"{key}.{name}") for key in _MOMENTS}
-                        optimiser.state[weight] = {  # AdamW counts its steps on the CPU
-                            key: x if key == "step" else x.to(weight.device)
-                            for key, x in moments.items()
-                        }
+                        for key in ("step", "exp_avg", "exp_avg_sq"):  # AdamW's steps stay on the CPU
+                            device = "cpu" if key == "step" else weight.device
+                            moment = saved.get_tensor(f"{key}.{name}").to(device)
+                            optimiser.state[weight][key] = moment
     except Exception as error:  # safetensors has errors of its own, and others for a cut file
-        raise ValueError(
-            f"{path} is no whole checkpoint ({error}): delete it, and the stage begins again"
-        ) from error
+        told = f"{path} is no whole checkpoint ({error})"
+        raise ValueError(f"{told}: delete it, and the stage begins again") from error
     return json.loads(metadata["progress"])
 
 

@@ -1,14 +1,12 @@
-"""The command `rdl`: one command for each configuration of `rdl_core.config`, made from its fields.
+"""The command `rdl`: its commands are made from the fields of configurations (`rdl_core.config`).
 
-Names, types, defaults and help texts of options are those of the configuration. Commands of other
-packages, such as the study's, are found through the entry points ``rdl.commands``. What a command
-needs is imported when it runs, so that ``--help`` is quick.
+Other packages, such as the study, add commands through the entry points ``rdl.commands``. What a
+command needs is imported when it runs, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import os
 import re
@@ -17,160 +15,112 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
 
 from rdl_core import config as c
 from rdl_core.files import checked, read_yaml
 from rdl_core.progress import log_plainly
 
-__all__ = ["app", "command", "refusals"]
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NONE = type(None)
-_WHAT = "the command line"  # in errors
+__all__ = ["app", "command", "named_values", "refusals"]
 
 
 def command(
-    *positional: str, flat: Mapping[str, type] | None = None,
-    choices: Mapping[str, Mapping[str, type]] | None = None,
-) -> Callable[[Callable[..., str | None]], click.Command]:  # fmt: skip
+    kind: type | None = None, *positional: str, **nested: Mapping[str, type]
+) -> Callable[[Callable[..., str | None]], click.Command]:
     """Make a command of a function, whose docstring is its help; what it returns is printed.
 
-    A parameter ``config``, annotated with a configuration's class, becomes one option per field; any
-    other, annotated as ``Annotated[type, help]`` or ``Annotated[type, "--name", help]``, one option.
+    Click's own decorators, below this one, add parameters that no configuration has.
 
     Args:
-        positional: Names of fields or parameters that are given without their names, in this order;
-            one that holds several comes last.
-        flat: Dict fields whose entries are options too, by the configuration that declares them.
-        choices: Fields that hold one of several configurations: by field, these by the value of the
-            option that chooses.
+        kind: Configuration whose fields become options; the function gets one as ``config``.
+        positional: Fields that are given without a name, in this order; the last may be several.
+        nested: At most one field that holds another configuration, whose fields are options too:
+            classes by the value of the option that chooses, or ``{"": class}`` for a dict of fields.
     """
-    nested = {**{name: {"": kind} for name, kind in (flat or {}).items()}, **(choices or {})}
 
     def decorate(function: Callable[..., str | None]) -> click.Command:
-        hints = get_type_hints(function, include_extras=True)
-        kind, extras = hints.pop("config", None), {n: x for n, x in hints.items() if n != "return"}
-        fields = {name: x for name, x in _fields(kind).items() if name not in nested}
-        for name, hint in extras.items():
-            inner, *flags, text = get_args(hint)
-            default = inspect.signature(function).parameters[name].default
-            fields[name] = (inner, default, text, flags)
-        params = {name: _parameter(name, *field, name in positional) for name, field in fields.items()}
+        fields, more = _fields(kind), getattr(function, "__click_params__", [])[::-1]
         for name, classes in nested.items():
+            field, first = fields.pop(name), next(iter(classes))
+            if first:
+                own = {"default": first, "description": field.description}
+                fields[name] = FieldInfo(annotation=Literal[*classes], **own)
             for each in classes.values():
-                for key, field in _fields(each).items():
-                    params.setdefault(key, _parameter(key, *field, False))
-            if name in (choices or {}):
-                params[name] = click.Option(
-                    [_flag(name)], type=click.Choice(list(classes)), default=next(iter(classes)),
-                    show_default=True, help=_fields(kind)[name][2],
-                )  # fmt: skip
+                fields |= {key: field for key, field in _fields(each).items() if key not in fields}
 
         def run(**values: Any) -> None:
             log_plainly()
+            arguments = {parameter.name: values.pop(parameter.name) for parameter in more}
+            given = {name: x for name, x in values.items() if x not in (None, (), {})}
+            settings = {name: given.pop(name) for name in _fields(kind) if name in given}
             with refusals():
-                given = {name: x for name, x in values.items() if x not in (None, ())}
-                settings = {name: given.pop(name) for name in fields if name in given}
-                arguments = {name: settings.pop(name) for name in extras if name in settings}
                 for name, classes in nested.items():
-                    value = given.pop(name, "")
-                    settings[name] = _one_of(given, classes, name, value)
-                    if value:  # several configurations have fields of the same names
-                        settings[name] = checked(classes[value], settings[name], what=_WHAT)
+                    choice = settings.pop(name, next(iter(classes)))
+                    if others := given.keys() - _fields(classes[choice]).keys():
+                        told = f"{', '.join(sorted(others))}: no option of {name} {choice}"
+                        raise ValueError(f"{told}: leave it out, or choose another {name}")
+                    settings[name] = given
+                    if choice:  # several configurations have fields of the same names
+                        settings[name] = checked(classes[choice], given, what="the command line")
                 if kind:
-                    arguments["config"] = checked(kind, settings, what=_WHAT)
-                text = function(**arguments)
-            if text:
-                click.echo(text)
+                    arguments["config"] = checked(kind, settings, what="the command line")
+                if text := function(**arguments):
+                    click.echo(text)
 
-        order = sorted(params, key=lambda n: positional.index(n) if n in positional else 99)
-        name = function.__name__
-        return click.Command(name, None, run, [params[n] for n in order], help=function.__doc__)
+        order = [*positional, *(name for name in fields if name not in positional)]
+        params = [_parameter(name, fields[name], name in positional) for name in order]
+        return click.Command(function.__name__, None, run, params + more, help=function.__doc__)
 
     return decorate
 
 
-# --- from fields to options -----------------------------------------------------------------------
+def _fields(kind: type | None) -> dict[str, FieldInfo]:
+    """A configuration's fields, as the class declares them that has their help."""
+    bases = [vars(x).get("__pydantic_fields__", {}) for x in kind.__mro__] if kind else [{}]
+    return {n: next(x[n] for x in bases if n in x and x[n].description) for n in bases[0]}
 
 
-def _fields(kind: type | None) -> dict[str, tuple[Any, Any, str, list[str]]]:
-    """Type, default, help and flags of a configuration's fields; a subclass lacks inherited helps."""
-    bases = [x for x in getattr(kind, "__mro__", ()) if hasattr(x, "__pydantic_fields__")]
-    fields = {}
-    for name, info in bases[0].__pydantic_fields__.items() if bases else ():
-        helps = (x.__pydantic_fields__[name].description for x in bases if name in x.__pydantic_fields__)
-        default = None if info.default_factory else info.default
-        default = inspect.Parameter.empty if default is PydanticUndefined else default
-        fields[name] = (info.annotation, default, next(filter(None, helps), ""), [])
-    return fields
-
-
-def _parameter(
-    name: str, hint: Any, default: Any, text: str, flags: list[str], positional: bool
-) -> click.Parameter:
-    kind = next((x for x in get_args(hint) if x is not _NONE), hint) if _optional(hint) else hint
-    required = default is inspect.Parameter.empty
-    several = get_origin(kind) is tuple or get_origin(kind) is dict
+def _parameter(name: str, field: FieldInfo, positional: bool) -> click.Parameter:
+    hint, default, text = field.annotation, field.default, field.description
+    kind = get_args(hint)[0] if NoneType in get_args(hint) else hint
+    origin, required = get_origin(kind), field.is_required()
     if positional:
-        return click.Argument([name], required=required, nargs=-1 if several else 1)
-    options: dict[str, Any] = {"required": required, "multiple": several}
-    if default not in (inspect.Parameter.empty, None, (), ""):
-        shown = ", ".join(default) if isinstance(default, tuple) else default
-        text += f" [default: {shown}]" if default is not False else ""
-    text = " ".join(re.sub(r"`(?:rdl_core\.[\w.]*\.)?(\w+)`", r"\1", text).split())
-    if get_origin(kind) is Literal:
-        options["type"] = click.Choice([str(x) for x in get_args(kind)])
+        return click.Argument([name], required=required, nargs=-1 if origin is tuple else 1)
+    flag, options = f"--{name.replace('_', '-')}", {"required": required}
+    if origin is Literal:
+        options["type"] = click.Choice(get_args(kind))
     elif kind is bool:
-        flags = flags or [f"{_flag(name)}/{_flag(f'no_{name}')}" if default else _flag(name)]
+        flag += flag.replace("--", "/--no-") if default else ""
         options = {"default": None, "is_flag": True}
-    elif get_origin(kind) is dict:
-        options |= {"metavar": "NAME=VALUE", "callback": _named_values}
+    elif origin is dict:
+        options |= {"multiple": True, "metavar": "NAME=VALUE", "callback": named_values}
     else:
-        base = get_args(kind)[0] if get_origin(kind) in (Annotated, tuple) else kind
-        options["metavar"] = {int: "INTEGER", float: "NUMBER"}.get(base, "TEXT")
-    return click.Option([*(flags or [_flag(name)]), name], help=text, **options)
+        base = get_args(kind)[0] if origin in (Annotated, tuple) else kind
+        metavar = {int: "INTEGER", float: "NUMBER"}.get(base, "TEXT")
+        options |= {"multiple": origin is tuple, "metavar": metavar}
+    shown = isinstance(default, (str, int, float, tuple)) and default not in ("", ())
+    if shown and default is not False:
+        text += f" [default: {', '.join(default) if isinstance(default, tuple) else default}]"
+    text = " ".join(re.sub(r"`(?:rdl_core\.[\w.]*\.)?(\w+)`", r"\1", text).split())
+    return click.Option([flag, name], help=text, **options)
 
 
-def _optional(hint: Any) -> bool:
-    return _NONE in get_args(hint)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _named_values(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Any] | None:
+def named_values(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     """``name=value`` options as a dict; values are JSON where they parse as such, else text."""
     pairs = {}
     for text in values:
         name, equals, value = text.partition("=")
         if not equals:
-            raise click.BadParameter(f"expected name=value, got {text!r}", context, parameter)
+            raise click.BadParameter(f"expected name=value, got {text!r}")
         try:
             pairs[name] = json.loads(value)
         except json.JSONDecodeError:
             pairs[name] = value
-    return pairs or None
-
-
-def _one_of(
-    given: dict[str, Any], classes: Mapping[str, type], name: str, value: str
-) -> dict[str, Any]:
-    """The options that were given of the nested configuration that was chosen."""
-    own = {key: given.pop(key) for key in list(given) if key in _fields(classes[value])}
-    for key in given:
-        if users := [other for other, kind in classes.items() if key in _fields(kind)]:
-            raise ValueError(
-                f"{key}: an option of {name} {' and '.join(users)}, but {name} is {value}: leave it "
-                f"out, or choose {users[0]}"
-            )
-    return own
+    return pairs
 
 
 @contextmanager
@@ -180,43 +130,31 @@ def refusals() -> Iterator[None]:
 
     try:
         yield
-    except FileNotFoundError as error:
-        message = f"No such file: {error.filename}"
     except (OSError, ValueError, FloatingPointError, MemoryError, SafetensorError) as error:
-        message = _in_words(error)
-    else:
-        return
-    click.echo(f"error: {message}", err=True)
-    raise click.exceptions.Exit(2)
-
-
-def _in_words(error: Exception) -> str:
-    """An error as a line; of a full disk, the system says neither what it means nor what to do."""
-    number = getattr(error, "errno", None)
-    if in_text := re.search(r"\(os error (\d+)\)", str(error)):
-        number = number or int(in_text[1])
-    if number not in _DISK_FULL:
-        return str(error)
-    where = getattr(error, "filename", None) or "a file"
-    return (
-        f"{where} was not written, the disk is full ({os.strerror(number)}): free some space and run "
-        "the command again, which goes on with what is finished"
-    )
+        message, where = str(error), getattr(error, "filename", None)
+        in_text = re.search(r"\(os error (\d+)\)", message)
+        number = int(in_text[1]) if in_text else getattr(error, "errno", None)
+        if isinstance(error, FileNotFoundError):
+            message = f"No such file: {where}"
+        elif number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = (
+                f"{where or 'a file'} was not written, the disk is full ({os.strerror(number)}): free "
+                "some space and run the command again, which goes on with what is finished"
+            )
+        click.echo(f"error: {message}", err=True)
+        raise click.exceptions.Exit(2) from None
 
 
 # --- the library's commands -----------------------------------------------------------------------
 
 
-@command("lists", "out", flat={"training": c.StageConfig})
-def distill(
-    config: c.DistillConfig,
-    out: Annotated[str, "Folder of the student; resumed where unfinished."],
-    settings: Annotated[str | None, "--config", "YAML of training options; others come first."] = None,
-) -> str:
-    """Distil a student from ranked lists.
+@command(c.DistillConfig, "lists", training={"": c.StageConfig})
+@click.argument("out")
+@click.option("--config", "settings", help="YAML of training options; others come first.")
+def distill(config: c.DistillConfig, out: str, settings: str | None) -> str:
+    """Distil a student from ranked lists into a folder, or go on where that stopped.
 
-    Training options that nobody gives are those of Rank-DistiLLM's second stage, with as many steps
-    as show every list three times.
+    Training is by default Rank-DistiLLM's second stage, with steps that show every list three times.
     """
     from rdl_core.distill import distill_files
 
@@ -226,16 +164,13 @@ def distill(
     return f"student in {out}/model"
 
 
-@command("candidates", "out", choices={"backend": c.BACKENDS})
-def teach(
-    config: c.TeachConfig,
-    out: Annotated[str, "Folder of the lists; resumed where unfinished."],
-    dry_run: Annotated[bool, "Say what would be asked; ask nothing."] = False,
-) -> str:
-    """Have a teacher rank candidates, as lists to distil from.
+@command(c.TeachConfig, "candidates", backend=c.BACKENDS)
+@click.argument("out")
+@click.option("--dry-run", is_flag=True, help="Say what would be asked; ask nothing.")
+def teach(config: c.TeachConfig, out: str, dry_run: bool) -> str:
+    """Have a teacher rank candidates, as lists to distil from, or go on where that stopped.
 
-    Every answer is kept as it comes: what broke off goes on when the command is called again. The
-    key of an endpoint is taken from the environment alone.
+    Every answer is kept as it comes. An endpoint's key is taken from the environment alone.
     """
     from rdl_core.teachers import teach as teaching
 
@@ -244,12 +179,11 @@ def teach(
     return f"lists in {out}: {_totals(teaching.teach(config, out))}"
 
 
-@command("out", "shards")
-def merge(
-    out: Annotated[str, "A new folder, or a run."],
-    shards: Annotated[tuple[str, ...], "Folders of rdl teach, or runs of rdl rerank: all shards."],
-) -> str:
-    """Make all shards one, if nothing is missing: a teacher's lists, or runs of rdl rerank."""
+@command()
+@click.argument("out")
+@click.argument("shards", nargs=-1, required=True)
+def merge(out: str, shards: tuple[str, ...]) -> str:
+    """Join all shards, if none is missing: folders of rdl teach, or runs of rdl rerank."""
     if all(Path(shard).is_file() for shard in shards):
         from rdl_core.rerank import merge_runs
 
@@ -259,7 +193,7 @@ def merge(
     return f"lists in {out}: {_totals(merge_lists(shards, out))}"
 
 
-@command("student", "candidates", "out")
+@command(c.RerankConfig, "student", "candidates", "out")
 def rerank(config: c.RerankConfig) -> None:
     """Re-rank candidates with a student; rdl merge joins the runs of shards."""
     from rdl_core.rerank import rerank_files
@@ -267,19 +201,19 @@ def rerank(config: c.RerankConfig) -> None:
     rerank_files(config)
 
 
-@command("qrels", "runs")
+@command(c.EvaluateConfig, "qrels", "runs")
 def evaluate(config: c.EvaluateConfig) -> str:
     """Measure runs, and test them against one of them.
 
-    Means with 95 % bootstrap intervals; differences from the baseline with theirs, the paired
-    t-test, corrected by Holm over the other runs, and TOST for equivalence up to the margin.
+    Means and differences from the baseline with 95 % bootstrap intervals; paired t-tests, corrected
+    by Holm over the other runs; TOST for equivalence up to the margin.
     """
     from rdl_core.evaluate import evaluate_files
 
     return evaluate_files(config)
 
 
-@command("student", "out")
+@command(c.ExportConfig, "student", "out")
 def export(config: c.ExportConfig) -> str:
     """Write a student for transformers, sentence-transformers and onnxruntime."""
     from rdl_core.export import export_files
@@ -291,9 +225,10 @@ def export(config: c.ExportConfig) -> str:
     )
 
 
-@command("group")
-def fetch(group: Annotated[str, "trec-dl, vaswani, cranfield or rank-distillm."]) -> str:
-    """Fetch the public files of a group, as far as neither RDL_MIRROR nor the cache holds them."""
+@command()
+@click.argument("group")
+def fetch(group: str) -> str:
+    """Fetch the public files of trec-dl, vaswani, cranfield or rank-distillm that are not here yet."""
     from rdl_core.data.downloads import fetch_group
 
     paths = fetch_group(group)
@@ -314,10 +249,8 @@ class _Commands(click.Group):
         return [*super().list_commands(context), *entry_points(group="rdl.commands").names]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if library := super().get_command(context, name):
-            return library
         others = entry_points(group="rdl.commands", name=name)
-        return next(iter(others)).load() if others else None
+        return super().get_command(context, name) or next((x.load() for x in others), None)
 
 
 app = _Commands(

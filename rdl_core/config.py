@@ -1,18 +1,17 @@
-"""Every option of the library, declared once: the command line, YAML files and Python read these.
+"""Every option of the library: the command line, YAML files and Python read these classes.
 
-Importing this module is cheap: it needs neither torch nor a model, so that ``rdl distill --help`` is
-quick. A configuration checks itself when it is made, names of losses and samplers included.
+A configuration checks itself when it is made. Importing this module needs no torch.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+import re
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from rdl_core.files import content_hash
@@ -22,20 +21,17 @@ __all__ = [
     "ReplayConfig", "RerankConfig", "StageConfig", "TeachConfig", "WindowConfig", "config",
 ]  # fmt: skip
 
-#: Makes a class a configuration: frozen, keyword-only, every field checked, no unknown ones; errors
-#: do not quote values, as a URL may hold a key.
+#: Makes a class a checked, frozen configuration; its errors quote no values, as a URL may hold a key.
 config = dataclass(
     frozen=True, kw_only=True,
     config=ConfigDict(extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True),
 )  # fmt: skip
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 #: In which a model's layers compute; scores are float32 always.
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
-# --- training -------------------------------------------------------------------------------------
+#: What training itself passes to losses and samplers.
+_OURS = {"mask", "reduction", "generator", "relevant", "judged", "teacher_rank"}
 
 
 @config
@@ -79,8 +75,7 @@ class StageConfig:
     token_budget: Positive = 2048
     """Most tokens in one batch through the encoder."""
     held_tokens: Count = 16_384
-    """Most tokens per step whose activations are kept; longer steps score their lists twice, which
-    takes a third more time and the memory of one batch."""
+    """Most tokens per step whose activations are kept; longer steps score their lists twice."""
     precision: Precision = "float32"
     """In which the layers compute; auto: bfloat16 where the device has it."""
     dev_every: Count = 0
@@ -94,29 +89,19 @@ class StageConfig:
         from rdl_core.losses import LOSSES  # torch takes a second, and `--help` needs none
         from rdl_core.samplers import SAMPLERS
 
-        _check_options("loss", self.loss, LOSSES, self.loss_options)
-        _check_options("sampler", self.sampler, SAMPLERS, self.sampler_options)
+        for kind, known in {"loss": LOSSES, "sampler": SAMPLERS}.items():
+            name, options = getattr(self, kind), getattr(self, f"{kind}_options")
+            if name not in known:
+                raise ValueError(f"{kind}: expected one of {', '.join(sorted(known))}; got {name!r}")
+            named = [x for x in signature(known[name]).parameters.values() if x.kind is x.KEYWORD_ONLY]
+            own = {x.name: x.default for x in named if x.name not in _OURS}
+            wrong = [f"{x} is unknown" for x in sorted(options.keys() - own.keys())]
+            wrong += [f"{x} is missing" for x in own if own[x] is Parameter.empty and x not in options]
+            if wrong:
+                takes = ", ".join(own) or "none"
+                raise ValueError(f"{kind}_options: {name} takes {takes}; {'; '.join(wrong)}")
         if self.patience and not self.dev_every:
             raise ValueError(f"patience: needs dev_every, got patience {self.patience} alone")
-
-
-def _check_options(
-    kind: str, name: str, known: Mapping[str, Callable], options: Mapping[str, Any]
-) -> None:
-    """Refuse an unknown loss or sampler, and options that its function does not take."""
-    if name not in known:
-        raise ValueError(f"{kind}: expected one of {', '.join(sorted(known))}; got {name!r}")
-    ours = {"mask", "reduction", "generator", "relevant", "judged", "teacher_rank"}
-    parameters = inspect.signature(known[name]).parameters.values()
-    own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ours}
-    wrong = [f"{x} is unknown" for x in sorted(options.keys() - own.keys())]
-    wrong += [f"{n} is missing" for n, p in own.items() if p.default is p.empty and n not in options]
-    if wrong:
-        takes = ", ".join(own) or "none"
-        raise ValueError(f"{kind}_options: {name} takes {takes}; {'; '.join(wrong)}")
-
-
-# --- texts and limits that several commands take --------------------------------------------------
 
 
 @config
@@ -140,16 +125,16 @@ class _Shard:
     shard: str = "1/1"
     """Part of the queries: 2/8 is the second of eight, with queries 2, 10, 18, ..."""
 
-    def __post_init__(self) -> None:
-        self.part  # noqa: B018 - refuses what is no shard
+    @model_validator(mode="after")
+    def _is_a_shard(self) -> Self:
+        self.part  # noqa: B018 - refuses what is none
+        return self
 
     @property
     def part(self) -> tuple[int, int]:
         """Number of the shard, from 1, and how many there are."""
-        try:
-            number, of = map(int, self.shard.split("/"))
-        except ValueError:
-            number, of = 0, 0
+        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        number, of = map(int, match.groups()) if match else (0, 0)
         if not 1 <= number <= of:
             raise ValueError(f"shard: expected 1/N to N/N, such as 2/8; got {self.shard!r}")
         return number, of
@@ -160,8 +145,7 @@ class DistillConfig(_Texts, _Limits):
     """What a student is distilled from, and how."""
 
     lists: str
-    """File of ranked lists. Its order is the teacher's, unless the file has a teacher_rank; so are
-    its scores, with targets scores."""
+    """File of ranked lists: order and scores are the teacher's, unless it has a teacher_rank."""
     teacher: str | None = None
     """Who ranked the lists, in words, for the model card."""
     encoder: str
@@ -228,9 +212,6 @@ class ExportConfig(_Texts, _Limits):
     """Measures for the model card, as rdl evaluate --table writes them."""
 
 
-# --- teachers -------------------------------------------------------------------------------------
-
-
 @config
 class WindowConfig:
     """How a list becomes windows, and how often a window is asked."""
@@ -245,11 +226,9 @@ class WindowConfig:
     """How often a window is asked again whose answer is unusable."""
 
     def __post_init__(self) -> None:
-        if self.stride > self.window_size:
-            raise ValueError(
-                f"stride: expected at most window_size, {self.window_size}, got {self.stride}: more "
-                "would skip passages"
-            )
+        if self.stride > (most := self.window_size):
+            told = f"stride: expected at most window_size, {most}, got {self.stride}"
+            raise ValueError(f"{told}: more would skip passages")
 
     @property
     def windows(self) -> dict[str, Any]:
@@ -290,13 +269,11 @@ class EndpointConfig:
 
     def __post_init__(self) -> None:
         url = urlsplit(self.base_url)
+        if url.username or url.password or url.query:
+            told = f"base_url: expected no user, password or query, got one for {url.hostname}"
+            raise ValueError(f"{told}: put the key into the environment variable {self.key_variable}")
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"base_url: expected http://host:port/v1, got {self.base_url!r}")
-        if url.username or url.password or url.query:
-            raise ValueError(
-                f"base_url: expected no user, password or query, got one for {url.hostname}: put the "
-                f"key into the environment variable {self.key_variable}"
-            )
         if ours := sorted({"messages", "model", "n", "stream"} & set(self.options)):
             raise ValueError(f"options: {', '.join(ours)} cannot be set here: leave them out")
 
@@ -304,8 +281,8 @@ class EndpointConfig:
     def name(self) -> str:
         """Model and settings that change answers; not the address, which may move."""
         temperature = None if (self.temperature or 0) < 0 else self.temperature
-        options = f"temperature={temperature}, max_words={self.max_words}, options="
-        return f"{self.model}, {options}{dict(sorted(self.options.items()))}"
+        options = f"max_words={self.max_words}, options={dict(sorted(self.options.items()))}"
+        return f"{self.model}, temperature={temperature}, {options}"
 
     def usd(self, input_tokens: int, output_tokens: int) -> float | None:
         """Dollars that these tokens cost; None without prices."""
@@ -365,7 +342,3 @@ class TeachConfig(_Texts, WindowConfig, _Shard):
     """Passages of each query that are ranked, the first stage's best; none: all."""
     backend: EndpointConfig | LocalConfig | ReplayConfig
     """Who answers."""
-
-    def __post_init__(self) -> None:
-        WindowConfig.__post_init__(self)
-        _Shard.__post_init__(self)

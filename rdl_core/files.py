@@ -1,8 +1,7 @@
 """Atomic JSON, settings from YAML, hashes of files, and folders whose work resumes.
 
-Such a folder holds ``config.json`` from its start, the identity of the work: all that can change its
-result. It holds ``manifest.json`` from its end: the identity, the circumstances, and a hash of every
-file. Without a manifest the work is unfinished, and goes on.
+Such a folder has ``config.json`` from its start, the identity of the work: all that can change its
+result; and ``manifest.json`` from its end: identity, circumstances, and a hash of every file.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ __all__ = [
 ]  # fmt: skip
 
 CONFIG, MANIFEST, _LOCK = "config.json", "manifest.json", ".lock"
-_VERSIONS = ("rdl-core", "torch", "transformers", "tokenizers", "sentence-transformers", "bm25s")
+_MISFITS = {
+    "unexpected_keyword_argument": "unknown key", "extra_forbidden": "unknown key",
+    "missing": "missing", "missing_keyword_only_argument": "missing",
+}  # fmt: skip
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-# --- one file -------------------------------------------------------------------------------------
-
-
 @contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """Name of a file to write; it takes the name `path` once it is whole, and is gone otherwise."""
+    """Name of a file to write, which becomes `path` once it is whole, and is gone otherwise."""
     beside = path.with_name(f"{path.name}.partial")
     try:
         yield beside
@@ -59,10 +58,8 @@ def read_json(path: Path) -> dict:
         if not isinstance(value, dict):
             raise ValueError(f"it begins {path.read_text()[:40]!r}")
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged: expected a JSON object ({error}): restore the file, or start again "
-            "in another folder"
-        ) from None
+        told = f"{path} is damaged: expected a JSON object ({error})"
+        raise ValueError(f"{told}: restore the file, or start again in another folder") from None
     return value
 
 
@@ -86,10 +83,8 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions of the libraries that can change a result."""
-    return {name: metadata.version(name) for name in _VERSIONS}
-
-
-# --- settings -------------------------------------------------------------------------------------
+    names = "rdl-core torch transformers tokenizers sentence-transformers bm25s openai"
+    return {name: metadata.version(name) for name in names.split()}
 
 
 def read_yaml(path: Path) -> dict:
@@ -109,31 +104,22 @@ def read_settings(kind: type[_T], path: Path) -> _T:
 
 
 def checked(kind: type[_T], values: object, *, what: str) -> _T:
-    """A configuration from a mapping of its fields, such as YAML's or a command line's.
+    """A configuration from a mapping of its fields; numbers may be strings, as YAML's ``1e-5`` is one.
 
-    Numbers may be strings, as YAML reads ``1e-5`` as one. ValueError has one line for each field that
-    does not fit; `what` says where the values come from.
+    ValueError has a line for each field that does not fit; `what` says where the values come from.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        lines = [_misfit(problem) for problem in error.errors()]
-        raise ValueError(f"{what} does not fit:\n" + "\n".join(lines)) from None
-
-
-def _misfit(problem: dict) -> str:
-    key = ".".join(map(str, problem["loc"]))
-    text = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"  {key}: unknown key"
-    if problem["type"] in ("missing", "missing_keyword_only_argument"):
-        return f"  {key}: missing"
-    if problem["type"] == "value_error":  # a check of our own, which names the field itself
-        return f"  {text}"
-    return f"  {key}: {text[0].lower()}{text[1:]}, got {reprlib.repr(problem['input'])}"
-
-
-# --- a folder whose work resumes ------------------------------------------------------------------
+        lines = [f"{what} does not fit:"]
+        for problem in error.errors():
+            key, text = ".".join(map(str, problem["loc"])), problem["msg"]
+            misfit = f"{text[0].lower()}{text[1:]}, got {reprlib.repr(problem['input'])}"
+            misfit = f"{key}: {_MISFITS.get(problem['type'], misfit)}"
+            if problem["type"] == "value_error":  # a check of our own, which names the field itself
+                misfit = text.removeprefix("Value error, ")
+            lines.append(f"  {misfit}")
+        raise ValueError("\n".join(lines)) from None
 
 
 class Work:
@@ -145,11 +131,13 @@ class Work:
 
     def finish(self, **more: Any) -> dict:
         """Write the manifest, last of all: identity, circumstances, hashes of files, and `more`."""
+        names = {path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file()}
+        names = {x.as_posix() for x in names if x.name[0] != "."} - {CONFIG, MANIFEST}
         self.manifest = self.identity | {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_s": round(time.monotonic() - self._started, 2),
             "versions": versions(), "python": platform.python_version(), **more,
-            "files": {name: content_hash(self.folder / name) for name in _results(self.folder)},
+            "files": {name: content_hash(self.folder / name) for name in sorted(names)},
         }  # fmt: skip
         write_json(self.folder / MANIFEST, self.manifest)
         return self.manifest
@@ -159,41 +147,40 @@ class Work:
 def resumable(
     folder: Path, identity: Mapping, *, shared: bool = False, brought: str = ""
 ) -> Iterator[Work]:
-    """Hold a folder for work that can be killed and goes on when it is started again.
+    """Hold a folder, made if missing, for work that goes on when it was killed and is started again.
 
     Args:
-        folder: Made where it is missing.
+        folder: Folder of the work.
         identity: All that decides the result, as JSON. It may change until something is computed.
-        shared: False for a folder that a user named: another process in it, another identity or
-            damage is refused. True for a folder of a store: wait for the other process, and compute
-            anew what is damaged.
+        shared: False for a user's folder: damage, another identity or another process in it is
+            refused. True for a store's: wait for the process, and compute anew what is damaged.
         brought: Name of a file that may be in a new folder, such as answers from another one.
 
     Raises:
-        ValueError: The folder holds something else, another process works in it, or a file changed
-            since the work was finished; names it and says what to do.
+        ValueError: Another process works in the folder, it holds something else, or a file changed
+            since the work was finished.
     """
     identity = json.loads(json.dumps(identity))
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK, timeout=-1 if shared else 0)
     try:
-        lock.acquire()
+        lock = FileLock(folder / _LOCK).acquire(timeout=-1 if shared else 0)
     except Timeout:
-        raise ValueError(
-            f"{folder}: another process works in this folder: wait for it, or name another folder"
-        ) from None
-    try:
+        told = f"{folder}: another process works in this folder"
+        raise ValueError(f"{told}: wait for it, or name another folder") from None
+    with lock:
         try:
             manifest = _claim(folder, identity, brought)
         except ValueError as error:
             if not shared:
                 raise
             _log.warning("%s; computing it again", error)
-            _empty(folder)
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != _LOCK:
+                    path.unlink()
             manifest = _claim(folder, identity, brought)
         yield Work(folder, identity, manifest)
-    finally:
-        lock.release()
 
 
 def _claim(folder: Path, identity: dict, brought: str) -> dict | None:
@@ -202,10 +189,8 @@ def _claim(folder: Path, identity: dict, brought: str) -> dict | None:
     held = sorted(name for name in names if name not in (_LOCK, CONFIG, brought))
     begun = read_json(folder / CONFIG) if (folder / CONFIG).exists() else None
     if begun is None and held:
-        raise ValueError(
-            f"{folder} holds {held[0]}: expected a new or empty folder, or one begun with the same "
-            "configuration: name another folder"
-        )
+        told = "expected a new or empty folder, or one begun with the same configuration"
+        raise ValueError(f"{folder} holds {held[0]}: {told}: name another folder")
     if begun != identity and held:
         was, now = _flat(begun), _flat(identity)
         changed = [key for key in was | now if was.get(key) != now.get(key)]
@@ -219,27 +204,11 @@ def _claim(folder: Path, identity: dict, brought: str) -> dict | None:
         return None
     manifest = read_json(folder / MANIFEST)
     for name, expected in manifest.get("files", {}).items():
-        if not (folder / name).is_file() or content_hash(folder / name) != expected:
-            raise ValueError(
-                f"{folder / name} changed since it was written: restore the file, or start again in "
-                "another folder"
-            )
+        path = folder / name
+        if not path.is_file() or content_hash(path) != expected:
+            told = f"{path} changed since it was written"
+            raise ValueError(f"{told}: restore the file, or start again in another folder")
     return manifest
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != _LOCK:
-            path.unlink()
-
-
-def _results(folder: Path) -> list[str]:
-    """Files that others read; not logs, nor what starts with a dot."""
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    aside = (CONFIG, MANIFEST)
-    return sorted(f.as_posix() for f in files if f.parts[0] not in aside and f.name[0] != ".")
 
 
 def _flat(value: object, key: str = "") -> dict[str, object]:

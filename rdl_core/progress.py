@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,19 +16,13 @@ __all__ = ["log_plainly", "progress"]
 
 _LINE_EVERY_S = 15.0
 _SILENT_S = 2.0  # work that took no longer is not worth a line
+_NOTHING = re.compile(r"\s*$|(Executing|Ending) Cell")  # papermill's lines around cells
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
 def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> Iterator[_T]:
-    """Pass `items` through and show how far they are.
-
-    Args:
-        items: What is worked on.
-        total: Number of items, those done before included.
-        what: The work, in a few words.
-        done: Number of items done before, by a run that this one resumes.
-    """
+    """Pass items on and show how far `what` is: `total` counts those `done` by an earlier run, too."""
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, initial=done, desc=what, dynamic_ncols=True)
         return
@@ -46,14 +41,13 @@ def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> It
 def log_plainly() -> None:
     """Show the messages of this project, and of notebooks that it runs, on standard error.
 
-    For programs and notebooks to call once; a library never configures logging by being imported.
+    For programs and notebooks to call once.
     """
-    plain, with_time = "%(message)s", "%(asctime)s %(message)s"
-    for name, form in (("rdl_core", with_time), ("rdl_study", with_time), ("papermill", plain)):
-        handler = logging.StreamHandler()
+    for name in ("rdl_core", "rdl_study", "papermill"):
+        handler, logger = logging.StreamHandler(), logging.getLogger(name)
+        form = "%(message)s" if name == "papermill" else "%(asctime)s %(message)s"
         handler.setFormatter(logging.Formatter(form, "%H:%M:%S"))
-        handler.addFilter(lambda record: _says_something(record.getMessage()))
-        logger = logging.getLogger(name)
+        handler.addFilter(lambda record: not _NOTHING.match(record.getMessage()))
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
@@ -63,8 +57,3 @@ def log_plainly() -> None:
 
         of_transformers.set_verbosity_error()
         of_transformers.disable_progress_bar()
-
-
-def _says_something(message: str) -> bool:
-    """Whether a line is more than papermill's note that a cell starts or ends."""
-    return bool(message.strip()) and not message.startswith(("Executing Cell", "Ending Cell"))

@@ -20,26 +20,22 @@ _NONE: Any = object()
 
 
 def whole(identities: Mapping[Path, Mapping]) -> dict:
-    """The identity of the work that all shards make together.
+    """The identity of all shards' work: each has ``shard``, ``[number, of]``, and else the same.
 
-    Each has its ``shard``, ``[number, of]``, and else the same. ValueError names a shard that is
-    missing, there twice, or of another configuration.
+    ValueError names a shard that is missing, there twice, or of another configuration.
     """
     (first, wanted), *others = identities.items()
-    of = wanted["shard"][1]
+    number, of = wanted["shard"]
     for path, identity in others:
-        values = identity | {"shard": [wanted["shard"][0], identity["shard"][1]]}
+        values = identity | {"shard": [number, identity["shard"][1]]}
         if changed := [key for key in wanted | values if values.get(key) != wanted.get(key)]:
             differ = "; ".join(f"{k} is {values.get(k)!r}, not {wanted.get(k)!r}" for k in changed)
             raise ValueError(f"{path} was made with another configuration than {first}: {differ}")
-    numbers = Counter(identity["shard"][0] for identity in identities.values())
-    if missing := [f"{number}/{of}" for number in range(1, of + 1) if number not in numbers]:
-        named = ", ".join(f"{number}/{of}" for number in numbers)
-        raise ValueError(
-            f"shards missing: {', '.join(missing)}; named were {named}: name all, and run those that "
-            f"were not, as with --shard {missing[0]}"
-        )
-    if twice := [f"{number}/{of}" for number, times in numbers.items() if times > 1]:
+    named = Counter(f"{identity['shard'][0]}/{of}" for identity in identities.values())
+    if missing := [f"{n}/{of}" for n in range(1, of + 1) if f"{n}/{of}" not in named]:
+        told = f"shards missing: {', '.join(missing)}; named were {', '.join(named)}"
+        raise ValueError(f"{told}: name all, and run what was not, as with --shard {missing[0]}")
+    if twice := [shard for shard, times in named.items() if times > 1]:
         raise ValueError(f"shard {twice[0]} is there more than once: name it once")
     return {**wanted, "shard": [1, 1]}
 
@@ -54,5 +50,5 @@ def check_once(query_ids: Sequence[str], n_queries: int) -> None:
     twice = [query_id for query_id, times in Counter(query_ids).items() if times > 1]
     if twice or len(query_ids) != n_queries:
         count = f"{len(query_ids)}, twice {twice[:3]}" if twice else len(query_ids)
-        remedy = "check that all shards were made of one file of candidates"
-        raise ValueError(f"expected each of {n_queries} queries once, got {count}: {remedy}")
+        told = f"expected each of {n_queries} queries once, got {count}"
+        raise ValueError(f"{told}: check that all shards were made of one file of candidates")

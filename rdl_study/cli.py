@@ -15,11 +15,11 @@ import time
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import click
 
-from rdl_core.cli import command
+from rdl_core.cli import command, named_values
 from rdl_core.config import Count, config
 from rdl_study.bench.config import BenchConfig
 from rdl_study.store import project_folder, runs_folder
@@ -70,7 +70,7 @@ class RunConfig(ProfileConfig):
     """Its name, such as student-0123456789ab."""
 
 
-@command("more")
+@command(BookConfig, "more")
 def book(config: BookConfig) -> str | None:
     """Run the study at a profile, as far as the store does not hold it, and build the book."""
     started = time.time()
@@ -81,20 +81,17 @@ def book(config: BookConfig) -> str | None:
     return None if config.more else f"done in {time.time() - started:.0f} s; open {page.as_uri()}"
 
 
-_Parameters = Annotated[
-    dict[str, Any] | None, "-p", "Parameter of the page's notebook, such as losses=[ranknet]."
-]
-
-
-@command()
-def study(config: StudyConfig, parameter: _Parameters = None) -> None:
+@command(StudyConfig)
+@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", callback=named_values,
+              help="Parameter of the page's notebook, such as losses=[ranknet].")  # fmt: skip
+def study(config: StudyConfig, parameters: dict[str, Any]) -> None:
     """Train and rank what pages compare, in one process, as far as the store does not hold it.
 
     For a GPU that is there for an hour: no process has to start, and notebooks and graph find all done.
     """
     from rdl_study import graph, grid, tables
 
-    pages, seeds = graph.declarations(config.profile, config.page, parameter or {}), config.seeds
+    pages, seeds = graph.declarations(config.profile, config.page, parameters), config.seeds
     for parts in pages.values() if seeds else ():
         for name, part in parts.items():
             few = replace(part.profile, seeds=part.profile.seeds[:seeds])
@@ -112,7 +109,7 @@ def study(config: StudyConfig, parameter: _Parameters = None) -> None:
             _log.info("recorded %s", tables.record(page, results, folder))
 
 
-@command("node")
+@command(RunConfig, "node")
 def run(config: RunConfig) -> None:
     """Run one job of the graph, as far as the store does not hold it."""
     from rdl_study import graph
@@ -126,15 +123,18 @@ def run(config: RunConfig) -> None:
     graph.run(nodes[config.node])
 
 
-@command("parts")
+@command(BenchConfig, "parts")
 def bench(config: BenchConfig) -> None:
-    """Race systems on the same passages, weights and lengths, and keep the figures."""
+    """Race systems on the same passages, weights and lengths, and keep the figures.
+
+    Parts are rank, engine, train, sample, depth, length, list_size, llm and limit; none: all.
+    """
     from rdl_study.bench import measure
 
     measure.bench(config)
 
 
-@command()
+@command(ProfileConfig)
 def plan(config: ProfileConfig) -> str:
     """Write a profile's graph for Snakemake; prints the file's path."""
     from rdl_study import graph
@@ -142,7 +142,7 @@ def plan(config: ProfileConfig) -> str:
     return str(graph.plan(config.profile, config.threads or None))
 
 
-@command()
+@command(ProfileConfig)
 def build(config: ProfileConfig) -> None:
     """Gather the executed pages and build the book in a new folder, which then replaces the last."""
     from jupyter_book.cli.main import main as jupyter_book

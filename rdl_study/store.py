@@ -117,8 +117,8 @@ def short_hash(value: object) -> str:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of the libraries that can change a result; our own code counts by its hash."""
-    return {name: version for name, version in versions().items() if name != "rdl-core"}
+    """Versions that count for ids; our code counts by its hash, and openai only carries requests."""
+    return {name: x for name, x in versions().items() if name not in ("rdl-core", "openai")}
 
 
 @lru_cache

@@ -1,6 +1,5 @@
 """The command line: made from the configurations, quick to help, one line for what a user can mend."""
 
-import errno
 import json
 import os
 import re
@@ -9,7 +8,7 @@ import sys
 
 import click
 import pytest
-from conftest import child_environment, read_log
+from conftest import child_environment
 from safetensors import SafetensorError
 
 from rdl_core import cli
@@ -32,14 +31,15 @@ def test_every_field_of_a_configuration_is_an_option_with_its_help(name):
     assert all(text and "`" not in text for text in [command.help, *helps])
 
 
-def test_help_shows_kinds_choices_and_defaults(rdl):
+def test_help_shows_kinds_choices_and_defaults_and_words_that_are_none_are_named(rdl):
     text = " ".join(rdl("distill", "--help").output.split())
     for expected in (
         "[OPTIONS] LISTS OUT", "--encoder TEXT Where the weights", "--steps INTEGER", "[default: 940]",
-         "--targets [teacher|scores|judgments]", "--loss-options NAME=VALUE",
+        "--targets [teacher|scores|judgments]", "--loss-options NAME=VALUE",
         "--learning-rate NUMBER", "--train-word-embeddings / --no-train-word-embeddings",
     ):  # fmt: skip
         assert expected in text
+    assert "expected name=value, got 'a'" in rdl(*DISTILL.split(), "--loss-options", "a", code=2).stderr
 
 
 WORDS = {
@@ -50,25 +50,18 @@ WORDS = {
             "train_word_embeddings": False, "learning_rate": "1e-3",
         },
     ),
-    "evaluate q a b --measures RR@10 --measures AP --margin 0.1": c.EvaluateConfig(
-        qrels="q", runs=("a", "b"), measures=("RR@10", "AP"), margin=0.1
-    ),
-    "rerank s x y --shard 2/8 --query-tokens 9": c.RerankConfig(
-        student="s", candidates="x", out="y", shard="2/8", query_tokens=9
-    ),
-    "teach x out --model m --options top_p=0.5": c.TeachConfig(
-        candidates="x", backend=c.EndpointConfig(model="m", options={"top_p": 0.5})
-    ),
-    "teach x out --model m --backend local_llm --depth 5 --stride 2": c.TeachConfig(
-        candidates="x", backend=c.LocalConfig(model="m"), depth=5, stride=2
-    ),
-    "teach x out --model m --backend replay": c.TeachConfig(
-        candidates="x", backend=c.ReplayConfig(model="m")
-    ),
+    "evaluate q a b --measures RR@10 --measures AP":
+        c.EvaluateConfig(qrels="q", runs=("a", "b"), measures=("RR@10", "AP")),
+    "teach x out --model m --options top_p=0.5":
+        c.TeachConfig(candidates="x", backend=c.EndpointConfig(model="m", options={"top_p": 0.5})),
+    "teach x out --model m --backend local_llm --depth 5":
+        c.TeachConfig(candidates="x", backend=c.LocalConfig(model="m"), depth=5),
+    "teach x out --model m --backend replay":
+        c.TeachConfig(candidates="x", backend=c.ReplayConfig(model="m")),
 }  # fmt: skip
 WORK = {
     "distill": "rdl_core.distill.distill_files", "teach": "rdl_core.teachers.teach.teach",
-    "evaluate": "rdl_core.evaluate.evaluate_files", "rerank": "rdl_core.rerank.rerank_files",
+    "evaluate": "rdl_core.evaluate.evaluate_files",
 }  # fmt: skip
 
 
@@ -83,22 +76,18 @@ def test_words_become_the_configuration(rdl, monkeypatch, words, expected):
 
 
 _HELP = """
-import resource, sys
+import sys, time
+from click.testing import CliRunner
 from rdl_core.cli import app
-try:
-    app(sys.argv[1:] + ["--help"], "rdl")
-finally:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    print("torch" in sys.modules or "pandas" in sys.modules, used.ru_utime + used.ru_stime)
+for name in ["", *app.list_commands(None)]:
+    assert "Usage: rdl" in CliRunner().invoke(app, [*name.split(), "--help"]).output, name
+print("torch" in sys.modules or "pandas" in sys.modules, time.process_time())
 """
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS])
-def test_help_is_quick_and_imports_no_torch(name):
-    words = [sys.executable, "-c", _HELP, *name.split()]
-    text = subprocess.check_output(words, text=True, env=child_environment())
-    assert "Usage: rdl" in text
-    heavy, cpu_s = text.split()[-2:]
+def test_all_helps_are_quick_and_import_no_torch():
+    words = [sys.executable, "-c", _HELP]
+    heavy, cpu_s = subprocess.check_output(words, text=True, env=child_environment()).split()
     assert heavy == "False"
     assert float(cpu_s) < 1.5
 
@@ -112,7 +101,6 @@ def test_commands_work_on_files_and_options_come_before_the_yaml(rdl, files, tmp
     config = json.loads((tmp_path / "own" / "config.json").read_text())["config"]
     stage, names = config["stages"][0]["training"], ("loss", "learning_rate", "steps", "list_size")
     assert [stage[x] for x in names] == ["listnet", 1e-3, 9, 4]
-    assert len(read_log(tmp_path / "own")) == 9
     shards = [tmp_path / f"{n}.run" for n in (1, 2)]
     for n, shard in enumerate(shards, start=1):
         words = ("--collection", "beir", "--shard", f"{n}/2", "--tag", "me")
@@ -131,14 +119,13 @@ REFUSALS = {
     f"{RERANK} --collection beir --query-tokens 60": "at most 64 tokens",
     "rerank encoder first.run out.run --collection beir": "encoder: expected a trained",
     "evaluate qrels.txt first.run --measures nDGC@10": "'nDGC@10'",
-    "evaluate qrels.txt first.run --baseline bm25": "'bm25'",
     f"{DISTILL} --config qrels.txt": "qrels.txt: expected lines of name: value",
     f"{DISTILL} --config none.yaml": "No such file: none.yaml",
     f"{DISTILL} --loss rank": "loss: expected one of adr_mse, ",
     f"{DISTILL} --query-tokens 0": "the command line does not fit:\n  query_tokens: .*to 1, got '0'",
     "export student beir": "beir", "fetch x": "'x'",
     "teach first.run out --model x --mode free":
-        "mode: an option of backend local_llm, but backend is endpoint: .*choose local_llm",
+        "mode: no option of backend endpoint: leave it out, or choose another backend",
 }  # fmt: skip
 
 
@@ -151,21 +138,14 @@ def test_what_can_be_mended_is_one_message_and_exit_code_2(rdl, files, words, sa
     assert not (files / "out").exists()
 
 
-def test_words_that_are_no_options_are_named(rdl):
-    assert "expected name=value, got 'a'" in rdl(*DISTILL.split(), "--loss-options", "a", code=2).stderr
-    assert "'teacher', 'scores', 'judgments'" in rdl(*DISTILL.split(), "--targets", "x", code=2).stderr
-
-
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_told_and_a_bug_is_not_called_the_users(files, capsys):
-    words = "-m rdl_core.cli evaluate qrels.txt first.run --table /dev/full".split()
-    words = [sys.executable, *words]
+    words = f"{sys.executable} -m rdl_core.cli evaluate qrels.txt first.run --table /dev/full".split()
     done = subprocess.run(words, cwd=files, env=child_environment(), capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "was not written, the disk is full (No space left on device): free some space" in done.stderr
-    for error in (OSError(errno.EDQUOT, ""), SafetensorError("I/O error (os error 28)")):
-        with pytest.raises(click.exceptions.Exit), cli.refusals():
-            raise error
-        assert "the disk is full" in capsys.readouterr().err
+    with pytest.raises(click.exceptions.Exit), cli.refusals():
+        raise SafetensorError("I/O error (os error 28)")
+    assert "the disk is full" in capsys.readouterr().err
     with pytest.raises(TypeError), cli.refusals():
         raise TypeError

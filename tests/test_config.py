@@ -1,7 +1,7 @@
 """Configurations: a value that cannot be is refused, with the field, the value and what is valid."""
 
 import math
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError
 
 import pytest
 
@@ -15,8 +15,7 @@ REQUIRED = {
     c.LocalConfig: {"model": "x"}, c.ReplayConfig: {"model": "x"}, c.StageConfig: {},
     c.TeachConfig: {"candidates": "x", "backend": {"model": "x"}}, c.WindowConfig: {},
 }  # fmt: skip
-#: The smallest value of each field that has one.
-LEAST = {
+LEAST = {  # the smallest value of a field
     c.StageConfig: {
         "list_size": 2, "queries_per_step": 1, "steps": 1, "token_budget": 1, "checkpoint_every": 1,
         "positive_grade": 1, "warmup_steps": 0, "max_gradient_norm": 0, "head_rate": 0, "dropout": 0,
@@ -27,12 +26,10 @@ LEAST = {
     c.LocalConfig: {"max_words": 1, "batch_size": 1, "max_new_tokens": 1}, c.TeachConfig: {"depth": 1},
     c.RerankConfig: {"query_tokens": 1, "passage_tokens": 1},
 }  # fmt: skip
-#: Fields that are above 0.
 ABOVE_0 = {
     c.StageConfig: ["learning_rate", "score_scale"], c.EvaluateConfig: ["alpha", "margin"],
     c.EndpointConfig: ["per_minute", "timeout_s", "longest_wait_s"],
 }  # fmt: skip
-#: Other values that do not fit, and telling words of the refusal.
 OTHERS = {
     c.StageConfig: [
         ({"sampler": "best"}, "sampler: expected one of denoised, .*top; got 'best'"),
@@ -41,15 +38,11 @@ OTHERS = {
         ({"loss": "mse"}, "loss: expected one of adr_mse, .*ranknet; got 'mse'"),
         ({"loss_options": {"x": 1}}, "loss_options: ranknet takes weighting; x is unknown"),
         ({"targets": "x"}, "targets: .*'teacher', 'scores' or 'judgments'.* got 'x'"),
-        ({"schedule": "x"}, "schedule: .*'cosine'"), ({"precision": "x"}, "precision: .*'bfloat16'"),
         ({"learning_rate": 1.0}, "learning_rate: .*less than 1, got 1"), ({"x": 4}, "x: unknown key"),
         ({"score_scale": math.inf}, "score_scale: .*finite"), ({"dropout": 1.0}, "less than 1"),
         ({"patience": 2}, "patience: needs dev_every, got patience 2"), ({"steps": "x"}, "got 'x'"),
     ],
-    c.WindowConfig: [
-        ({"stride": 21}, "stride: expected at most window_size, 20, got 21: more would skip"),
-        ({"schedule": "full"}, "schedule: unknown key"),
-    ],
+    c.WindowConfig: [({"stride": 21}, "expected at most window_size, 20, got 21: more would skip")],
     c.EndpointConfig: [
         ({"base_url": "ftp://x"}, "base_url: expected http://host:port/v1, got 'ftp://x'"),
         ({"base_url": "http://a:b@x/v1"}, "no user, password or query, got one for x: .*OPENAI"),
@@ -60,7 +53,6 @@ OTHERS = {
     c.RerankConfig: [({"precision": "int4"}, "precision: .*'int8'.* got 'int4'")]
     + [({"shard": x}, f"shard: expected 1/N to N/N, .* got '{x}'") for x in ("0/2", "1", "a/b", "3/2")],
     c.EvaluateConfig: [({"alpha": 1}, "alpha: .*less than 1")],
-    c.DistillConfig: [({"lists": None}, "lists: .*string")],
 }  # fmt: skip
 CASES = (
     [(k, {x: n - 1}, f"{x}: .*equal to {n}, got") for k, xs in LEAST.items() for x, n in xs.items()]
@@ -78,7 +70,6 @@ def test_a_value_that_cannot_be_is_refused_by_name(kind, values, says):
 @pytest.mark.parametrize("kind", REQUIRED)
 def test_configurations_are_whole_frozen_and_explained(kind):
     made = checked(kind, REQUIRED[kind], what="here")
-    assert asdict(made).keys() == kind.__pydantic_fields__.keys()
     for name in REQUIRED[kind]:
         with pytest.raises(ValueError, match=f"\n  {name}: missing"):
             checked(kind, {x: v for x, v in REQUIRED[kind].items() if x != name}, what="here")
@@ -88,7 +79,6 @@ def test_configurations_are_whole_frozen_and_explained(kind):
 
 
 def test_an_endpoints_name_has_what_changes_answers_and_a_price_its_tokens():
-    """Not the address, which may move."""
     here, there = (c.EndpointConfig(model="m", base_url=f"http://{x}/v1", timeout_s=9.0) for x in "ab")
     assert here.name == there.name != c.EndpointConfig(model="m", temperature=0.5).name
     assert here.usd(1, 1) is None

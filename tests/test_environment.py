@@ -60,7 +60,6 @@ def graph(package):
 
 
 def test_the_library_imports_nothing_of_the_study_and_nothing_in_a_circle():
-    """Imports inside functions count: a circle that is put off is one, too."""
     core, study = graph("rdl_core"), graph("rdl_study")
     assert not [x for x in core.items() if any(name.startswith("rdl_study") for name in x[1])]
     for modules in (core, study):

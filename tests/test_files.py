@@ -13,10 +13,10 @@ from rdl_core.files import content_hash, partial, read_json, read_settings, resu
 IDENTITY = {"config": {"a": 1, "b": [1, 2]}}
 
 
-def squares(folder, identity=IDENTITY, *, dies_at=None, **own):
+def squares(folder, *, dies_at=None, **own):
     """Work of five steps, each a line of a file; gives the manifest and the steps that were done."""
     done, path = [], folder / "squares.txt"
-    with resumable(folder, identity, **own) as work:
+    with resumable(folder, IDENTITY, **own) as work:
         if work.manifest is None:
             for i in range(len(path.read_text().splitlines()) if path.exists() else 0, 5):
                 if i == dies_at:
@@ -38,6 +38,7 @@ def test_killed_work_goes_on_and_finished_work_is_given(tmp_path):
     assert (manifest["config"], manifest["n"]) == (IDENTITY["config"], 5)
     assert manifest["files"] == {"squares.txt": content_hash(tmp_path / "squares.txt")}
     assert {"finished", "wall_s", "versions", "python"} < manifest.keys()
+    assert {"torch", "openai"} < manifest["versions"].keys()
     assert squares(tmp_path) == (manifest, [])
 
 
@@ -97,27 +98,16 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path):
 
 
 YAML = {
-    "a: [": "is not valid YAML: .* line 1", "- 1": "expected lines of name: value",
-    "!!python/object/apply:os.system [ls]": "is not valid YAML", "steps_: 4": "\n  steps_: unknown key",
-    "steps: 0\nloss: 3": ":\n  loss: .* string, got 3\n  steps: .*equal to 1, got 0",
+    b"a: [": "is not valid YAML: .* line 1", b"!!python/name:os.system": "is not valid YAML",
+    b"- 1": "expected lines of name: value", b"steps_: 4": "\n  steps_: unknown key",
+    b"steps: 0\nloss: 3": ":\n  loss: .* string, got 3\n  steps: .*equal to 1, got 0",
 }  # fmt: skip
+DAMAGED = dict.fromkeys([b"{", b"[]", b"\xff", b"[" * 10**5], "is damaged: expected a JSON object")
 
 
-@pytest.mark.parametrize(("text", "says"), YAML.items())
-def test_settings_that_do_not_fit_are_named_with_their_file(tmp_path, text, says):
-    (tmp_path / "stage.yaml").write_text(text)
-    with pytest.raises(ValueError, match=f"stage.yaml.*{says}"):
-        read_settings(StageConfig, tmp_path / "stage.yaml")
-
-
-def test_numbers_may_be_written_as_yaml_takes_them_for_words(tmp_path):
-    (tmp_path / "stage.yaml").write_text("learning_rate: 1e-3\nloss_options: {weighting: uniform}\n")
-    stage = read_settings(StageConfig, tmp_path / "stage.yaml")
-    assert stage == StageConfig(learning_rate=0.001, loss_options={"weighting": "uniform"})
-
-
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 10**5], ids=len)
-def test_json_that_is_no_object_is_called_damaged(tmp_path, content):
-    (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(ValueError, match="x.json is damaged: expected a JSON object"):
-        read_json(tmp_path / "x.json")
+@pytest.mark.parametrize(("content", "says"), [*YAML.items(), *DAMAGED.items()], ids=len)
+def test_files_that_do_not_fit_are_named(tmp_path, content, says):
+    path = tmp_path / "x.file"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"x.file.*{says}"):
+        read_json(path) if content in DAMAGED else read_settings(StageConfig, path)

@@ -1,7 +1,4 @@
-"""The live page: its BM25 is ours, and its example is what the exported student says.
-
-Browsers run the rest in test_browser.py.
-"""
+"""The live page: its BM25 is ours. Browsers run the rest in test_browser.py."""
 
 import json
 import random

@@ -23,40 +23,36 @@ from rdl_core.rerank import rerank
 from rdl_core.tokens import TokenCorpus
 
 # Three lists a step, so that the processes' shares differ.
-DISTILL = [
-    "distill", "taught.parquet", "--encoder", "student", "--collection", "beir", "--list-size", "4",
-    "--queries-per-step", "3", "--steps", "40", "--precision", "float32", "--dropout", "0",
-    "--checkpoint-every", "2",
-]  # fmt: skip
+DISTILL = (
+    "distill taught.parquet --encoder student --collection beir --list-size 4 --queries-per-step 3 "
+    "--steps 40 --precision float32 --dropout 0 --checkpoint-every 2"
+).split()
 
 
 def launch(files, out):
     """Start `rdl distill` in two processes, as torchrun and accelerate launch do."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = "-m torch.distributed.run --nproc-per-node 2 --standalone -m rdl_core.cli".split()
     return subprocess.Popen(
-        [*command, "-m", "rdl_core.cli", *DISTILL, str(out)], cwd=files, start_new_session=True,
+        [sys.executable, *command, *DISTILL, str(out)], cwd=files, start_new_session=True,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(),
     )  # fmt: skip
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux's /proc")
 def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp_path):
-    """One worker is killed: the launch ends, and the same command goes on to the same bytes.
-
-    While it runs, nobody else may work in its folder; the log has one line a step.
-    """
+    """The launch ends, and the same command goes on to the same bytes; nobody else works meanwhile."""
     one, whole, broken = (tmp_path / name for name in ("one", "whole", "broken"))
     first, log, until = launch(files, broken), broken / "log.jsonl", time.monotonic() + 200
     while not log.exists() or log.read_text().count("\n") < 6:
         assert time.monotonic() < until, "the training never came so far"
         time.sleep(0.02)
-    workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text()
+    workers = [int(worker) for worker in children.split()]
     for worker in workers:  # they would be done before anybody else has come
-        os.kill(int(worker), signal.SIGSTOP)
+        os.kill(worker, signal.SIGSTOP)
     assert "another process works in this folder" in rdl(*DISTILL, broken, code=2).stderr
-    os.kill(int(workers[-1]), signal.SIGKILL)
-    for worker in workers[:-1]:
-        os.kill(int(worker), signal.SIGCONT)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL if worker == workers[-1] else signal.SIGCONT)
     first.communicate(timeout=100)
     assert first.returncode != 0
     assert not (broken / "manifest.json").exists()
@@ -73,29 +69,23 @@ def test_two_processes_train_as_one_and_survive_the_death_of_one(rdl, files, tmp
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
 
 
-# --- too little memory ----------------------------------------------------------------------------
-
-
 def _with_less_memory(folder, what, extra_mb):
     """Work with batches that fit; then with larger ones, and no more memory than so much."""
     torch.set_num_threads(1)
     logging.basicConfig(filename=folder / "messages", level="WARNING")
-    n, tokenizer = 600, make_tokenizer("bert")
+    n, ranks = 600, range(1, 601)
     texts = [" ".join([x] * 9) for x in make_texts(n, seed=2, longest=30)]
-    passages = pd.DataFrame({"doc_id": [str(i) for i in range(n)], "text": texts})
+    passages = pd.DataFrame({"doc_id": map(str, ranks), "text": texts})
     queries = pd.DataFrame({"query_id": ["q"], "query": make_texts(1, seed=1, longest=8)})
-    corpus = TokenCorpus.of(queries, passages, tokenizer)
-    ranks = range(1, n + 1)
+    corpus = TokenCorpus.of(queries, passages, make_tokenizer("bert"))
     frame = passages[["doc_id"]].assign(query_id="q", rank=ranks, teacher_rank=ranks)
 
     def work(budget):
         student = make_student(passage_tokens=40, intermediate_size=4096)
         if what == "rank":
             return rerank(student, frame, corpus, token_budget=budget)["score"].tolist()
-        stage = StageConfig(
-            list_size=n, dropout=0, queries_per_step=1, steps=1, token_budget=budget,
-            held_tokens=8 * budget,
-        )  # fmt: skip
+        own = {"token_budget": budget, "held_tokens": 8 * budget}
+        stage = StageConfig(list_size=n, dropout=0, queries_per_step=1, steps=1, **own)
         out = folder / str(budget)
         distill(student, RankedLists.from_frame(frame, corpus), stage, seed=0, folder=out)
         return [read_log(out)[0][key] for key in ("loss", "gradient_norm")]

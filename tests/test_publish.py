@@ -1,8 +1,4 @@
-"""Pages: executed once, cleaned, and never published when they failed.
-
-Mutations seen to fail: the partial notebook renamed before papermill returned; error outputs let
-through; standard error kept; a page executed again though nothing changed.
-"""
+"""Pages: executed once, cleaned, and never published when they failed."""
 
 import zipfile
 from dataclasses import replace

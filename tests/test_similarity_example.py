@@ -51,8 +51,8 @@ def score(student, corpus):
 
 
 def inputs(student):
-    queries, passages = [QUERIES[i] for i in ROWS[0]], [PASSAGES[i] for i in ROWS[1]]
-    return student.tokenizer(queries, passages, padding=True, return_tensors="pt")
+    texts = [QUERIES[i] for i in ROWS[0]], [PASSAGES[i] for i in ROWS[1]]
+    return student.tokenizer(*texts, padding=True, return_tensors="pt")
 
 
 def test_before_training_the_score_is_the_cosine_of_the_two_means(student, corpus):
