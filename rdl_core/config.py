@@ -297,7 +297,7 @@ class LocalConfig:
 
     model: str
     """Folder or hub id."""
-    mode: Literal["free", "first_token"] = "free"
+    mode: Literal["free", "constrained", "first_token"] = "free"
     """How an order is obtained; see `rdl_core.teachers.local_llm`."""
     max_words: Positive = 300
     """Words of a passage that are shown, if they fit."""

@@ -81,7 +81,8 @@ def _with_less_memory(folder, what, extra_mb):
     frame = passages[["doc_id"]].assign(query_id="q", rank=ranks, teacher_rank=ranks)
 
     def work(budget):
-        student = make_student(passage_tokens=40, intermediate_size=4096)
+        student = make_student(intermediate_size=4096)
+        student.passage_tokens = 40
         if what == "rank":
             return rerank(student, frame, corpus, token_budget=budget)["score"].tolist()
         own = {"token_budget": budget, "held_tokens": 8 * budget}
