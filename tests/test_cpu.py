@@ -67,14 +67,14 @@ def test_each_core_takes_batches_of_its_own(kind, stores, monkeypatch):
         modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         return get_ident(), torch.get_num_threads(), *modes
 
-    scorer, seen = engine(make_student(kind), "float32"), watch(monkeypatch, thread)
-    expected = score(scorer, stores)
+    student, seen = make_student(kind), watch(monkeypatch, thread)
+    expected = score(engine(student, "float32"), stores)
     assert {ident for ident, *_ in seen} == {get_ident()}  # one core needs no others
     seen.clear()
     cpu._pool.cache_clear()
     torch.set_num_threads(2)
     try:
-        scores = score(scorer, stores, token_budget=100)
+        scores = score(engine(student, "float32"), stores, token_budget=100)
         with ThreadPoolExecutor(1) as another:
             assert another.submit(torch.get_num_threads).result() == 2
     finally:

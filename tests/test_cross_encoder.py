@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import make_model, make_student, make_tokenizer, weights
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from rdl_core import attention, cross_encoder
@@ -67,14 +67,6 @@ def test_packed_scores_and_gradients_equal_padded_ones(kind, own, stores, texts)
     assert all(gradient.abs().max() > 1e-4 for n, gradient in ours.items() if "key.bias" not in n)
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[name], atol=1e-4, rtol=1e-4, msg=name)
-
-
-def test_models_of_the_tests_have_a_projection_and_a_window_that_is_seen(stores):
-    assert make_student("electra").model.base_model.embeddings_project.in_features == 12
-    narrow = fixed(make_student("modernbert"), stores)
-    for places in (4, 8, 128):
-        other = make_student("modernbert", local_attention=places)
-        assert (fixed(other, stores) - narrow).abs().median() > 1e-3, places
 
 
 def plain_varlen(query, key, value, cu_query, cu_key, most, longest, *, scale, window_size=(-1, -1)):
@@ -159,19 +151,15 @@ def test_head_names_are_the_weights_after_the_encoder(kind):
     assert {name.rpartition(".")[0] for name in make_student(kind).head_names()} == expected
 
 
-def test_saved_folder_gives_the_same_scores_everywhere(kind, stores, texts, tmp_path):
-    """sentence-transformers is put to the same test in test_export.py."""
+def test_a_saved_folder_holds_the_whole_student_and_no_code(kind, stores, tmp_path):
+    """What other libraries make of it is in test_export.py."""
     student = make_student(kind)
     student.save_pretrained(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}  # no code
-    ours = fixed(student, stores)
-    load = AutoModelForSequenceClassification.from_pretrained
-    plain, loading = load(tmp_path, output_loading_info=True)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    _, loading = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading.values())
-    theirs = padded_scores(plain.eval(), AutoTokenizer.from_pretrained(tmp_path), texts)
-    torch.testing.assert_close(theirs.detach(), ours, atol=1e-5, rtol=0)
     again = CrossEncoder.from_pretrained(tmp_path, trained=True).eval()
-    torch.testing.assert_close(fixed(again, stores), ours, atol=1e-6, rtol=0)
+    torch.testing.assert_close(fixed(again, stores), fixed(student, stores), atol=1e-6, rtol=0)
 
 
 def test_a_student_is_known_by_its_folder_and_its_run_and_keeps_its_limits(tmp_path):

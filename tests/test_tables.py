@@ -10,7 +10,6 @@ import pytest
 from rdl_core.evaluate import compare
 from rdl_study import claims, grid, tables
 from rdl_study.claims import Claim, verdict
-from rdl_study.figures import means
 from rdl_study.profile import load_profile
 from rdl_study.store import Run, project_folder
 
@@ -49,15 +48,6 @@ def test_pages_name_the_best_what_differs_and_the_runs(results):
     for expected in ("train-1", "papermill notebooks/loss.ipynb", "rdl-badge-smoke", "&lt;b&gt;CPU"):
         assert expected in text
     assert "<b>CPU" not in text
-
-
-def test_a_long_name_takes_lines_and_not_the_figures_place():
-    names = ["student + bi-encoder + first stage", "dual, lists from bm25+bm25_rm3+splade+tas_b+ada2"]
-    values = {name: [0.4, 0.5] for name in ("mean", "ci_low", "ci_high")} | {"p_value": [None, 0.1]}
-    figure = means(pd.DataFrame(values, index=names), measure="nDCG@10", paper=pd.Series([0.1], ["x"]))
-    short, long = (label.get_text() for label in figure.axes[0].get_yticklabels())
-    assert short == names[0]
-    assert long.split("\n") == ["dual, lists from bm25+bm25_rm3+", "splade+tas_b+ada2"]
 
 
 def test_published_figures_are_the_papers():

@@ -224,16 +224,8 @@ def test_refusals_come_before_anything_is_asked(config, whole, tmp_path, begun, 
         assert len(teach(config(server.url), whole)["queries"]) == len(SIZES)  # it stays as it is
 
 
-def test_answers_of_other_passes_are_taken_up_and_a_wrong_model_leaves_none(config, whole, tmp_path):
-    new, vain = tmp_path / "new", tmp_path / "vain"
-    new.mkdir()
-    shutil.copy(whole / "answers.jsonl", new)
+def test_answers_of_a_folder_that_was_asked_other_passes_are_taken_up(config, whole, tmp_path):
+    shutil.copy(whole / "answers.jsonl", tmp_path)
     with ChatServer() as server:
-        teach(config(server.url, passes=2), new)
-        assert len(server.requests) == N_WINDOWS  # of the second pass
-        server.fault = lambda *_: {"status": 404}
-        with pytest.raises(EndpointError, match="the model, 'mm'"):
-            teach(config(server.url, endpoint={"model": "mm"}), vain)
-        server.fault = lambda *_: None
-        teach(config(server.url), vain)
-    same_lists(vain, whole)
+        teach(config(server.url, passes=2), tmp_path)
+    assert len(server.requests) == N_WINDOWS  # of the second pass
