@@ -151,15 +151,19 @@ def test_head_names_are_the_weights_after_the_encoder(kind):
     assert {name.rpartition(".")[0] for name in make_student(kind).head_names()} == expected
 
 
-def test_a_saved_folder_holds_the_whole_student_and_no_code(kind, stores, tmp_path):
-    """What other libraries make of it is in test_export.py."""
+def test_a_saved_folder_holds_the_whole_student_and_code_beside_it_is_not_run(kind, stores, tmp_path):
+    """What other libraries make of a folder is in test_export.py."""
     student = make_student(kind)
     student.save_pretrained(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
     _, loading = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading.values())
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: ...\n")
+    evil = {"auto_map": {"AutoModelForSequenceClassification": "evil.Evil"}}
+    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | evil)
     again = CrossEncoder.from_pretrained(tmp_path, trained=True).eval()
     torch.testing.assert_close(fixed(again, stores), fixed(student, stores), atol=1e-6, rtol=0)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_student_is_known_by_its_folder_and_its_run_and_keeps_its_limits(tmp_path):
@@ -208,15 +212,6 @@ def test_what_is_no_trained_student_is_refused(files, tmp_path, name, weights, s
         (folder / weights[0]).write_bytes(weights[1])
     with pytest.raises(ValueError, match=f"{name}:? {says}"):
         CrossEncoder.from_pretrained(folder, trained=True)
-
-
-def test_code_beside_a_model_is_left_alone(tmp_path):
-    make_student().save_pretrained(tmp_path)
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: ...\n")
-    evil = {"auto_map": {"AutoModelForSequenceClassification": "evil.Evil"}}
-    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | evil)
-    CrossEncoder.from_pretrained(tmp_path)
-    assert not (tmp_path / "ran").exists()
 
 
 def test_other_architectures_are_refused():

@@ -43,16 +43,12 @@ def loop(work, log, steps):
     train.is_loop = True
     return train
 """
-# As nvidia-ml-py has it, for a counter that is the number of words in a file.
+# As nvidia-ml-py has it, for a counter, in millijoules, that moves by 6,000 with every call of `echo`.
 DRIVER = """
-import os
 from pathlib import Path
-def nvmlInit(): pass
-def nvmlDeviceGetHandleByIndex(index): return index
-def nvmlDeviceGetHandleByUUID(uuid): raise LookupError(uuid)
+nvmlInit, nvmlDeviceGetHandleByIndex = lambda: None, int
 def nvmlDeviceGetTotalEnergyConsumption(device):
-    file = Path(os.environ["COUNTER"])
-    return 6000 * len(file.read_text().split()) if file.exists() else 0
+    return 6000 * len(Path(__file__).with_name("log").read_text().split())
 """
 
 
@@ -100,15 +96,13 @@ def test_a_training_loop_goes_on_step_by_step_and_its_last_words_are_told(system
 
 
 def test_energy_is_told_per_list_where_the_driver_counts_it(system, tmp_path, monkeypatch):
-    """A driver whose counter, in millijoules, moves by 6,000 with every call of whatever works."""
-    log = str(tmp_path / "counter")
-    assert "joules" not in machine(system(log=log), 0, 1)  # no driver
+    twice = system(log=str(tmp_path / "log"), lists_at_once=2)
+    assert "joules" not in machine(twice, 0)  # no driver
     (tmp_path / "pynvml.py").write_text(DRIVER)
-    monkeypatch.setenv("COUNTER", log)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    assert machine(system(log=log, lists_at_once=2), 0, 1)["joules"] == 3.0
+    assert machine(twice, 0, 1)["joules"] == 3.0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-elsewhere")
-    assert "joules" not in machine(system(log=log), 0)  # no such device
+    assert "joules" not in machine(twice, 0)  # no such device
 
 
 @pytest.fixture(scope="module")

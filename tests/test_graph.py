@@ -110,15 +110,12 @@ def test_a_mistake_is_named_before_anything_runs(command, words, says, caplog):
     assert "computing" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("profile", "where"), [("trec-dl", "--cores=2"), ("mini", "--workflow-profile=cluster/kubernetes")]
-)
-def test_a_dry_run_names_every_node_once(profile, where):
-    plan = graph.plan(profile)
-    done = snakemake("-n", where, plan=plan)
+def test_a_dry_run_names_every_node_once():
+    plan = graph.plan("trec-dl")
+    done = snakemake("-n", "--workflow-profile=cluster/kubernetes", plan=plan)
     assert done.returncode == 0, done.stderr
-    for node in json.loads(plan.read_text())["nodes"]:
-        assert f": {node['name']}: {node['what']}\n" in done.stdout + done.stderr
+    nodes = [f": {x['name']}: {x['what']}\n" for x in json.loads(plan.read_text())["nodes"]]
+    assert [node for node in nodes if node not in done.stdout + done.stderr] == []
 
 
 def test_slurm_is_asked_for_threads_memory_time_and_a_gpu(tmp_path, mini):

@@ -145,23 +145,22 @@ def test_the_query_is_what_stage_2_improves_most_where_the_teacher_knows_better(
     first, before, after, teacher = (page[x] for x in ("first", "before", "after", "teacher"))
     source = next(source for _, source in cells("ten_minutes") if "better.any()" in source)
 
-    def chosen(changes, query_id=""):
-        values = page["results"].values * 0.0
-        for query, column, value in changes:
-            values.loc[query, column] = value
+    def chosen(values, query_id=""):
         own = page | {"results": replace(page["results"], values=values), "query_id": query_id}
         exec(source, own)
         return own["query_id"]
 
-    a, b, c, d = page["results"].values.index[:4]
-    changes = [(a, after, 0.9), (b, [teacher, after], 0.5), (c, [teacher, first, after], 0.6),
-               (d, after, 0.9), (d, [before, teacher], 0.2)]  # fmt: skip
-    assert chosen(changes) == b
-    assert chosen([*changes, (c, teacher, 0.7)]) == c
-    assert chosen([*changes, (slice(None), teacher, 0.0)]) == a
-    assert chosen(changes, d) == d
+    values = page["results"].values * 0.0
+    a, b, c, d = values.index[:4]
+    values.loc[[a, d], after], values.loc[d, [before, teacher]] = 0.9, 0.2
+    values.loc[b, [teacher, after]], values.loc[c, [teacher, first, after]] = 0.5, 0.6
+    assert (chosen(values), chosen(values, d)) == (b, d)
+    values.loc[c, teacher] = 0.7
+    assert chosen(values) == c
+    values[teacher] = 0.0
+    assert chosen(values) == a
     with pytest.raises(ValueError, match="query_id: expected a test query such as"):
-        chosen(changes, "nobody's")
+        chosen(values, "nobody's")
 
 
 def test_the_worked_example_is_what_the_study_computes(pages):
