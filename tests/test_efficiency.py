@@ -157,18 +157,15 @@ def test_a_step_trains_on_the_list_of_its_number(work, monkeypatch):
     assert training.sample_ours(one_list, n_lists=1, list_size=2)(0) == sum(lengths(work, 10))
 
 
-def test_figures_are_kept(encoder_folder, tiny, runs, tmp_path, monkeypatch, capsys):
+def test_figures_are_kept_and_other_options_refused(tiny, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "load_profile", lambda name: tiny)
     measure.bench(BenchConfig(parts=("sample",), repetitions=1, out=str(tmp_path)))
     assert "sample: A batch" in capsys.readouterr().out
     kept = measure.read(tmp_path / "sample.json")
     assert kept.timings["system"].unique().tolist() == ["ours"]  # peers were not asked for
     assert recorded("sample").manifest.keys() <= kept.manifest.keys()
-
-
-def test_parts_are_those_of_the_options_and_other_options_are_refused():
-    parts = measure.parts({"lists": [{"query": "q", "passages": ["a b"]}]}, "toy")
-    assert tuple(parts) == get_args(Part)
+    work = {"lists": [{"query": "q", "passages": ["a b"]}]}
+    assert tuple(measure.parts(work, "toy")) == get_args(Part)
     for wrong in ({"parts": ("speed",)}, {"queries": 0}, {"llm": "70B"}, {"x": 1}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             BenchConfig(**wrong)

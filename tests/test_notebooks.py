@@ -70,10 +70,9 @@ def test_a_notebook_is_stored_without_outputs_and_can_be_read_through(name):
 
 
 def test_figures_have_alternative_texts_captions_and_names_of_their_own():
-    figures = [
-        cell.metadata["mystnb"] for content in NOTEBOOKS.values() for cell in code(content)
-        if re.search(r"^figure\b.* = ", cell.source, re.MULTILINE)
-    ]  # fmt: skip
+    all_cells = [cell for content in NOTEBOOKS.values() for cell in code(content)]
+    drawn = [cell for cell in all_cells if re.search(r"(?m)^figure\b.* = ", cell.source)]
+    figures = [cell.metadata["mystnb"] for cell in drawn]
     texts = [text for x in figures for text in (x["image"]["alt"], x["figure"]["caption"])]
     assert min(map(len, texts)) > 20
     names = {x["figure"]["name"] for x in figures}
@@ -138,29 +137,6 @@ def test_a_page_runs_and_measures_what_it_declares(name, pages):
     for part, measured in results.items():
         assert list(measured.values) == list(parts[part].systems)
         assert measured.values.notna().all(axis=None)
-
-
-def test_the_query_is_what_stage_2_improves_most_where_the_teacher_knows_better(pages):
-    page = dict(pages("ten_minutes"))
-    first, before, after, teacher = (page[x] for x in ("first", "before", "after", "teacher"))
-    source = next(source for _, source in cells("ten_minutes") if "better.any()" in source)
-
-    def chosen(values, query_id=""):
-        own = page | {"results": replace(page["results"], values=values), "query_id": query_id}
-        exec(source, own)
-        return own["query_id"]
-
-    values = page["results"].values * 0.0
-    a, b, c, d = values.index[:4]
-    values.loc[[a, d], after], values.loc[d, [before, teacher]] = 0.9, 0.2
-    values.loc[b, [teacher, after]], values.loc[c, [teacher, first, after]] = 0.5, 0.6
-    assert (chosen(values), chosen(values, d)) == (b, d)
-    values.loc[c, teacher] = 0.7
-    assert chosen(values) == c
-    values[teacher] = 0.0
-    assert chosen(values) == a
-    with pytest.raises(ValueError, match="query_id: expected a test query such as"):
-        chosen(values, "nobody's")
 
 
 def test_the_worked_example_is_what_the_study_computes(pages):

@@ -108,28 +108,20 @@ def test_a_run_that_breaks_off_leaves_what_was_there(to_file, files, tmp_path, m
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_shards_of_a_run_become_the_run(to_file, tmp_path):
+def test_shards_of_a_run_become_the_run_and_other_runs_are_refused(to_file, tmp_path):
     """Other pairs share a batch, so that the last bits of a score may be others."""
-    whole, merged = to_file("whole.run"), tmp_path / "merged.run"
-    shards = [to_file(f"{n}.run", shard=f"{n}/2") for n in (1, 2)]
-    assert merge_runs(shards[::-1], merged) == 6
+    whole, merged, new = to_file("whole.run"), tmp_path / "merged.run", tmp_path / "new.run"
+    first, second = shards = [to_file(f"{n}.run", shard=f"{n}/2") for n in (1, 2)]
+    assert merge_runs([second, first], merged) == 6
     pd.testing.assert_frame_equal(read_run(merged), read_run(whole), rtol=0, atol=1e-6)
     assert sorted(merged.read_text()) == sorted("".join(s.read_text() for s in shards))
-    assert not (tmp_path / "whole.run.json").exists()
-
-
-def test_runs_that_are_not_the_shards_of_one_are_refused(to_file, tmp_path):
-    """test_shards.py has what is refused of the shards themselves."""
-    first, changed = (to_file(f"{n}.run", shard=f"{n}/2") for n in (1, 2))
-    changed.write_text(changed.read_text().replace("rdl", "me", 1))
-    other, plain = to_file("other.run", shard="2/2", tag="another"), to_file("plain.run")
-    for shards, says in (
-        ([plain], "plain.run is no run of a shard with plain.run.json beside it"),
-        ([first, other], "tag is 'another', not 'rdl'"),
-        ([first, changed], "2.run changed since 2.run.json was written"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            merge_runs(shards, tmp_path / "merged.run")
-    assert not (tmp_path / "merged.run").exists()
+    with pytest.raises(ValueError, match="whole.run is no run of a shard with whole.run.json"):
+        merge_runs([whole], new)
+    with pytest.raises(ValueError, match="tag is 'another', not 'rdl'"):
+        merge_runs([first, to_file("other.run", shard="2/2", tag="another")], new)
+    second.write_text(second.read_text().replace("rdl", "me", 1))
+    with pytest.raises(ValueError, match="2.run changed since 2.run.json was written"):
+        merge_runs(shards, new)
+    assert not new.exists()
     with pytest.raises(ValueError, match="6 queries cannot be shared by 7 shards"):
         to_file("x.run", shard="1/7")

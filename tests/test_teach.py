@@ -211,9 +211,9 @@ def test_two_shards_merged_are_as_one_run_and_others_are_refused(config, whole, 
     (False, {"backend": LocalConfig(model="no/such")}, "cannot load no/such: .*check the name"),
     (False, {"backend": ReplayConfig(model="no-history")}, "no-history"),
     (False, {"candidates": "first.run", "collection": "no/such-texts"}, "no/such-texts"),
-    (True, {"passes": 2}, "out was begun with another .*passes was 1, is 2"),
-    (True, {"endpoint": {"max_words": 9}}, "out was begun with another .*teacher was 'm, .*max_words=9"),
-    (True, {"candidates": "turned.jsonl"}, "out was begun with another .*candidates was '"),
+    (True, {"passes": 2}, "begun with another .*passes was 1, is 2"),
+    (True, {"endpoint": {"max_words": 9}}, "begun with another .*teacher was 'm, .*max_words=9"),
+    (True, {"candidates": "turned.jsonl"}, "begun with another .*candidates was '"),
 ])  # fmt: skip
 def test_refusals_come_before_anything_is_asked(config, whole, tmp_path, begun, own, says):
     out = whole if begun else tmp_path / "out"
