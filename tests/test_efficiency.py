@@ -5,7 +5,6 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from io import StringIO
 from typing import get_args
 
 import numpy as np
@@ -17,7 +16,7 @@ from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_study import notebook
 from rdl_study.bench import measure, systems, training
 from rdl_study.bench.config import BenchConfig, Part
-from rdl_study.bench.race import Measured, System, race, recorded, summary
+from rdl_study.bench.race import System, race, ratios, recorded, summary
 
 FILE = """
 import os, time
@@ -171,36 +170,22 @@ def test_figures_are_kept_and_other_options_refused(tiny, runs, tmp_path, monkey
             BenchConfig(**wrong)
 
 
-def names_of(page):
-    """Functions, imports and constants of a notebook's cells."""
-    names, sources = {}, [source for _, source in notebook.cells(page)]
-    for node in ast.parse("\n".join(sources)).body:
-        constant = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").isupper()
-        if constant or isinstance(node, (ast.FunctionDef, ast.Import, ast.ImportFrom)):
-            with suppress(NameError):  # of a value that another cell computes
-                exec(compile(ast.Module([node], []), page, "exec"), names)
-    return names
-
-
-def test_the_table_and_the_sentence_divide_the_baseline_by_each_system():
-    names, machine = names_of("efficiency"), {"loaded_bytes": 1e6, "peak_bytes": 2e6, "joules": 3.0}
+def test_ratios_are_taken_turn_by_turn():
+    """Other work slows the second turn of three."""
     turns = {"system": ["a", "b"] * 3, "call": 0, "turn": [0, 0, 1, 1, 2, 2]}
-    turns["ms"] = [10.0, 25.0, 60.0, 120.0, 10.0, 25.0]  # other work slows the second turn
-    manifest = {"machines": {"a": machine, "b": machine}, "differences": {"b": 3e-8}}
-    race = Measured(pd.DataFrame(turns), manifest)
-    table = StringIO(names["compared"](race, "b").data)
-    [a, b] = pd.read_html(table, keep_default_na=False)[0].astype(str).to_dict("records")
-    assert (a["times as fast"], b["times as fast"]) == ("2.50", "baseline")
-    assert (b["scores differ by"], a["peak, MB"], b["J"], a["timings"]) == ("3e-08", "2", "3.0", "3")
-    assert names["times_as_fast"](race, "a", "b", "ranks").startswith(
-        "**a** ranks 2.50 times as fast as **b** (median of 3 turns; the middle half of them 2.25 to 2"
-    )
-    manifest["differences"] = {"b": 0.7}  # those of a bi-encoder from a cross-encoder say nothing
-    assert "scores differ" not in names["compared"](race, "b").data
+    timings = pd.DataFrame(turns | {"ms": [10.0, 25.0, 60.0, 120.0, 10.0, 25.0]})
+    table = ratios(timings, "b").T.to_dict("list")  # median and quartiles
+    assert table == {"a": pytest.approx([2.5, 2.25, 2.5]), "b": [1.0, 1.0, 1.0]}
 
 
 def test_costs_by_hand():
-    names = names_of("costs")
+    """The page's functions and constants, without what it measures."""
+    names = {}
+    for node in ast.parse("\n".join(source for _, source in notebook.cells("costs"))).body:
+        constant = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").isupper()
+        if constant or isinstance(node, (ast.FunctionDef, ast.Import, ast.ImportFrom)):
+            with suppress(NameError):  # of a value that another cell computes
+                exec(compile(ast.Module([node], []), "costs", "exec"), names)
     rates = pd.DataFrame({"work": ["labelling", "training"], "passages per s": [10.0, 50.0]})
     table = names["scaled"](rates)
     assert table["10,000 pairs"].tolist() == ["16.7 minutes", "3.3 minutes"]
