@@ -61,36 +61,28 @@ def test_an_int8_layer_overwrites_only_what_gelu_made():
     torch.testing.assert_close(layer.output.dense(wide), expected, atol=0.1 * expected.std(), rtol=0)
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    cpu._pool.cache_clear()
-    yield
-    torch.set_num_threads(before)
-
-
-def test_each_core_takes_batches_of_its_own(two_threads, kind, stores, monkeypatch):
+def test_each_core_takes_batches_of_its_own(kind, stores, monkeypatch):
     def thread(_):
         time.sleep(0.02)
         modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         return get_ident(), torch.get_num_threads(), *modes
 
-    student = make_student(kind)
-    with torch.no_grad():
-        expected = score(student, stores)
-    seen = watch(monkeypatch, thread)
-    scores = score(engine(student, "float32"), stores, token_budget=100)
+    student, seen = make_student(kind), watch(monkeypatch, thread)
+    expected = score(engine(student, "float32"), stores)
+    assert {ident for ident, *_ in seen} == {get_ident()}  # one core needs no others
+    seen.clear()
+    cpu._pool.cache_clear()
+    torch.set_num_threads(2)
+    try:
+        scores = score(engine(student, "float32"), stores, token_budget=100)
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(1)
     assert len(seen) == 2
     assert {tuple(rest) for _, *rest in seen} == {(1, True, False)}
-    assert get_ident() not in {thread for thread, *_ in seen}
-    with ThreadPoolExecutor(1) as another:
-        assert another.submit(torch.get_num_threads).result() == 2
+    assert get_ident() not in {ident for ident, *_ in seen}
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
-    torch.set_num_threads(1)
-    seen.clear()
-    score(engine(student, "float32"), stores)
-    assert {thread for thread, *_ in seen} == {get_ident()}  # one core needs no others
 
 
 @torch.inference_mode()
@@ -123,16 +115,11 @@ print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_freed_memory_is_not_fetched_anew(monkeypatch):
+def test_freed_memory_is_not_fetched_anew():
     """Four blocks of 12 MB (2,930 pages each), made, freed and made again, as in layers."""
     child = [sys.executable, "-c", _FAULTS]  # its heap is young, and it imports little
     dropped, kept = subprocess.check_output(child, env=child_environment()).split()
     assert int(kept) < 6_000 < int(dropped)
-    calls = []
-    monkeypatch.setattr(cpu, "keep_freed_pages", lambda: calls.append(1))
-    for keep_pages in (True, False):
-        engine(make_student(), "float32", keep_pages=keep_pages)
-    assert calls == [1]
 
 
 def test_kernels_are_made_for_few_shapes(kind, stores, monkeypatch):
@@ -156,9 +143,7 @@ def test_the_student_stays_as_it_is_and_goes_on_learning(stores):
 
 def test_where_pytorch_lacks_the_kernels(monkeypatch, stores):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    student = make_student(dropout=0.5).train()
-    scorer = engine(student, "float32")
-    assert scorer.student is student
+    scorer = engine(make_student(dropout=0.5).train(), "float32")
     assert torch.equal(score(scorer, stores), score(scorer, stores))
     with pytest.raises(ValueError, match="int8 needs a CPU and PyTorch with oneDNN, got 'cpu'"):
-        engine(student, "int8")
+        engine(make_student(), "int8")

@@ -5,7 +5,6 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from io import StringIO
 from typing import get_args
 
 import numpy as np
@@ -17,7 +16,7 @@ from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
 from rdl_study import notebook
 from rdl_study.bench import measure, systems, training
 from rdl_study.bench.config import BenchConfig, Part
-from rdl_study.bench.race import Measured, System, race, ratios, recorded, summary
+from rdl_study.bench.race import System, race, ratios, recorded, summary
 
 FILE = """
 import os, time
@@ -43,16 +42,12 @@ def loop(work, log, steps):
     train.is_loop = True
     return train
 """
-# As nvidia-ml-py has it, for a counter that is the number of words in a file.
+# As nvidia-ml-py has it, for a counter, in millijoules, that moves by 6,000 with every call of `echo`.
 DRIVER = """
-import os
 from pathlib import Path
-def nvmlInit(): pass
-def nvmlDeviceGetHandleByIndex(index): return index
-def nvmlDeviceGetHandleByUUID(uuid): raise LookupError(uuid)
+nvmlInit, nvmlDeviceGetHandleByIndex = lambda: None, int
 def nvmlDeviceGetTotalEnergyConsumption(device):
-    file = Path(os.environ["COUNTER"])
-    return 6000 * len(file.read_text().split()) if file.exists() else 0
+    return 6000 * len(Path(__file__).with_name("log").read_text().split())
 """
 
 
@@ -63,15 +58,18 @@ def system(tmp_path):
     return lambda function="echo", **options: System(function=function, options=options, file=str(file))
 
 
-def run(system, *calls):
-    """A system's machine and results, raced alone."""
-    _, machines, results = race({"x": system}, {"times": 2}, calls=list(calls), repetitions=1)
-    return machines["x"], results["x"]
+def machine(system, *calls):
+    """What a system's process says of itself, raced alone."""
+    return race({"x": system}, {"times": 2}, calls=list(calls), repetitions=1)[1]["x"]
 
 
 def test_systems_take_turns_and_each_opens_as_often(system, tmp_path):
-    log = tmp_path / "log"
+    """One by an interpreter of its own, as Lightning IR's: a worker that imports nothing of ours."""
+    log, python = tmp_path / "log", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec env -u PYTHONPATH {sys.executable} -I "$@"\n')
+    python.chmod(0o755)
     both = {name: system(name=name, log=str(log)) for name in "ab"}
+    both["b"] = replace(both["b"], python=str(python))
     timings, machines, results = race(both, {"times": 10}, calls=[1, 2], repetitions=2)
     assert log.read_text() == "a1 b1 a1 b1 b2 a2 a1 b1 b2 a2 "
     assert len(timings) == 8  # without the warm-up
@@ -80,7 +78,7 @@ def test_systems_take_turns_and_each_opens_as_often(system, tmp_path):
     assert all(x["peak_bytes"] >= x["loaded_bytes"] / 2 > 0 for x in machines.values())
 
 
-def test_times_are_those_of_the_calls_and_of_one_list(system):
+def test_times_are_those_of_one_list(system):
     slow = {"a": system(wait=0.05), "b": system(wait=0.15), "two": system(wait=0.2, lists_at_once=2)}
     table = summary(race(slow, {"times": 1}, calls=[0], repetitions=3)[0])
     assert 50 <= table["median_ms"]["a"] < 150 <= table["median_ms"]["b"]
@@ -88,40 +86,22 @@ def test_times_are_those_of_the_calls_and_of_one_list(system):
     assert table["n_timings"].tolist() == [3, 3, 3]
 
 
-def test_ratios_are_taken_turn_by_turn():
-    """A machine that gets slower by half changes no ratio."""
-    turns = {"system": ["a", "b"] * 2, "call": 0, "turn": [0, 0, 1, 1], "ms": [6.0, 2.0, 9.0, 3.0]}
-    table = ratios(pd.DataFrame(turns), "a")
-    assert table.T.to_dict("list") == {"a": [1.0, 1.0, 1.0], "b": [3.0, 3.0, 3.0]}
-
-
 def test_a_training_loop_goes_on_step_by_step_and_its_last_words_are_told(system, tmp_path):
     log = tmp_path / "log"
-    run(system("loop", log=str(log), steps=9), 0, 1)
+    machine(system("loop", log=str(log), steps=9), 0, 1)
     assert log.read_text() == "0 1 2 3 "  # one to load, one to warm up
     with pytest.raises(ChildProcessError, match="(?s)x: expected a reply.*training loop ended"):
-        run(system("loop", log=str(log), steps=2), 0, 1)
+        machine(system("loop", log=str(log), steps=2), 0, 1)
 
 
 def test_energy_is_told_per_list_where_the_driver_counts_it(system, tmp_path, monkeypatch):
-    """A driver whose counter, in millijoules, moves by 6,000 with every call of whatever works."""
-    log = str(tmp_path / "counter")
-    assert "joules" not in run(system(log=log), 0, 1)[0]  # no driver
+    twice = system(log=str(tmp_path / "log"), lists_at_once=2)
+    assert "joules" not in machine(twice, 0)  # no driver
     (tmp_path / "pynvml.py").write_text(DRIVER)
-    monkeypatch.setenv("COUNTER", log)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    assert run(system(log=log), 0, 1)[0]["joules"] == 6.0
-    assert run(system(log=log, lists_at_once=2), 0, 1)[0]["joules"] == 3.0
+    assert machine(twice, 0, 1)["joules"] == 3.0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-elsewhere")
-    assert "joules" not in run(system(log=log), 0)[0]  # no such device
-
-
-def test_an_interpreter_of_its_own(system, tmp_path):
-    """As Lightning IR needs one: the worker imports nothing of ours."""
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec env -u PYTHONPATH {sys.executable} -I "$@"\n')
-    python.chmod(0o755)
-    assert run(replace(system(), python=str(python)), 3)[1][3][0] == 6
+    assert "joules" not in machine(twice, 0)  # no such device
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +128,11 @@ def test_ours_scores_as_sentence_transformers_does_in_every_way(work):
     electra = {"embedding_size": 8, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     assert len(systems.rank_ours(work, sizes=electra)(10)) == 2
     assert len(systems.rank_bi_encoder(work)(10)) == len(systems.rank_bm25(work)(10)) == 2
-
-
-@pytest.mark.parametrize("mode", ["free", "first_token"])
-def test_a_listwise_llm_ranks_several_lists_at_once(work, mode):
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+    llama = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
-    rank = systems.rank_listwise_llm(work, sizes=sizes, mode=mode, batch_size=2)
-    assert (sorted(rank(10)), rank.lists_at_once) == ([1, 2], 2)
+    for mode in ("free", "first_token"):
+        rank = systems.rank_listwise_llm(work, sizes=llama, mode=mode, batch_size=2)
+        assert (sorted(rank(10)), rank.lists_at_once) == ([1, 2], 2)
 
 
 def test_operations_are_counted(work):
@@ -179,58 +156,41 @@ def test_a_step_trains_on_the_list_of_its_number(work, monkeypatch):
     assert training.sample_ours(one_list, n_lists=1, list_size=2)(0) == sum(lengths(work, 10))
 
 
-def test_figures_are_kept(encoder_folder, tiny, runs, tmp_path, monkeypatch, capsys):
+def test_figures_are_kept_and_other_options_refused(tiny, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "load_profile", lambda name: tiny)
     measure.bench(BenchConfig(parts=("sample",), repetitions=1, out=str(tmp_path)))
     assert "sample: A batch" in capsys.readouterr().out
     kept = measure.read(tmp_path / "sample.json")
     assert kept.timings["system"].unique().tolist() == ["ours"]  # peers were not asked for
     assert recorded("sample").manifest.keys() <= kept.manifest.keys()
-
-
-def test_options_that_do_not_fit_are_refused():
-    parts = measure.parts({"lists": [{"query": "q", "passages": ["a b"]}]}, "toy")
-    assert tuple(parts) == get_args(Part)
-    for wrong in ({"parts": ("speed",)}, {"queries": 0}, {"repetitions": 0}, {"llm": "70B"}, {"x": 1}):
+    work = {"lists": [{"query": "q", "passages": ["a b"]}]}
+    assert tuple(measure.parts(work, "toy")) == get_args(Part)
+    for wrong in ({"parts": ("speed",)}, {"queries": 0}, {"llm": "70B"}, {"x": 1}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             BenchConfig(**wrong)
 
 
-def names_of(page):
-    """Functions, imports and constants of a notebook's cells."""
-    names, sources = {}, [source for _, source in notebook.cells(page)]
-    for node in ast.parse("\n".join(sources)).body:
-        constant = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").isupper()
-        if constant or isinstance(node, (ast.FunctionDef, ast.Import, ast.ImportFrom)):
-            with suppress(NameError):  # of a value that another cell computes
-                exec(compile(ast.Module([node], []), page, "exec"), names)
-    return names
-
-
-def test_the_table_and_the_sentence_divide_the_baseline_by_each_system():
-    names, machine = names_of("efficiency"), {"loaded_bytes": 1e6, "peak_bytes": 2e6, "joules": 3.0}
-    turns = {"system": ["a", "b"] * 3, "call": 0, "turn": [0, 0, 1, 1, 2, 2], "ms": [10.0, 25.0] * 3}
-    manifest = {"machines": {"a": machine, "b": machine}, "differences": {"b": 3e-8}}
-    race = Measured(pd.DataFrame(turns), manifest)
-    table = StringIO(names["compared"](race, "b").data)
-    [a, b] = pd.read_html(table, keep_default_na=False)[0].astype(str).to_dict("records")
-    assert (a["times as fast"], b["times as fast"]) == ("2.50", "baseline")
-    assert (b["scores differ by"], a["peak, MB"], b["J"], a["timings"]) == ("3e-08", "2", "3.0", "3")
-    assert names["times_as_fast"](race, "a", "b", "ranks").startswith(
-        "**a** ranks 2.50 times as fast as **b** (median of 3 turns; the middle half of them 2.50 to 2"
-    )
-    manifest["differences"] = {"b": 0.7}  # those of a bi-encoder from a cross-encoder say nothing
-    assert "scores differ" not in names["compared"](race, "b").data
+def test_ratios_are_taken_turn_by_turn():
+    """Other work slows the second turn of three."""
+    turns = {"system": ["a", "b"] * 3, "call": 0, "turn": [0, 0, 1, 1, 2, 2]}
+    timings = pd.DataFrame(turns | {"ms": [10.0, 25.0, 60.0, 120.0, 10.0, 25.0]})
+    table = ratios(timings, "b").T.to_dict("list")  # median and quartiles
+    assert table == {"a": pytest.approx([2.5, 2.25, 2.5]), "b": [1.0, 1.0, 1.0]}
 
 
 def test_costs_by_hand():
-    names = names_of("costs")
+    """The page's functions and constants, without what it measures."""
+    names = {}
+    for node in ast.parse("\n".join(source for _, source in notebook.cells("costs"))).body:
+        constant = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").isupper()
+        if constant or isinstance(node, (ast.FunctionDef, ast.Import, ast.ImportFrom)):
+            with suppress(NameError):  # of a value that another cell computes
+                exec(compile(ast.Module([node], []), "costs", "exec"), names)
     rates = pd.DataFrame({"work": ["labelling", "training"], "passages per s": [10.0, 50.0]})
     table = names["scaled"](rates)
     assert table["10,000 pairs"].tolist() == ["16.7 minutes", "3.3 minutes"]
     assert table["1,000,000,000 on eight"].tolist() == ["144.7 days", "28.9 days"]
     assert names["price"](rates)["time"].tolist() == ["1.2 days", "16.7 hours"]
-    assert names["duration"](0.5) == "0.5 seconds"
 
 
 @pytest.mark.parametrize("part", [*get_args(Part), "full_size"])

@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -11,11 +10,10 @@ from hypothesis import strategies as st
 from rdl_core.teachers import answers
 from rdl_core.teachers.answers import Answer, Window, listwise_prompt, read_answer
 from rdl_core.teachers.listwise import plan_windows, rank_lists
-from rdl_core.teachers.replay import AnswerLog
 
-STATUSES, FAULTS = ["clean", "repaired", "unusable"], ["n_missing", "n_repeated", "n_unknown"]
-READ = [*(f"n_{status}" for status in STATUSES), *FAULTS]
-REPORT = ["n_windows", *READ, "n_calls", "n_retries", "input_tokens", "output_tokens"]
+STATUSES = ["n_clean", "n_repaired", "n_unusable"]
+FAULTS = ["n_missing", "n_repeated", "n_unknown"]
+REPORT = ["n_windows", *STATUSES, *FAULTS, "n_calls", "n_retries", "input_tokens", "output_tokens"]
 
 
 class Scripted:
@@ -40,72 +38,58 @@ def by_worth(window):
 
 
 def frame(sizes, seed=0):
-    """Lists of so many passages; a passage's text is its worth, an integer; rows are shuffled."""
+    """Lists of so many passages: texts are their worths, integers; rows shuffled, labels all alike."""
     draw = random.Random(seed)
     lists = enumerate(draw.sample(range(1000), n) for n in sizes)
     rows = [(f"q{q}", f"query {q}", f"d{i}", i + 1, str(worth))
             for q, worths in lists for i, worth in enumerate(worths)]  # fmt: skip
     draw.shuffle(rows)
-    table = pd.DataFrame(rows, columns=["query_id", "query", "doc_id", "rank", "text"])
-    return table.astype(dict.fromkeys(["query_id", "query", "doc_id", "text"], "str"))
-
-
-def order_of(ranked, query_id="q0"):
-    return ranked[ranked["query_id"] == query_id].sort_values("teacher_rank")["doc_id"].tolist()
-
-
-def best(candidates, query_id):
-    rows = candidates[candidates["query_id"] == query_id]
-    return rows.iloc[np.argsort(-rows["text"].astype(int))]["doc_id"].tolist()
-
-
-def check_permutations(ranked, candidates):
-    pd.testing.assert_frame_equal(ranked.drop(columns="teacher_rank"), candidates)
-    for _, rows in ranked.groupby("query_id"):
-        assert sorted(rows["teacher_rank"]) == list(range(1, len(rows) + 1))
+    columns = ["query_id", "query", "doc_id", "rank", "text"]
+    table = pd.DataFrame(rows, columns=columns, index=[3] * len(rows))
+    return table.astype(dict.fromkeys(columns, "str") | {"rank": int})
 
 
 # Windows of 20 with stride 10. Loops that end when the start goes negative never see the first 9 of 99.
 SLIDING = {1: [], 7: [0], 20: [0], 21: [1, 0], 99: [*range(79, 0, -10), 0], 100: [*range(80, -1, -10)]}
 
 
-@pytest.mark.parametrize("n", SLIDING)
-def test_windows_are_those_computed_by_hand(n):
-    backend = Scripted(lambda window: " > ".join(answers.identifiers(len(window.passages))))
-    ranked, report = rank_lists(frame([n]), backend)
-    assert [w.start for w in backend.asked] == SLIDING[n]
-    assert {len(w.passages) for w in backend.asked} <= {min(n, 20)}
-    assert (ranked["teacher_rank"] == ranked["rank"]).all()
-    assert report["n_windows"].tolist() == [len(SLIDING[n])]
-
-
-def test_queries_advance_in_lockstep_and_what_each_pass_and_window_sorts_is_certain():
-    """Each pass of window 4, stride 2 makes two more places certain: 10 passages need 4 passes."""
+def test_windows_are_those_computed_by_hand_and_queries_advance_in_lockstep():
+    for n, starts in SLIDING.items():
+        backend = Scripted(lambda window: " > ".join(answers.identifiers(len(window.passages))))
+        ranked, _ = rank_lists(frame([n]), backend)
+        assert [w.start for w in backend.asked] == starts
+        assert {len(w.passages) for w in backend.asked} <= {min(n, 20)}
+        assert (ranked["teacher_rank"] == ranked["rank"]).all()
     rank_lists(frame([100, 7, 40, 1]), lockstep := Scripted(by_worth))
     assert lockstep.calls == [3, 2, 2] + [1] * 6
     assert {w.query_id for w in lockstep.asked[:3]} == {"q0", "q1", "q2"}
+
+
+def test_what_each_pass_and_window_sorts_is_certain():
+    """Each pass of window 4, stride 2 makes two more places certain: 10 passages need 4 passes."""
     cases = [(10, 4, 2, passes, sure) for passes, sure in [(1, 2), (2, 4), (3, 6), (4, 10)]]
     cases += [(n, 20, 10, 1, 10) for n in (2, 20, 21, 64, 95, 100)] + [(95, 95, 95, 1, 95)]
     for n, window_size, stride, passes, sure in cases:
         how = {"window_size": window_size, "stride": stride, "passes": passes}
-        ranked, _ = rank_lists(candidates := frame([n, n]), Scripted(by_worth), **how)
-        for query_id in ("q0", "q1"):
-            assert order_of(ranked, query_id)[:sure] == best(candidates, query_id)[:sure]
+        ranked, _ = rank_lists(frame([n, n]), Scripted(by_worth), **how)
+        worth = ranked["text"].astype(int).groupby(ranked["query_id"]).rank(ascending=False)
+        first = ranked["teacher_rank"] <= sure
+        assert ranked.loc[first, "teacher_rank"].tolist() == worth[first].tolist()
 
 
 CLEAN, NONE = ((2, 0, 1), (0, 0, 0)), ((0, 1, 2), (3, 0, 0))
 # answer: order of three passages, (missing, repeated, unknown)
 ANSWERS = dict.fromkeys([
-    "[3] > [1] > [2]", "[C] > [A] > [B]", "[c] > [a] > [b]", "[C] > [1] > [B]", "[3][1]\n[2]",
-    "1. [3]\n2. [1]\n3. [2]", "[ 3 ] > [1 ] > [ 2]", "[3, 1, 2]", "[03] > [01] > [002]",
+    "[3] > [1] > [2]", "[c] > [A] > [b]", "[C] > [1] > [B]", "[3][1]\n[2]", "1. [3]\n2. [1]\n3. [2]",
+    "[ 3 ] > [1 ] > [ 2]", "[3, 1, 2]", "[03] > [01] > [002]",
     "Of these 3 passages, 2 fit: [3] > [1] > [2]. I hope 1 helps!",
     "[2] is off-topic, [1] is fine. So: [3] > [1] > [2]", "[1] > [2] > [3]? No: [3] > [1] > [2]",
     "<think>[1] > [2] > [3]</think>\n[3] > [1] > [2]", "[1] > [2] > [3]</think>[3] > [1] > [2]",
     "<think>[1]</think>[3] > [1]<THINK>[3]</THINK> > [2]",
     "<think>a<think>[1]</think>[2]</think>[3] > [1] > [2]", "［３］ ＞ ［１］ ＞ ［２］",
-    "[٣] > [١] > [٢]", "[३] > [१] > [२]", "[③] > [①] > [②]", "【3】 > 【1】 > 【2】",
+    "[٣] > [१] > [②]", "【3】 > 【1】 > 【2】",
 ], CLEAN) | dict.fromkeys([
-    "", " \n\t", "3 > 1 > 2", "3 passages are provided.", "]3[ > ]1[ > ]2[", "[] > []",
+    "", " \n\t", "3 > 1 > 2", "]3[ > ]1[ > ]2[", "[] > []",
     "I'm sorry, but I can't [sic] rank A and B.", "<think>[3] > [1] > [2]", "⁅3⁆ > (1) > {2}",
 ], NONE) | {
     "[3] > [1]": ((2, 0, 1), (1, 0, 0)), "[2]": ((1, 0, 2), (2, 0, 0)),
@@ -124,37 +108,37 @@ ANSWERS = dict.fromkeys([
 def test_what_is_read_from_an_answer_and_what_it_is_called(text):
     order, counts = ANSWERS[text]
     reading = read_answer(text, 3)
-    assert reading.order == order
-    assert (reading.n_missing, reading.n_repeated, reading.n_unknown) == counts
+    assert (reading.order, *(getattr(reading, name) for name in FAULTS)) == (order, *counts)
     usable = "clean" if counts == (0, 0, 0) else "repaired"
     assert reading.status == ("unusable" if counts[0] == 3 else usable)
-    # Zero-shot Vicuna 13B: reading digits anywhere made passage 20 the best, 747 of 774 times.
-    assert read_answer("Sure, 20 passages are provided, 20 in all.", 20).order[0] == 0
 
 
 PIECES = st.sampled_from(
-    ["[", "]", "[1]", "[2]", "[20]", "[21]", "[0]", " > ", "[A]", "[t]", "[U]", "12", "<think>", "[²]",
-     "</think>", "\n", "［５］", "[٣]", "²", "[1, 2]", "]3[", "\ud800", "[-4]", "İ", "🙂"]
-)  # fmt: skip
+    "[ ] [1] [2] [20] [21] [0] > [A] [t] [U] 12 <think> [²] </think> ［５］ [٣] ² [1,2] ]3[ İ 🙂".split()
+    + ["\n", "\ud800", " "]
+)
 TEXTS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=40).map("".join))
 
 
 @settings(derandomize=True, deadline=None, max_examples=80, database=None)
-@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=3), passes=st.integers(1, 2),
+@given(sizes=st.lists(st.integers(0, 30), max_size=3), passes=st.integers(1, 2),
        said=st.lists(TEXTS, min_size=1), retries=st.integers(0, 2))  # fmt: skip
 def test_no_answers_lose_a_passage_and_every_window_is_counted(sizes, said, passes, retries):
     texts, candidates = {}, frame(sizes)
     backend = Scripted(lambda w: texts.setdefault(w.key, said[len(texts) % len(said)]))
     how = {"window_size": 7, "stride": 4, "passes": passes, "max_retries": retries}
     ranked, report = rank_lists(candidates, backend, **how)
-    check_permutations(ranked, candidates)
+    pd.testing.assert_frame_equal(ranked.drop(columns="teacher_rank"), candidates)
+    assert report.columns.tolist() == ["query_id", *REPORT]
+    assert report["query_id"].tolist() == candidates["query_id"].unique().tolist()
+    for _, ranks in ranked.groupby("query_id")["teacher_rank"]:
+        assert sorted(ranks) == list(range(1, len(ranks) + 1))
     assert all(2 <= len(window.passages) <= 7 for window in backend.asked)
     last = {w.key[:3] + w.key[4:]: w for w in backend.asked}
     readings = [read_answer(texts[w.key], len(w.passages)) for w in last.values()]
-    statuses, sums = [reading.status for reading in readings], report.sum(numeric_only=True)
-    assert sums[READ].tolist() == [
-        *map(statuses.count, STATUSES), *(sum(getattr(r, name) for r in readings) for name in FAULTS)
-    ]  # fmt: skip
+    statuses, sums = [f"n_{reading.status}" for reading in readings], report.sum(numeric_only=True)
+    assert sums[STATUSES].tolist() == [*map(statuses.count, STATUSES)]
+    assert sums[FAULTS].tolist() == [sum(getattr(r, name) for r in readings) for name in FAULTS]
     planned, n_calls = passes * sum(len(plan_windows(n, **how)) for n in sizes), len(backend.asked)
     counts = ["n_windows", "n_calls", "n_retries"]
     assert sums[counts].tolist() == [planned, n_calls, n_calls - planned]
@@ -162,10 +146,7 @@ def test_no_answers_lose_a_passage_and_every_window_is_counted(sizes, said, pass
 
 
 def test_a_report_counts_each_class_with_calls_and_tokens(caplog):
-    """Window 3, stride 2 over 7 passages: starts 4, 2, 0; then one list of 3 and one of 1.
-
-    The script has no answer for windows that need no retry.
-    """
+    """Window 3, stride 2 over 7 passages: starts 4, 2, 0; no answers where no retry is needed."""
     script = {
         ("q0", 4, 0): "[3] > [1] > [2]", ("q0", 2, 0): "sorry", ("q0", 2, 1): "[2] > [2] > [9]",
         ("q0", 0, 0): "", ("q0", 0, 1): "<think>", ("q0", 0, 2): "[4]", ("q1", 0, 0): "[A]",
@@ -178,7 +159,6 @@ def test_a_report_counts_each_class_with_calls_and_tokens(caplog):
     how = {"window_size": 3, "stride": 2, "max_retries": 2}
     ranked, report = rank_lists(frame([7, 3, 1]), Scripted(answer), **how)
     report = report.set_index("query_id")
-    assert report.columns.tolist() == REPORT
     # windows, clean, repaired, unusable, missing, repeated, unknown, calls, retries, in, out
     written = 15 + 5 + 15 + 0 + 7 + 3
     assert report.loc["q0"].tolist() == [3, 1, 1, 1, 2 + 3, 1, 1 + 1, 12, 3, 600, written]
@@ -186,68 +166,34 @@ def test_a_report_counts_each_class_with_calls_and_tokens(caplog):
     assert report.loc["q2"].tolist() == [0] * 11
     assert "1 of 4 windows had no usable answer: left in order" in caplog.text
     # 0 1 2 3 4 5 6 -> 0 1 2 3 6 4 5 -> 0 1 3 2 6 4 5 -> as it was
-    assert order_of(ranked) == ["d0", "d1", "d3", "d2", "d6", "d4", "d5"]
+    ranked = ranked[ranked["query_id"] == "q0"].sort_values("teacher_rank")
+    assert ranked["doc_id"].tolist() == ["d0", "d1", "d3", "d2", "d6", "d4", "d5"]
     partly = Scripted(lambda window: Answer(text="[1]", output_tokens=window.start or None))
     _, report = rank_lists(frame([7]), partly)
     assert report[["input_tokens", "output_tokens"]].isna().all(axis=None)  # nobody counted some
 
 
-def test_an_answer_is_stored_before_the_next_one_and_no_window_is_asked_twice(tmp_path):
-    draw, log, stored = random.Random(1), AnswerLog(tmp_path / "answers.jsonl", teacher="t"), []
-
-    def answer(window):
-        text = draw.choice([by_worth(window), "[2]", "hm", "[3] > [3]"])
-        return Answer(text=text, input_tokens=7, output_tokens=2)
-
-    how = {"window_size": 6, "stride": 3, "passes": 2, "max_retries": 2}
-    first, again, other = Scripted(answer), Scripted(answer), Scripted(answer)
-    ours = rank_lists(
-        frame([20, 13, 1]), first, answers=log, on_answer=lambda *_: stored.append(len(log)), **how
-    )
-    assert stored == list(range(1, len(first.asked) + 1))
-    assert ours[1]["n_retries"].sum() > 0
-    log = AnswerLog(tmp_path / "answers.jsonl", teacher="t")
-    found = rank_lists(frame([20, 13, 1]), again, answers=log, **how)
-    for i in (0, 1):
-        pd.testing.assert_frame_equal(found[i], ours[i])
-    rank_lists(frame([6], seed=1), other, answers=log)  # other passages are asked anew
-    assert (again.calls, other.calls[0]) == ([], 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "change", "telling"),
-    [({"passes": 0}, dict, "passes: .*got 0"), ({"windowsize": 3}, dict, "windowsize: unknown"),
-     ({}, lambda f: f.drop(columns="text"), "columns text are missing: merge queries and passages"),
-     ({}, lambda f: f.assign(query_id=1), "query_id must be strings, got int64"),
-     ({}, lambda f: f.assign(text=["a", None, "b"]), "text must be strings, got .* 1 missing"),
-     ({}, lambda f: f.assign(rank=[1, None, 2]), "some rows have no rank"),
-     ({}, lambda f: f.assign(doc_id="d"), r"twice in a query's list: .*\['q0', 'd'\]"),
-     ({}, lambda f: f.assign(query=["a", "b", "a"]), r"several texts: \['q0'")],
-)  # fmt: skip
-def test_options_and_candidates_that_do_not_fit_are_refused(options, change, telling):
-    with pytest.raises(ValueError, match=telling):
-        rank_lists(change(frame([3])), Scripted(by_worth), **options)
-
-
-@pytest.mark.parametrize(("times", "telling"), [(1, "no answer for 2 of 3"), (2, "a second answer")])
-def test_a_backend_that_skips_or_doubles_windows_is_refused(times, telling):
+def answering(times):
+    """A backend that answers the first of its windows so many times, and no other."""
     backend = Scripted(by_worth)
     backend.ask = lambda windows: [(0, Answer(text=""))] * times
-    with pytest.raises(ValueError, match=f"Scripted.ask gave {telling}"):
-        rank_lists(frame([2, 2, 2]), backend)
+    return backend
 
 
-def test_rows_keep_their_order_and_labels_and_none_give_none():
-    mixed = frame([3, 2, 4]).sort_values("query_id", ascending=False, kind="stable")
-    candidates = mixed.set_index(pd.Index([3] * 9))
-    ranked, report = rank_lists(candidates, Scripted(by_worth))
-    check_permutations(ranked, candidates)
-    assert report["query_id"].tolist() == ["q2", "q1", "q0"]
-    worth = ranked["text"].astype(int).groupby(ranked["query_id"].array).rank(ascending=False)
-    assert ranked["teacher_rank"].tolist() == worth.tolist()
-    ranked, report = rank_lists(frame([]), Scripted(by_worth))
-    assert (len(ranked), ranked.columns[-1]) == (0, "teacher_rank")
-    assert (len(report), report.columns.tolist()) == (0, ["query_id", *REPORT])
+@pytest.mark.parametrize(("change", "own", "says"), [
+    (dict, {"passes": 0}, "passes: .*got 0"), (dict, {"windowsize": 3}, "windowsize: unknown"),
+    (lambda f: f.drop(columns="text"), {}, "columns text are missing: merge queries and passages"),
+    (lambda f: f.assign(query_id=1), {}, "query_id must be strings, got int64"),
+    (lambda f: f.assign(text=["a", None, "b"]), {}, "text must be strings, got .* 1 missing"),
+    (lambda f: f.assign(rank=[1, None, 2]), {}, "some rows have no rank"),
+    (lambda f: f.assign(doc_id="d"), {}, r"twice in a query's list: .*\['q0', 'd'\]"),
+    (lambda f: f.assign(query=["a", "b", "a"]), {}, r"several texts: \['q0'"),
+    (lambda f: frame([2, 2, 2]), {"backend": answering(1)}, "Scripted.ask gave no answer for 2 of 3"),
+    (lambda f: frame([2, 2, 2]), {"backend": answering(2)}, "Scripted.ask gave a second answer"),
+])  # fmt: skip
+def test_options_candidates_and_backends_that_do_not_fit_are_refused(change, own, says):
+    with pytest.raises(ValueError, match=says):
+        rank_lists(change(frame([3])), **{"backend": Scripted(by_worth)} | own)
 
 
 def test_a_prompt_shows_passages_in_order_and_windows_are_told_apart_by_all_it_shows():
@@ -270,8 +216,8 @@ def test_a_prompt_shows_passages_in_order_and_windows_are_told_apart_by_all_it_s
 
 
 def test_answers_are_a_text_or_an_order():
-    orders = [(1, 0), (1,), (1, 1), (5, 1, 0), (), (-1, 2)]
-    assert [Answer(order=order).read(2).order for order in orders] == [(1, 0)] * 4 + [(0, 1)] * 2
+    orders = {(1, 0): (1, 0), (1,): (1, 0), (5, 1, 1, 0): (1, 0), (): (0, 1), (-1, 2): (0, 1)}
+    assert {order: Answer(order=order).read(2).order for order in orders} == orders
     for wrong in ({}, {"text": "[1]", "order": (0,)}):
         with pytest.raises(ValueError, match="either text or order"):
             Answer(**wrong)

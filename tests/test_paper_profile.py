@@ -5,7 +5,6 @@ configs/pre-finetune.yaml and configs/finetune.yaml), the sections are the paper
 """
 
 import socket
-import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,11 +13,9 @@ import pandas as pd
 import pytest
 from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrel
 
-from rdl_core.data import collections
 from rdl_core.data.collections import load
 from rdl_study import graph, grid, lists
 from rdl_study.grid import rank, rankings, train
-from rdl_study.lists import corpus
 from rdl_study.profile import load_profile
 from rdl_study.tables import published
 
@@ -79,8 +76,7 @@ def test_the_grid_is_the_papers_and_needs_neither_data_nor_network(tmp_path, mon
     assert {"bm25", "colbert"} <= set(pages["effectiveness"])
     last = [student.stages[-1] for student in pages["depth"]["depths"].systems.values()]
     depths = published("depth").index.tolist()
-    assert [stage.lists.depth for stage in last] == depths
-    assert [stage.training.list_size for stage in last] == depths
+    assert [(x.lists.depth, x.training.list_size) for x in last] == [(x, x) for x in depths]
     assert {(x.training.queries_per_step, x.training.steps) for x in last} == {(32, 940)}
     last = [student.stages[-1] for student in pages["depth"]["queries"].systems.values()]
     assert [stage.lists.n_queries for stage in last] == published("queries").index.tolist()
@@ -92,9 +88,6 @@ def test_the_grid_is_the_papers_and_needs_neither_data_nor_network(tmp_path, mon
     tested = [test.collection for part in corpora.values() for test in part.profile.tests]
     assert len(tested) == len(set(tested)) == 29
     assert all(name in ir_datasets.registry for name in tested)
-    part = corpora["medline"]  # further collections are no swap: the same student
-    students = [config.system for config in rankings(part.profile, part.systems["student"])]
-    assert students == [PAPER.student()] * 4
 
 
 TRAINED = [str(100 + n) for n in range(12)]  # judged training queries
@@ -102,23 +95,17 @@ RANKED = TRAINED[::2]  # those that RankZephyr ranked
 N = 48
 
 
-def register(monkeypatch, name, **parts):
-    """A dataset for ir_datasets; parts are functions that iterate."""
-    has = {f"has_{part}": lambda x=part: x in parts for part in ("docs", "queries", "qrels")}
-    dataset = SimpleNamespace(**has, **{f"{part}_iter": read for part, read in parts.items()})
-    monkeypatch.setitem(ir_datasets.registry._registered, name, dataset)
-
-
 @pytest.fixture
 def marco(monkeypatch):
     """MS MARCO's training queries and a test, with ColBERTv2's lists and RankZephyr's order of some."""
     for name, ids in ((JUDGED, TRAINED), ("msmarco-passage/trec-dl-2019/judged", ["7000", "7001"])):
-        register(
-            monkeypatch, name,
-            docs=lambda: (GenericDoc(str(n), f"fox number {n}") for n in range(N)),
-            queries=lambda ids=ids: (GenericQuery(x, f"which fox is {x}") for x in ids),
-            qrels=lambda ids=ids: (TrecQrel(x, str(n % 4), 1, "0") for n, x in enumerate(ids)),
+        has = dict.fromkeys(("has_docs", "has_queries", "has_qrels"), lambda: True)
+        dataset = SimpleNamespace(
+            **has, docs_iter=lambda: (GenericDoc(str(n), f"fox number {n}") for n in range(N)),
+            queries_iter=lambda ids=ids: (GenericQuery(x, f"which fox is {x}") for x in ids),
+            qrels_iter=lambda ids=ids: (TrecQrel(x, str(n % 4), 1, "0") for n, x in enumerate(ids)),
         )  # fmt: skip
+        monkeypatch.setitem(ir_datasets.registry._registered, name, dataset)
     load.cache_clear()
     frame = pd.DataFrame(
         {"query_id": x, "doc_id": str((int(x) * 7 + n) % N), "rank": n + 1, "score": 30.0 - n}
@@ -150,22 +137,3 @@ def test_both_stages_train_on_the_lists_and_rank_the_tests(runs, marco, encoder_
     assert grid.training_log(tiny.student())["loss"].between(0, 3, inclusive="neither").all()
     (config, _) = rankings(tiny, tiny.student())
     assert rank(config).manifest["n_pairs"] == 60
-
-
-def test_passages_are_never_all_in_memory(runs, monkeypatch, encoder_folder):
-    """All texts of 8.8 M passages once went into a frame, to be hashed and tokenised."""
-    monkeypatch.setattr(collections, "_CHUNK", 200)
-    for name, n in (("small", 3), ("large", 2000)):
-        register(
-            monkeypatch, name, queries=lambda: iter([GenericQuery("1", "fox")]),
-            docs=lambda n=n: (GenericDoc(str(i), f"{i} fox " + "x" * 10_000) for i in range(n)),
-        )  # fmt: skip
-    corpus("small", encoder_folder)  # what loading takes
-    tracemalloc.start()
-    tokens = corpus("large", encoder_folder)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 20e6  # some parts of 2 to 4 MB; a frame of all the texts took 40 MB
-    assert len(tokens.doc_ids) == len(tokens.passages) == 2000
-    assert "passages" not in vars(load("large"))
-    load.cache_clear()

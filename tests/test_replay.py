@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 
 import pandas as pd
 import pytest
@@ -27,8 +26,8 @@ def recorded(passages=tuple(TEXTS[:3]), text="[2] > [1] > [3]", query="who?", **
 
 
 def frame(n_queries, n):
-    places = [(q, i) for q in range(n_queries) for i in range(n)]
-    rows = [(f"q{q}", f"what of {q}?", f"d{i}", i + 1, TEXTS[i]) for q, i in places]
+    rows = [(f"q{q}", f"what of {q}?", f"d{i}", i + 1, TEXTS[i])
+            for q in range(n_queries) for i in range(n)]  # fmt: skip
     return pd.DataFrame(rows, columns=["query_id", "query", "doc_id", "rank", "text"])
 
 
@@ -49,22 +48,19 @@ def test_queries_in_lockstep_get_their_own_answers_once_from_a_file_that_goes_qu
     assert report[["n_unusable", "n_retries", "n_calls"]].values.tolist() == [[1, 0, 1]]
 
 
-@pytest.mark.parametrize(
-    ("asked", "telling"),
-    [(window(passages=(TEXTS[0], TEXTS[2], TEXTS[1])), "as passage 2 of 3, recorded"),
-     (window(4), "expected 'ant bee3 .* as passage 4 of 4, recorded was None, 4 of 3"),
-     (window(2), "expected None as passage 3 of 2"),
-     (window(query_id="q9", query="whom?"), r"no recorded answer is left for query 'q9' \('whom\?'\)"),
-     (window(query="r", passages=(BLUE, RED)), "expected 'the blue .* passage 1")],  # 6 words in 10
-)  # fmt: skip
-def test_replay_refuses_what_was_not_recorded_and_says_where(asked, telling):
-    replay = Replay([recorded(), recorded([RED, BLUE], query="r")])
-    with pytest.raises(ValueError, match=f"{telling}.*pass 1, start 0: replay the list"):
+@pytest.mark.parametrize(("asked", "says"), [
+    (window(passages=(TEXTS[0], TEXTS[2], TEXTS[1])), "as passage 2 of 3, recorded"),
+    (window(4), "expected 'ant bee3 .* as passage 4 of 4, recorded was None, 4 of 3"),
+    (window(2), "expected None as passage 3 of 2"),
+    (window(query_id="q9", query="whom?"), r"no recorded answer is left for query 'q9' \('whom\?'\)"),
+    (window(query="r", passages=(BLUE, RED)), "expected 'the blue .* passage 1"),  # 6 words in 10
+    (window(query="used"), "no recorded answer is left for query 'q'"),
+])  # fmt: skip
+def test_replay_refuses_what_was_not_recorded_and_says_where(asked, says):
+    replay = Replay([recorded(), recorded(query="used"), recorded([RED, BLUE], query="r")])
+    assert dict(replay.ask([window(query="used")])) == {0: Answer(text="[2] > [1] > [3]")}
+    with pytest.raises(ValueError, match=f"{says}.*pass 1, start 0: replay the list"):
         list(replay.ask([asked]))
-    replay = Replay([recorded()])
-    assert dict(replay.ask([window()])) == {0: Answer(text="[2] > [1] > [3]")}
-    with pytest.raises(ValueError, match="no recorded answer is left for query 'q'.*pass 2"):
-        list(replay.ask([window(pass_number=2)]))
 
 
 def test_replay_takes_passages_that_were_cut_or_repaired_or_speak_of_prompts():
@@ -88,29 +84,27 @@ TODAY = {"query": {"text": "who?", "qid": 7}, "invocations_history": [COUNTED, F
 def test_histories_of_2023_and_of_today_are_read_however_they_are_joined(tmp_path):
     path, counted = tmp_path / "h.json", Answer(text="[1]", input_tokens=11, output_tokens=3)
     flat = [Recorded("p1", Answer(text="[1]")), Recorded("p2", Answer(text="[2]"))]
-    for between in ("", "\n", ", ", " ,\r\n "):
-        path.write_text(between.join(json.dumps(item, indent=4) for item in FLAT) + between)
-        assert read_history(path) == flat
     today = [Recorded("Rank.\np1", counted, "7"), flat[1]._replace(query_id="7")]
     array = json.dumps([TODAY])
-    for text in (array, json.dumps(TODAY) + "\n", json.dumps([TODAY], indent=1), array + array):
+    texts = [between.join(json.dumps(item, indent=4) for item in FLAT) + between
+             for between in ("", "\n", ", ", " ,\r\n ")]  # fmt: skip
+    cases = dict.fromkeys(texts, flat) | dict.fromkeys([array, json.dumps(TODAY) + "\n"], today)
+    for text, expected in (cases | {array + array: today * 2}).items():
         path.write_text(text)
-        assert read_history(path) == today * (1 + (text == array + array))
+        assert read_history(path) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "telling"),
-    [(json.dumps(FLAT[0]) + '\n{"prompt": "p2", "resp', "line 2"),
-     ('{"prompt": "p"}', "line 1: expected .*KeyError.'response'"),
-     ('{"prompt": "p", "response": "r"} 7', "line 1: .*TypeError"),
-     ('{"prompt": "p", "response": 7}', "line 1: .*must be texts"),
-     ('\n{"query": {"text": "x"}, "invocations_history": []}', "line 2: .*KeyError.'qid'")],
-)  # fmt: skip
-def test_what_is_no_history_is_refused_with_its_place(tmp_path, text, telling):
-    path = tmp_path / "h.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + telling):
-        read_history(path)
+@pytest.mark.parametrize(("text", "says"), [
+    (json.dumps(FLAT[0]) + '\n{"prompt": "p2", "resp', "line 2"),
+    ('{"prompt": "p"}', "line 1: expected .*KeyError.'response'"),
+    ('{"prompt": "p", "response": "r"} 7', "line 1: .*TypeError"),
+    ('{"prompt": "p", "response": 7}', "line 1: .*must be texts"),
+    ('\n{"query": {"text": "x"}, "invocations_history": []}', "line 2: .*KeyError.'qid'"),
+])  # fmt: skip
+def test_what_is_no_history_is_refused_with_its_place(tmp_path, text, says):
+    (tmp_path / "h.json").write_text(text)
+    with pytest.raises(ValueError, match=f"h.json.*{says}"):
+        read_history(tmp_path / "h.json")
 
 
 def test_a_log_keeps_every_answer_as_it_was_on_the_disk_and_is_not_made_before(tmp_path, monkeypatch):
@@ -126,7 +120,6 @@ def test_a_log_keeps_every_answer_as_it_was_on_the_disk_and_is_not_made_before(t
     for key, answer in answers.items():
         assert log.get(key) is None
         log.add(key, answer)
-        assert json.loads(path.read_text().splitlines()[-1])["answer"]["text"] == answer.text
         assert synced[-1] == path.stat().st_size
     again = AnswerLog(path, teacher="t")
     assert len(again) == len(log) == len(synced) == len(answers)
@@ -142,12 +135,11 @@ def test_whatever_byte_a_kill_stops_at_whole_lines_are_kept_and_reading_changes_
     for asked in windows:
         log.add(asked, Answer(text="[1] \u00e9"))
     whole = path.read_bytes()
-    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
         log = AnswerLog(path, teacher="t\u00e9")
         other.take(path)  # what it lacks of another log, which may be growing
-        assert len(other) == len(log) == sum(place <= end for place in ends[1:])
+        assert len(other) == len(log) == max(whole[:end].count(b"\n") - 1, 0)
         assert path.read_bytes() == whole[:end]
         for asked in windows[len(log) :]:
             log.add(asked, Answer(text="[1] \u00e9"))

@@ -1,11 +1,9 @@
 """Break the commands on purpose, run them again, and compare with what nothing disturbed.
 
 ``python -m tests.torture --repetitions 5`` writes ``results/torture/faults.csv``, a row for each fault,
-and a manifest beside it. Every command runs in a process of its own, forked from one that has imported
-all it needs; it is really killed, its disk is really full, its files really change.
-
-resumed: the command, run again, ended with the undisturbed result. refused: it first said what to
-do, and that done, ended with that result. lost: it did neither. wrong: it ended with another result.
+and a manifest. Processes are really killed, disks really full, files really changed. A command that was
+run again ended with the undisturbed result (resumed), or first said what to do and, that done, ended
+with it (refused); or it did neither (lost), or ended with another result (wrong).
 """
 
 import argparse
@@ -17,8 +15,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -34,26 +30,27 @@ ENDS = ("resumed", "refused", "lost", "wrong")
 
 
 class Workshop:
-    """Inputs, servers, and the results that nothing disturbed."""
+    """Inputs, servers, and the results that nothing disturbed. Each command is a forked process."""
 
     def __init__(self, base):
-        self.base, self.numbers, self.inputs = base, iter(range(10**6)), base / "inputs"
+        self.base, self.inputs = base, base / "inputs"
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.torture.child"])
         self.url = child.make_inputs(self.inputs)
 
     def folder(self):
-        folder = self.base / f"work{next(self.numbers)}"
-        folder.mkdir()
-        return folder
+        return Path(tempfile.mkdtemp(dir=self.base))
 
-    def run(self, task, folder, *, kill_after=300.0, most_bytes=None):
-        """Run a task; its exit code, negative where it was killed, and its messages."""
-        said = folder / "said.txt"
-        said.unlink(missing_ok=True)
+    def start(self, task, folder, most_bytes=None):
+        (folder / "said.txt").unlink(missing_ok=True)
         arguments = (task, folder, self.inputs, self.url, most_bytes)
         process = self._context.Process(target=child.run, args=arguments)
         process.start()
+        return process
+
+    def run(self, task, folder, *, kill_after=300.0, most_bytes=None):
+        """Run a task; its exit code, negative where it was killed, and its messages."""
+        process, said = self.start(task, folder, most_bytes), folder / "said.txt"
         process.join(kill_after)
         if process.is_alive():
             process.kill()
@@ -69,14 +66,24 @@ class Workshop:
             raise RuntimeError(f"{task} failed undisturbed: {said}")
         return result(task, folder), folder, time.monotonic() - started
 
+    def compared(self, task, folder, end):
+        return end if result(task, folder) == self.whole(task)[0] else "wrong"
+
     def ended(self, task, folder, said="", *, refused=False):
         """Run undisturbed, and compare with the result that nothing disturbed."""
         code, now = self.run(task, folder)
-        if code:
-            return "lost", line_of(now)
-        if result(task, folder) != self.whole(task)[0]:
-            return "wrong", line_of(now)
-        return ("refused" if refused else "resumed"), line_of(said) or line_of(now)
+        end = self.compared(task, folder, "refused" if refused else "resumed")
+        return ("lost" if code else end), line_of(said) or line_of(now)
+
+    def told(self, task, folder, word, mend):
+        """Run on what is broken: where it is refused, with this word, mend it and run again."""
+        code, said = self.run(task, folder)
+        if code == 0:
+            return self.compared(task, folder, "resumed"), line_of(said)
+        if word not in said:
+            return "lost", line_of(said)
+        mend()
+        return self.ended(task, folder, said, refused=True)
 
 
 def result(task, folder):
@@ -99,12 +106,11 @@ def emptied(folder):
 def killed(task, shop, draw):
     """SIGKILL once or twice at random moments, then to the end."""
     folder, (_, _, whole_s), hits = shop.folder(), shop.whole(task), 0
-    while True:
+    while not hits:
+        emptied(folder)  # it was done before
         for _ in range(draw.choice([1, 2])):
             hits += shop.run(task, folder, kill_after=draw.uniform(0, whole_s))[0] == -signal.SIGKILL
-        if hits:
-            return shop.ended(task, folder)
-        emptied(folder)  # it was done before
+    return shop.ended(task, folder)
 
 
 def disk_full(task, shop, draw):
@@ -120,13 +126,13 @@ def disk_full(task, shop, draw):
 
 def damaged(task, name, remedy, shop, draw, *, cut):
     """A file that an unfinished command left, or a finished one, changes before it runs again."""
-    folder, (whole, there, whole_s) = shop.folder(), shop.whole(task)
+    folder, (_, whole, whole_s) = shop.folder(), shop.whole(task)
     if remedy == "begun":
         while not (folder / name).exists() or (folder / "out/manifest.json").exists():
             emptied(folder)
             shop.run(task, folder, kill_after=draw.uniform(whole_s / 4, whole_s))
     else:
-        shutil.copytree(there, folder, dirs_exist_ok=True)
+        shutil.copytree(whole, folder, dirs_exist_ok=True)
         for unfinished in remedy:
             (folder / unfinished).unlink()
     raw = bytearray((folder / name).read_bytes())
@@ -135,16 +141,8 @@ def damaged(task, name, remedy, shop, draw, *, cut):
     else:
         raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
     (folder / name).write_bytes(raw)
-    code, said = shop.run(task, folder)
-    if code == 0:
-        return ("resumed" if result(task, folder) == whole else "wrong"), line_of(said)
-    if name.rpartition("/")[2] not in said:
-        return "lost", line_of(said)
-    if remedy == "begun":
-        (folder / name).unlink()  # as it says
-    else:
-        emptied(folder)
-    return shop.ended(task, folder, said, refused=True)
+    mend = (folder / name).unlink if remedy == "begun" else functools.partial(emptied, folder)
+    return shop.told(task, folder, name.rpartition("/")[2], mend)
 
 
 def weights_of_nan(task, shop, draw):
@@ -154,58 +152,41 @@ def weights_of_nan(task, shop, draw):
     name = draw.choice([n for n, w in weights.items() if "layer.0" in n and w.is_floating_point()])
     weights[name].flatten()[draw.randrange(weights[name].numel())] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
+    wrote = []
+
+    def mend():
+        wrote.extend(n for n in ("out.run", "out/model", "out/manifest.json") if (folder / n).exists())
+        file.write_bytes(right)
+        emptied(folder)
+
     try:
-        code, said = shop.run(task, folder)
+        end, said = shop.told(task, folder, "nan", mend)
     finally:
         file.write_bytes(right)
-    wrote = any((folder / n).exists() for n in ("out.run", "out/model", "out/manifest.json"))
-    if code == 0 or wrote:
-        return "wrong", line_of(said)
-    if "nan" not in said:
-        return "lost", line_of(said)
-    emptied(folder)
-    return shop.ended(task, folder, said, refused=True)
-
-
-def launch(shop, folder):
-    """One training by two processes, as torchrun and accelerate launch start them."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    with (folder / "said.txt").open("w") as said:
-        return subprocess.Popen(
-            [*command, "-m", "rdl_core.cli", *child.words("distill", shop.inputs, "")], cwd=folder,
-            stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-
-
-@functools.cache
-def trained_by_two(shop):
-    folder = shop.folder()
-    if launch(shop, folder).wait(300):
-        raise RuntimeError(f"two processes failed undisturbed: {folder}/said.txt")
-    return result("distill", folder)
+    return ("wrong" if wrote else end), said
 
 
 def worker_dies(shop, draw):
     """SIGKILL for one of two processes at a random step; the launch must end by itself."""
-    code = 0
+    task, code = "two processes", 0
     while code == 0:  # it was done before
-        folder = shop.folder()
-        launched, log, steps = launch(shop, folder), folder / "out" / "log.jsonl", draw.randrange(25)
-        while launched.poll() is None and (not log.exists() or log.read_text().count("\n") < steps):
+        folder, steps = shop.folder(), draw.randrange(25)
+        launched, log = shop.start(task, folder), folder / "out" / "log.jsonl"
+        while launched.is_alive() and (not log.exists() or log.read_text().count("\n") < steps):
             time.sleep(0.01)
         children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children")
-        if launched.poll() is None and (workers := children.read_text().split()):
+        if launched.is_alive() and (workers := children.read_text().split()):
             os.kill(int(draw.choice(workers)), signal.SIGKILL)
-        code = launched.wait(120)
-    if launch(shop, folder).wait(300):
-        return "lost", line_of((folder / "said.txt").read_text())
-    return ("resumed" if result("distill", folder) == trained_by_two(shop) else "wrong"), ""
+        launched.join(120)
+        code = launched.exitcode
+    return shop.ended(task, folder)
 
 
-FAULTS = {f"SIGKILL, {task}": functools.partial(killed, task) for task in child.TASKS}
+FAULTS = {f"SIGKILL, {task}": functools.partial(killed, task)
+          for task in child.TASKS if task != "two processes"}  # fmt: skip
 FAULTS["SIGKILL, one of two processes"] = worker_dies
-FAULTS |= {f"disk full, {task}": functools.partial(disk_full, task)
-           for task in ("fetch", "teach", "distill", "rerank")}  # fmt: skip
+for task in ("fetch", "teach", "distill", "rerank"):
+    FAULTS[f"disk full, {task}"] = functools.partial(disk_full, task)
 for how in ("truncated", "altered"):
     for what, task, name, remedy in (
         ("downloaded file", "fetch", "cache/downloads/vaswani/b", ()),
@@ -215,8 +196,8 @@ for how in ("truncated", "altered"):
     ):
         fault = functools.partial(damaged, task, name, remedy, cut=how == "truncated")
         FAULTS[f"{how} {what}"] = fault
-FAULTS |= {f"NaN in the weights, {task}": functools.partial(weights_of_nan, task)
-           for task in ("distill", "rerank")}  # fmt: skip
+for task in ("distill", "rerank"):
+    FAULTS[f"NaN in the weights, {task}"] = functools.partial(weights_of_nan, task)
 
 
 def main():
@@ -225,30 +206,29 @@ def main():
     parser.add_argument("--seconds", type=float, default=800, help="no repetition begins later")
     parser.add_argument("--fault", default="", help="only those whose name has this in it")
     parser.add_argument("--out", type=Path, default=project_folder() / "results" / "torture")
-    given = parser.parse_args()
+    options = parser.parse_args()
     started, draw, rows, said = time.monotonic(), random.Random(0), [], {}
     with tempfile.TemporaryDirectory(prefix="torture-") as base:
         shop = Workshop(Path(base))
-        for name, fault in FAULTS.items():
+        for name in (name for name in FAULTS if options.fault in name):
             ends = []
-            for number in range(given.repetitions if given.fault in name else 0):
-                if number == 0 or time.monotonic() - started < given.seconds:
-                    end, message = fault(shop, draw)
+            for number in range(options.repetitions):
+                at = time.monotonic() - started
+                if number == 0 or at < options.seconds:
+                    end, message = FAULTS[name](shop, draw)
                     ends.append(end)
                     said[name] = message or said.get(name, "")
-                    at = time.monotonic() - started
                     print(f"{at:4.0f} s  {name}: {end}  {message[:120]}", flush=True)
-            counts = {end: ends.count(end) for end in ENDS}
-            rows += [{"fault": name, "tried": len(ends), **counts}] if ends else []
-    given.out.mkdir(parents=True, exist_ok=True)
+            rows.append({"fault": name, "tried": len(ends)} | {end: ends.count(end) for end in ENDS})
+    options.out.mkdir(parents=True, exist_ok=True)
     manifest = {
-        "command": "make torture", "seed": 0, "repetitions": given.repetitions,
+        "command": "make torture", "seed": 0, "repetitions": options.repetitions,
         "wall_s": round(time.monotonic() - started), "load": os.getloadavg()[1], "said": said,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **machine(),  # before the table itself changes the checkout
     }  # fmt: skip
-    pd.DataFrame(rows).to_csv(given.out / "faults.csv", index=False)
-    (given.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    pd.DataFrame(rows).to_csv(options.out / "faults.csv", index=False)
+    (options.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return any(row["lost"] + row["wrong"] for row in rows)
 
 

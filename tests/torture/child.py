@@ -39,6 +39,7 @@ COMMANDS = {
     "distill": f"distill {{0}}/requests.jsonl out --encoder {{0}}/encoder {DISTILL}",
     "rerank": f"rerank {{0}}/student {{0}}/requests.jsonl out.run {LIMITS}",
 }
+COMMANDS["two processes"] = COMMANDS["distill"]
 #: What is run, and the files that it is for.
 TASKS = {
     "fetch": ["cache/downloads/vaswani/[abc]"],
@@ -47,12 +48,9 @@ TASKS = {
     "distill": ["out/model/*", "out/log.jsonl", "out/config.json"],
     "rerank": ["out.run"],
     "page": ["outputs.json"],
+    "two processes": ["out/model/*", "out/log.jsonl", "out/config.json"],
     "book": ["_build/html/**/*.html", "book/pages/*.ipynb"],
 }
-
-
-def words(task, inputs, url):
-    return COMMANDS[task].format(inputs, url).split()
 
 
 def run(task, folder, inputs, url, most_bytes):
@@ -65,6 +63,7 @@ def run(task, folder, inputs, url, most_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
     os.environ |= {"RDL_CACHE": str(folder / "cache"), "RDL_RUNS": str(folder / "runs")}
     os.environ.pop("RDL_MIRROR", None)
+    words = COMMANDS.get(task, "").format(inputs, url).split()
     if task == "token store":
         tokens._CHUNK = 200
         texts = [f"w{n % 40} w{n % 7} w{n % 11}" for n in range(40_000)]
@@ -79,9 +78,13 @@ def run(task, folder, inputs, url, most_bytes):
         pages.notebooks, cli.project_folder = lambda: ["costs"], lambda: folder
         live.make_live = lambda *_: "without a live page, which needs a student"
         cli.build([])
+    elif task == "two processes":  # as torchrun and accelerate launch start them
+        launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m rdl_core.cli"
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, *launch.split(), *words])
     else:
         downloads._REGISTRY = inputs / "registry.json" if task == "fetch" else downloads._REGISTRY
-        app(words(task, inputs, url))
+        app(words)
 
 
 class Slow(SimpleHTTPRequestHandler):
