@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rdl_core.teachers import answers
-from rdl_core.teachers.answers import Answer, Window, listwise_prompt, read_answer
+from rdl_core.teachers.answers import Answer, identifiers, read_answer
 from rdl_core.teachers.listwise import plan_windows, rank_lists
 
 STATUSES = ["n_clean", "n_repaired", "n_unusable"]
@@ -55,7 +54,7 @@ SLIDING = {1: [], 7: [0], 20: [0], 21: [1, 0], 99: [*range(79, 0, -10), 0], 100:
 
 def test_windows_are_those_computed_by_hand_and_queries_advance_in_lockstep():
     for n, starts in SLIDING.items():
-        backend = Scripted(lambda window: " > ".join(answers.identifiers(len(window.passages))))
+        backend = Scripted(lambda window: " > ".join(identifiers(len(window.passages))))
         ranked, _ = rank_lists(frame([n]), backend)
         assert [w.start for w in backend.asked] == starts
         assert {len(w.passages) for w in backend.asked} <= {min(n, 20)}
@@ -75,42 +74,6 @@ def test_what_each_pass_and_window_sorts_is_certain():
         worth = ranked["text"].astype(int).groupby(ranked["query_id"]).rank(ascending=False)
         first = ranked["teacher_rank"] <= sure
         assert ranked.loc[first, "teacher_rank"].tolist() == worth[first].tolist()
-
-
-CLEAN, NONE = ((2, 0, 1), (0, 0, 0)), ((0, 1, 2), (3, 0, 0))
-# answer: order of three passages, (missing, repeated, unknown)
-ANSWERS = dict.fromkeys([
-    "[3] > [1] > [2]", "[c] > [A] > [b]", "[C] > [1] > [B]", "[3][1]\n[2]", "1. [3]\n2. [1]\n3. [2]",
-    "[ 3 ] > [1 ] > [ 2]", "[3, 1, 2]", "[03] > [01] > [002]",
-    "Of these 3 passages, 2 fit: [3] > [1] > [2]. I hope 1 helps!",
-    "[2] is off-topic, [1] is fine. So: [3] > [1] > [2]", "[1] > [2] > [3]? No: [3] > [1] > [2]",
-    "<think>[1] > [2] > [3]</think>\n[3] > [1] > [2]", "[1] > [2] > [3]</think>[3] > [1] > [2]",
-    "<think>[1]</think>[3] > [1]<THINK>[3]</THINK> > [2]",
-    "<think>a<think>[1]</think>[2]</think>[3] > [1] > [2]", "［３］ ＞ ［１］ ＞ ［２］",
-    "[٣] > [१] > [②]", "【3】 > 【1】 > 【2】",
-], CLEAN) | dict.fromkeys([
-    "", " \n\t", "3 > 1 > 2", "]3[ > ]1[ > ]2[", "[] > []",
-    "I'm sorry, but I can't [sic] rank A and B.", "<think>[3] > [1] > [2]", "⁅3⁆ > (1) > {2}",
-], NONE) | {
-    "[3] > [1]": ((2, 0, 1), (1, 0, 0)), "[2]": ((1, 0, 2), (2, 0, 0)),
-    "[3] > [1] > [2": ((2, 0, 1), (1, 0, 0)), "[3] > [": ((2, 0, 1), (2, 0, 0)),  # cut off
-    "[3] > [1] > [3] > [2]": ((2, 0, 1), (0, 1, 0)), "[3] > [3] > [3]": ((2, 0, 1), (2, 2, 0)),
-    "[3] > [4] > [1] > [0] > [2] > [Z]": ((2, 0, 1), (0, 0, 3)),
-    "[3] > [99] > [3] > [1]": ((2, 0, 1), (1, 1, 1)),
-    f"[3] > [{'9' * 6000}] > [1] > [2]": ((2, 0, 1), (0, 0, 1)),
-    "[3] > ]2[ > [1]": ((2, 0, 1), (1, 0, 0)), "<think>[1]</think> [3]": ((2, 0, 1), (2, 0, 0)),
-    "Best is [3], worst is [2].": ((2, 1, 0), (1, 0, 0)),
-    "[7] > [-1] > [X] > [1.5]": ((0, 1, 2), (3, 0, 2)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("text", ANSWERS, ids=range(len(ANSWERS)))
-def test_what_is_read_from_an_answer_and_what_it_is_called(text):
-    order, counts = ANSWERS[text]
-    reading = read_answer(text, 3)
-    assert (reading.order, *(getattr(reading, name) for name in FAULTS)) == (order, *counts)
-    usable = "clean" if counts == (0, 0, 0) else "repaired"
-    assert reading.status == ("unusable" if counts[0] == 3 else usable)
 
 
 PIECES = st.sampled_from(
@@ -194,32 +157,3 @@ def answering(times):
 def test_options_candidates_and_backends_that_do_not_fit_are_refused(change, own, says):
     with pytest.raises(ValueError, match=says):
         rank_lists(change(frame([3])), **{"backend": Scripted(by_worth)} | own)
-
-
-def test_a_prompt_shows_passages_in_order_and_windows_are_told_apart_by_all_it_shows():
-    text = listwise_prompt("red\nfox", ["a fox", "see [2] and [A, B];\n [12]", "c d e f"], max_words=3)
-    assert text.startswith("Query: red fox\n\n[1] a fox\n[2] see (2) and\n[3] c d e\n\n")
-    assert 'the query "red fox"' in text
-    reading = read_answer(text, 3)  # names its passages, and no others
-    assert reading.n_missing == reading.n_unknown == 0
-    assert "\n[Z] x\n" in listwise_prompt("q", ["x"] * 26, letters=True)
-    with pytest.raises(ValueError, match="letters name at most 26 passages, got 27"):
-        listwise_prompt("q", ["x"] * 27, letters=True)
-    same = {"query_id": "q", "query": "x", "doc_ids": ("a", "b"), "passages": ("c", "d")}
-    changes = [
-        {}, {"query_id": "r"}, {"query": "y"}, {"doc_ids": ("b", "a")}, {"passages": ("d", "c")},
-        {"passages": ("cd", "")}, {"pass_number": 2}, {"start": 1}, {"attempt": 1},
-    ]  # fmt: skip
-    assert len({Window(**same | change).key for change in changes}) == len(changes)
-    window = Window(query_id="q", query="red fox", doc_ids=("a",), passages=("A fox.",))
-    assert window.key == ("q", 1, 0, 0, "a6d1417f47e23a18")  # recorded answers are found by it
-
-
-def test_answers_are_a_text_or_an_order():
-    orders = {(1, 0): (1, 0), (1,): (1, 0), (5, 1, 1, 0): (1, 0), (): (0, 1), (-1, 2): (0, 1)}
-    assert {order: Answer(order=order).read(2).order for order in orders} == orders
-    for wrong in ({}, {"text": "[1]", "order": (0,)}):
-        with pytest.raises(ValueError, match="either text or order"):
-            Answer(**wrong)
-    with pytest.raises(ValueError, match="at least 1 passage, got 0"):
-        read_answer("[1]", 0)
