@@ -30,11 +30,8 @@ needs_data = pytest.mark.skipif(
 
 
 def in_another_process(code, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT,
-        env=os.environ | environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    command, own = [sys.executable, "-c", code], os.environ | environment
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, cwd=ROOT, env=own, check=True)
     return done.stdout.strip()
 
 
@@ -48,14 +45,13 @@ def rows(frame):
     return frame.values.tolist()
 
 
-@pytest.mark.parametrize("split", pydocs.SPLITS)
-def test_a_split_of_pydocs_has_its_queries_their_judgments_and_all_passages(split):
-    collection, frames = load(f"rdl/pydocs/{split}"), pydocs.load()
-    own = frames.queries.loc[frames.queries["split"] == split, ["query_id", "query"]]
+def test_a_split_of_pydocs_has_its_queries_their_judgments_and_all_passages():
+    collection, (queries, passages, qrels) = load("rdl/pydocs/dev"), pydocs.load()
+    own = queries.loc[queries["split"] == "dev", ["query_id", "query"]]
     assert len(own) > 300
     assert rows(collection.queries) == rows(own)
-    assert rows(collection.passages) == rows(frames.passages)
-    assert rows(collection.qrels) == rows(frames.qrels[frames.qrels["query_id"].isin(own["query_id"])])
+    assert rows(collection.passages) == rows(passages)
+    assert rows(collection.qrels) == rows(qrels[qrels["query_id"].isin(own["query_id"])])
 
 
 def test_fingerprints_see_every_part_every_value_and_the_order():
@@ -83,13 +79,10 @@ class TitledDoc(NamedTuple):
 
 
 class Docs(BaseDocs):
-    """Passages for ir_datasets, made one by one; texts are looked up without reading these."""
-
-    def __init__(self, titles):
-        self.titles = titles
+    """Passages whose texts are looked up without reading these."""
 
     def docs_iter(self):
-        return (TitledDoc(str(number), title) for number, title in enumerate(self.titles()))
+        return iter([TitledDoc("1", "one"), TitledDoc("2", "two")])
 
     def docs_store(self):
         store = Docstore(TitledDoc)
@@ -102,37 +95,18 @@ class Unreachable(BaseQueries):
         raise RuntimeError("all failed", [("http://a", OSError()), ("http://b", TimeoutError())])
 
 
-@pytest.fixture
-def dataset(monkeypatch):
-    """Add a dataset to those of ir_datasets."""
-
-    def add(name, *parts):
-        monkeypatch.setitem(ir_datasets.registry._registered, name, ir_datasets.Dataset(*parts))
-        return load(name)
-
-    yield add
-    load.cache_clear()
-
-
-def test_a_dataset_of_ir_datasets_is_read_looked_up_and_says_where_it_looked(dataset, tmp_path):
-    two = dataset("two", Docs(lambda: ["one", "two"]), Unreachable())
-    assert rows(two.passages) == [["0", "one!"], ["1", "two!"]]
+def test_datasets_of_ir_datasets_and_the_subsets_that_have_what_they_lack(monkeypatch, tmp_path):
+    dataset = ir_datasets.Dataset(Docs(), Unreachable())
+    monkeypatch.setitem(ir_datasets.registry._registered, "two", dataset)
+    two = load.__wrapped__("two")
+    assert rows(two.passages) == [["1", "one!"], ["2", "two!"]]
     with pytest.raises(ValueError, match=r"queries of .*'two'.*at http://a \(OSError\), at http://b"):
         _ = two.queries
-    (tmp_path / "a.tsv").write_text("1\t7\ta query\tits own text\n")
-    dataset("stored", Docs(lambda: pytest.fail("read")))
-    corpus = read_corpus(tmp_path / "a.tsv", collection="stored")
-    assert corpus.passages.of(["7", "3"]) == ["looked up 7!", "looked up 3!"]
-    with pytest.raises(ValueError, match="'stored' has no text for 1 of 2 passage ids, such as 'x'"):
-        corpus.passages.of(["7", "x"])
-
-
-def test_a_missing_part_is_named_with_the_subsets_that_have_it(dataset):
-    bare = dataset("bare", Docs(list))
+    with pytest.raises(ValueError, match="'two' has no qrels, only queries, docs$"):
+        _ = two.qrels
+    assert two.find(["7", "x"]) == {"7": "looked up 7!"}
     for part in ("queries", "qrels"):
-        with pytest.raises(ValueError, match=f"'bare' has no {part}, only docs$"):
-            getattr(bare, part)
-        near = "has no {}, only docs: try one of {}".format(part, ", ".join(OURS[1:4]))
+        near = f"has no {part}, only docs: try one of {', '.join(OURS[1:4])}$"
         with pytest.raises(ValueError, match=near):
             getattr(load("rdl/pydocs"), part)
     with pytest.raises(ValueError, match="has no qrels") as error:  # 20 subsets, some without
@@ -156,12 +130,8 @@ def list_of(*candidates):
 
 LIST = "trec-dl/retrieve_results/{}/retrieve_results_dl{}_top100.json"
 FILES = {
-    LIST.format("Z_FIRST", 22): list_of(
-        (7, "d2", "the first text"), (7, "d1", "one"), (5, "d3", "three")
-    ),
-    LIST.format("A_SECOND", 22): list_of(
-        (5, "d4", "four"), (5, "d2", "another text"), (7, "d1", "one")
-    ),
+    LIST.format("Z_FIRST", 22): list_of((7, "d2", "the first"), (7, "d1", "one"), (5, "d3", "three")),
+    LIST.format("A_SECOND", 22): list_of((5, "d4", "four"), (5, "d2", "another"), (7, "d1", "one")),
     LIST.format("Z_FIRST", 19): list_of((9, "a", "b")),
     "trec-dl/rerank_results/Z_FIRST/retrieve_results_dl22_top100.json": "no list",
     "trec-dl/qrels/qrels.dl19-passage.txt": "9 Q0 a 3\n9 Q0 unseen 0\n",
@@ -201,8 +171,7 @@ def test_parts_of_published_collections(tiny):
     ir_datasets does. Cranfield's file numbers its queries 1, 2, 4, ..., 365, its judgments 1 to 225.
     """
     year = load("rdl/trec-dl-2022")
-    texts = [["d2", "the first text"], ["d1", "one"], ["d3", "three"], ["d4", "four"]]
-    assert rows(year.passages) == texts
+    assert rows(year.passages) == [["d2", "the first"], ["d1", "one"], ["d3", "three"], ["d4", "four"]]
     assert rows(year.queries) == [["7", "query 7"], ["5", "query 5"]]
     with pytest.raises(ValueError, match="has no qrels, only queries, docs$"):
         _ = year.qrels

@@ -1,4 +1,4 @@
-"""Published lists: those of TREC DL with the figures they are known by, and Rank-DistiLLM's in small."""
+"""Published lists: TREC DL's with the figures they are known by, Rank-DistiLLM's in small."""
 
 import hashlib
 import json

@@ -240,33 +240,36 @@ def read_corpus(
     Raises ValueError as `read_candidates`, which takes `path` and `format`, and `load` do; if an id has
     two texts in the file; or if neither file nor collection has queries, or passages.
     """
-    candidates, texts = read_candidates(path, format), {}
-    for what, key, column in (("query", "query_id", "query"), ("passage", "doc_id", "text")):
-        if column in candidates:
+    candidates, texts, opened = read_candidates(path, format), [], None
+    if collection:  # a folder comes before an id of its name: ir_datasets knows a "beir" without texts
+        opened = load(str(Path(collection).resolve()) if Path(collection).is_dir() else collection)
+    for what, part, key, column in (
+        ("query", "queries", "query_id", "query"), ("passage", "docs", "doc_id", "text"),
+    ):  # fmt: skip
+        source, find = str(path), None
+        if opened and opened.has(part):
+            source, rows = f"collection {collection!r}", partial(opened._rows, part)
+            find = opened.find if part == "docs" else None
+        elif column in candidates:
             pairs = candidates[[key, column]].drop_duplicates()
             if (twice := pairs[key].duplicated()).any():
                 first = pairs.loc[twice, key].iloc[0]
                 raise ValueError(f"{path} has two texts for {what} {first!r}: give each its own id")
-            texts[what] = _in_memory(what, str(path), pairs)
-    if collection:
-        # A folder comes before an id of its name: ir_datasets knows a "beir" without texts.
-        own = Path(collection).is_dir() and str(Path(collection).resolve())
-        opened, source = load(own or collection), f"collection {collection!r}"
-        if opened.has("queries"):
-            texts["query"] = _in_memory("query", source, opened.queries)
-        if opened.has("docs"):
-            every = cache(lambda: dict(opened._rows("docs")))  # read with the first text
-            find = opened.find or (lambda ids: every())
-            texts["passage"] = Texts(what="passage", source=source, find=find)
-    for what in ("query", "passage"):
-        if what not in texts:
+            rows = dict(pairs.itertuples(index=False, name=None)).items
+        else:
             either = f" and {collection!r} has none either" if collection else ""
             raise ValueError(
                 f"{path} has no {what} texts{either}: name a folder or an ir_datasets id that has them "
                 "(--collection)"
             )
+        texts.append(Texts(what=what, source=source, find=find or _by_id(rows)))
     candidates = candidates.drop(columns=["query", "text"], errors="ignore")
-    return Corpus(candidates=candidates, queries=texts["query"], passages=texts["passage"])
+    return Corpus(candidates=candidates, queries=texts[0], passages=texts[1])
+
+
+def _by_id(rows: Callable[[], Iterable[tuple]]) -> _Find:
+    texts = cache(lambda: dict(rows()))  # read when the first is looked up
+    return lambda ids: texts()
 
 
 def read_judgments(source: str | Path) -> pd.DataFrame:
@@ -282,11 +285,6 @@ def read_judgments(source: str | Path) -> pd.DataFrame:
         raise ValueError(f"{source} is no file of judgments, and {error}") from None
 
 
-def _in_memory(what: str, source: str, texts: pd.DataFrame) -> Texts:
-    by_id = dict(texts.itertuples(index=False, name=None))
-    return Texts(what=what, source=source, find=lambda ids: by_id)
-
-
 def _indexed(collection_id: str) -> Collection:
     """One of ir_datasets, which keeps an index of the texts."""
     dataset = ir_datasets.load(collection_id)
@@ -297,11 +295,11 @@ def _indexed(collection_id: str) -> Collection:
 
     def read(part: str) -> Iterator[tuple]:
         try:
-            for row in getattr(dataset, f"{part}_iter")():
-                if part == "qrels":
-                    yield row.query_id, row.doc_id, row.relevance
-                else:
-                    yield row[0], row.default_text()
+            rows = getattr(dataset, f"{part}_iter")()
+            if part == "qrels":
+                yield from ((x.query_id, x.doc_id, x.relevance) for x in rows)
+            else:
+                yield from ((x[0], x.default_text()) for x in rows)
         except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
             tried = error.args[1] if len(error.args) == 2 else [(error, None)]
             places = ", ".join(f"at {source} ({type(why).__name__})" for source, why in tried)
@@ -351,15 +349,10 @@ def _pydocs(split: str, part: str) -> pd.DataFrame:
 
 
 def _trec_dl(year: int, part: str) -> pd.DataFrame:
-    if part == "qrels":
-        return read_qrels(fetch(f"trec-dl/qrels/qrels.dl{year % 100}-passage.txt"))
-    queries, passages = published.texts(year)
-    return queries if part == "queries" else passages
+    return published.texts(year)[part]
 
 
-def _vaswani(part: str) -> Iterable[tuple] | pd.DataFrame:
-    if part == "qrels":
-        return read_qrels(fetch("vaswani/qrels"))
+def _vaswani(part: str) -> Iterable[tuple]:
     if part == "docs":
         numbers = _elements("vaswani/doc-text.trec", "DOCNO")
         return ((number.text, number.tail.removeprefix("\n")) for number in numbers)
@@ -367,9 +360,7 @@ def _vaswani(part: str) -> Iterable[tuple] | pd.DataFrame:
     return ((x.findtext("num"), x.findtext("title").removeprefix("\n")) for x in topics)
 
 
-def _cranfield(part: str) -> Iterable[tuple] | pd.DataFrame:
-    if part == "qrels":
-        return read_qrels(fetch("cranfield/cranqrel.trec.txt"))
+def _cranfield(part: str) -> Iterable[tuple]:
     if part == "docs":
         docs = _elements("cranfield/cran.all.1400.xml", "doc")
         fields = ([doc.findtext(x).strip() for x in ("docno", "title", "text")] for doc in docs)
@@ -384,11 +375,17 @@ def _elements(name: str, tag: str) -> Iterator[ElementTree.Element]:
     return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
 
 
-_READERS = {
-    **{f"rdl/pydocs/{split}": partial(_pydocs, split) for split in pydocs.SPLITS},
-    **{f"rdl/trec-dl-{year}": partial(_trec_dl, year) for year in published.YEARS},
-    "rdl/vaswani": _vaswani, "rdl/cranfield": _cranfield,
-}  # fmt: skip
-_OURS = {name: {part: partial(read, part) for part in _PARTS} for name, read in _READERS.items()}
-_OURS["rdl/pydocs"] = {"docs": _OURS["rdl/pydocs/test"]["docs"]}
-del _OURS["rdl/trec-dl-2022"]["qrels"]  # nobody published them
+def _fetched(read: Callable, qrels: str | None = None) -> _Parts:
+    parts = {part: partial(read, part) for part in ("queries", "docs")}
+    return parts | ({"qrels": lambda: read_qrels(fetch(qrels))} if qrels else {})
+
+
+_OURS = {
+    "rdl/pydocs": {"docs": lambda: pydocs.load().passages},
+    **{f"rdl/pydocs/{x}": {part: partial(_pydocs, x, part) for part in _PARTS} for x in pydocs.SPLITS},
+    "rdl/trec-dl-2019": _fetched(partial(_trec_dl, 2019), "trec-dl/qrels/qrels.dl19-passage.txt"),
+    "rdl/trec-dl-2020": _fetched(partial(_trec_dl, 2020), "trec-dl/qrels/qrels.dl20-passage.txt"),
+    "rdl/trec-dl-2022": _fetched(partial(_trec_dl, 2022)),  # nobody published its judgments
+    "rdl/vaswani": _fetched(_vaswani, "vaswani/qrels"),
+    "rdl/cranfield": _fetched(_cranfield, "cranfield/cranqrel.trec.txt"),
+}

@@ -36,8 +36,7 @@ __all__ = [
 
 #: ir_datasets id of Rank-DistiLLM's training queries.
 JUDGED = "msmarco-passage/train/judged"
-#: Years of TREC DL with published lists.
-YEARS = (2019, 2020, 2022)
+YEARS = (2019, 2020, 2022)  # of TREC DL, with published lists
 _FOLDERS = {  # of TREC DL's first stages; 2022 has the first three
     "bm25": "BM25", "bm25_rm3": "BM25_RM3", "splade": "SPLADE_P_P_ENSEMBLE_DISTIL",
     "tas_b": "D_BERT_KD_TASB", "ada2": "OPEN_AI_ADA2",
@@ -122,11 +121,11 @@ def file_hashes(collection_id: str, first_stage: str, teacher: str) -> list[str]
 
 
 @lru_cache(maxsize=len(YEARS))
-def texts(year: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Queries and passages of a year of TREC DL, in the order in which its lists name them."""
+def texts(year: int) -> dict[str, pd.DataFrame]:
+    """``queries`` and ``docs`` of a year of TREC DL, in the order in which its lists name them."""
     lists = pd.concat([read_candidates(path) for path in fetch_all(_list_names(year))])
-    queries = lists[["query_id", "query"]].drop_duplicates("query_id", ignore_index=True)
-    return queries, lists[["doc_id", "text"]].drop_duplicates("doc_id", ignore_index=True)
+    columns = {"queries": ["query_id", "query"], "docs": ["doc_id", "text"]}
+    return {x: lists[own].drop_duplicates(own[0], ignore_index=True) for x, own in columns.items()}
 
 
 def _year(collection_id: str) -> int | None:
