@@ -165,9 +165,9 @@ def _by_hand(collection_id: str) -> Path:
         if (path := Path(folder).expanduser() / name).is_file():
             return path
     raise ValueError(
-        f"expected {name} in RDL_MIRROR ({mirror or 'not set'}) or in the cache "
-        f"({download_folder()}): unpack experiments.tar.gz of zenodo.org/records/15150456 and copy "
-        "ColBERTv2's run of this collection there under this name, or choose another first stage"
+        f"expected {name} in RDL_MIRROR ({mirror or 'not set'}) or in the cache ({download_folder()}): "
+        "unpack experiments.tar.gz of zenodo.org/records/15150456 and copy ColBERTv2's run of this "
+        "collection there under this name, or choose another first stage"
     )
 
 
