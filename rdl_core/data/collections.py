@@ -137,10 +137,8 @@ def load(collection_id: str) -> Collection:
         return _cropped(load(base), collection_id)
     if Path(collection_id).is_dir():
         return Collection(collection_id, _folder(Path(collection_id)))
-    raise ValueError(
-        f"unknown collection {collection_id!r}: expected a folder, an ir_datasets id, or one of "
-        f"ours: {', '.join(sorted(_OURS))}"
-    )
+    known = f"a folder, an ir_datasets id, or one of ours: {', '.join(sorted(_OURS))}"
+    raise ValueError(f"unknown collection {collection_id!r}: expected {known}")
 
 
 def fingerprint(frame: pd.DataFrame) -> str:
@@ -193,10 +191,9 @@ class Texts:
         while some := list(islice(rest, _LOOKED_UP)):
             texts = self.find(some)
             if missing := [x for x in some if x not in texts]:
-                raise ValueError(
-                    f"{self.source} has no text for {len(missing)} of {len(some)} {self.what} ids, "
-                    f"such as {missing[0]!r}: name the collection that was ranked (--collection)"
-                )
+                ids = f"{len(missing)} of {len(some)} {self.what} ids, such as {missing[0]!r}"
+                remedy = "name the collection that was ranked (--collection)"
+                raise ValueError(f"{self.source} has no text for {ids}: {remedy}")
             yield from (texts[x] for x in some)
 
     def of(self, ids: Sequence[str]) -> list[str]:
@@ -243,9 +240,8 @@ def read_corpus(
     candidates, texts, opened = read_candidates(path, format), [], None
     if collection:  # a folder comes before an id of its name: ir_datasets knows a "beir" without texts
         opened = load(str(Path(collection).resolve()) if Path(collection).is_dir() else collection)
-    for what, part, key, column in (
-        ("query", "queries", "query_id", "query"), ("passage", "docs", "doc_id", "text"),
-    ):  # fmt: skip
+    columns = ("query", "queries", "query_id", "query"), ("passage", "docs", "doc_id", "text")
+    for what, part, key, column in columns:
         source, find = str(path), None
         if opened and opened.has(part):
             source, rows = f"collection {collection!r}", partial(opened._rows, part)
@@ -258,10 +254,8 @@ def read_corpus(
             rows = dict(pairs.itertuples(index=False, name=None)).items
         else:
             either = f" and {collection!r} has none either" if collection else ""
-            raise ValueError(
-                f"{path} has no {what} texts{either}: name a folder or an ir_datasets id that has them "
-                "(--collection)"
-            )
+            remedy = "name a folder or an ir_datasets id that has them (--collection)"
+            raise ValueError(f"{path} has no {what} texts{either}: {remedy}")
         texts.append(Texts(what=what, source=source, find=find or _by_id(rows)))
     candidates = candidates.drop(columns=["query", "text"], errors="ignore")
     return Corpus(candidates=candidates, queries=texts[0], passages=texts[1])
