@@ -2,12 +2,12 @@
 
 TREC DL: RankLLM's lists carry their texts. The union of a year's lists is a collection small enough for
 a laptop: 10,852 passages in 2019, 14,091 in 2020, 16,660 in 2022, of 8.8 M and 138 M. It has all
-candidates but not all judged passages (3,834 of 9,139 in 2019, 5,001 of 11,224 in 2020), whose texts
-measures do not need. In 2022, 40 passages differ between lists in white space; the first list counts.
+candidates but not all judged passages (3,834 of 9,139 in 2019, 5,001 of 11,224 in 2020). In 2022, 40
+passages differ between lists in white space; the first list counts.
 
-Rank-DistiLLM: a first stage's file has its top 500 of every judged training query, 250 M rows in 10 GB;
-it is streamed. RankZephyr's has its order of the top 100 of 10,000 of these queries, without the first
-stage's ranks. ColBERTv2's lists of test queries are in an archive of which no hash is published.
+Rank-DistiLLM: a first stage's file has its top 500 of every judged training query, 250 M rows, which
+are streamed; RankZephyr's its order of the top 100 of 10,000 of them, without the first stage's ranks.
+ColBERTv2's lists of test queries are in an archive of which no hash is published.
 
 Reference: Craswell et al., TREC 2019 and 2020; Pradeep et al., RankVicuna, arXiv 2309.15088; Schlatt
 et al., ECIR 2025, zenodo.org/records/12528410 and 15150456.
@@ -15,7 +15,6 @@ et al., ECIR 2025, zenodo.org/records/12528410 and 15150456.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from functools import lru_cache
@@ -31,14 +30,13 @@ from rdl_core.data.formats import from_frame, read_candidates
 from rdl_core.files import content_hash
 
 __all__ = [
-    "FIRST_STAGES", "JUDGED", "TEACHERS", "YEARS", "file_hashes", "first_stage", "list_names",
-    "qrels_name", "ranked_queries", "teacher_runs", "teachers_of", "texts",
+    "FIRST_STAGES", "JUDGED", "TEACHERS", "YEARS", "file_hashes", "first_stage", "ranked_queries",
+    "teacher_runs", "teachers_of", "texts",
 ]  # fmt: skip
 
 #: ir_datasets id of Rank-DistiLLM's training queries.
 JUDGED = "msmarco-passage/train/judged"
-#: Years of TREC DL, and whether their judgments are public.
-YEARS = {2019: True, 2020: True, 2022: False}
+YEARS = (2019, 2020, 2022)  # of TREC DL, with published lists
 _FOLDERS = {  # of TREC DL's first stages; 2022 has the first three
     "bm25": "BM25", "bm25_rm3": "BM25_RM3", "splade": "SPLADE_P_P_ENSEMBLE_DISTIL",
     "tas_b": "D_BERT_KD_TASB", "ada2": "OPEN_AI_ADA2",
@@ -49,17 +47,17 @@ _LLMS = {  # that ranked whole lists of TREC DL, 100 passages deep, and how thei
     "rank_vicuna_early": "vicuna-7b-checkpoint-800",
     "gpt_3.5": "gpt-3.5-turbo", "vicuna_7b": "vicuna-7b-v1.5", "vicuna_13b": "vicuna-13b-v1.5",
 }  # fmt: skip
-_END = "__msmarco-passage-train-judged"
-_TRAIN = {
-    "colbert": f"rank-distillm/__colbert{_END}.parquet", "bm25": f"rank-distillm/__bm25{_END}.run",
-}  # fmt: skip
-_ZEPHYR = {
-    "colbert": f"rank-distillm/__rankzephyr-colbert-10000-sampled-100{_END}.parquet",
-    "bm25": f"rank-distillm/__rankzephyr-bm25-10000-sampled-100{_END}.run",
+_TRAIN = {  # Rank-DistiLLM's file of each first stage
+    "colbert": "rank-distillm/__colbert__msmarco-passage-train-judged.parquet",
+    "bm25": "rank-distillm/__bm25__msmarco-passage-train-judged.run",
+}
+_ZEPHYR = {  # and what RankZephyr made of some of its queries
+    name: path.replace(f"__{name}", f"__rankzephyr-{name}-10000-sampled-100")
+    for name, path in _TRAIN.items()
 }
 FIRST_STAGES = (*_FOLDERS, "colbert")
 TEACHERS = (*_LLMS, "rank_zephyr")
-_log = logging.getLogger(__name__)
+_fetched = lru_cache(fetch)  # checked once a process: hashing 13 GB takes half a minute
 
 
 def first_stage(
@@ -67,18 +65,8 @@ def first_stage(
 ) -> pd.DataFrame | None:
     """A first stage's published lists of a collection's queries; None if there are none.
 
-    Args:
-        collection_id: An ir_datasets id.
-        name: A member of `FIRST_STAGES`, or any other first stage, which nobody published.
-        depth: Candidates per query.
-        query_ids: Queries; None takes all.
-
-    Returns:
-        ``query_id``, ``doc_id``, ``rank`` (1 is best), ``score``.
-
-    Raises:
-        ValueError: The collection has published lists, but none of this first stage; or a file is not
-            to be had or not as published.
+    Gives ``query_id``, ``doc_id``, ``rank`` (1 to `depth`, 1 is best) and ``score``. ValueError: others
+    of `FIRST_STAGES` are published, but not this one; or a file is not to be had or not as published.
     """
     query_ids = None if query_ids is None else list(query_ids)
     if collection_id == JUDGED:
@@ -87,7 +75,7 @@ def first_stage(
     elif name == "colbert":
         frame = read_candidates(_by_hand(collection_id))
     elif (year := _year(collection_id)) and name in _FOLDERS:
-        files = {file.split("/")[2]: file for file in list_names(year)}
+        files = {file.split("/")[2]: file for file in _list_names(year)}
         _expect("first_stage", name, [x for x in _FOLDERS if _FOLDERS[x] in files], collection_id)
         frame = read_candidates(fetch(files[_FOLDERS[name]]))
     else:
@@ -104,25 +92,19 @@ def teachers_of(collection_id: str, first_stage: str) -> list[str]:
 
 
 def teacher_runs(collection_id: str, first_stage: str, teacher: str) -> list[pd.DataFrame]:
-    """A teacher's rankings of a first stage's lists, one for each time that it ranked them.
+    """Every ranking that a teacher made of a first stage's lists, the oldest first.
 
-    Returns:
-        The oldest first, ``query_id``, ``doc_id``, ``teacher_rank`` (1 is best); none for a collection
-        without published lists.
-
-    Raises:
-        ValueError: The collection's lists were ranked by others.
+    Each has ``query_id``, ``doc_id``, ``teacher_rank`` (1 is best). None for a collection without
+    published lists; ValueError if others ranked its lists.
     """
-    if collection_id != JUDGED and not _year(collection_id):
+    if not (files := _files(collection_id, first_stage)):
         return []
-    known = teachers_of(collection_id, first_stage)
+    known = [name for name in files if files[name]]
     _expect("teacher", teacher, known, f"{first_stage} of {collection_id}")
-    return [_ranking(name) for name in _files(collection_id, first_stage)[teacher]]
+    return [_ranking(name) for name in files[teacher]]
 
 
-def ranked_queries(
-    collection_id: str, first_stages: Iterable[str], teacher: str
-) -> pd.Index | None:
+def ranked_queries(collection_id: str, first_stages: Iterable[str], teacher: str) -> pd.Index | None:
     """Ids of the queries that a published teacher ranked, where these are some of the collection's."""
     if collection_id != JUDGED or teacher != "rank_zephyr":
         return None
@@ -138,48 +120,36 @@ def file_hashes(collection_id: str, first_stage: str, teacher: str) -> list[str]
     return [content_hash(_by_hand(collection_id))[:16]] if first_stage == "colbert" else []
 
 
-def list_names(year: int) -> list[str]:
-    """Registry names of a year's candidate lists, one for each first stage."""
-    names = (name for name in group_names("trec-dl") if name.split("/")[1] == "retrieve_results")
-    return [name for name in names if name.endswith(f"_dl{year % 100}_top100.json")]
-
-
-def qrels_name(year: int) -> str:
-    """Registry name of a year's judgments."""
-    return f"trec-dl/qrels/qrels.dl{year % 100}-passage.txt"
-
-
 @lru_cache(maxsize=len(YEARS))
-def texts(year: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Queries and passages of a year of TREC DL, in the order in which its lists name them."""
-    lists = pd.concat([read_candidates(path) for path in fetch_all(list_names(year))])
-    queries = lists[["query_id", "query"]].drop_duplicates("query_id", ignore_index=True)
-    passages = lists[["doc_id", "text"]].drop_duplicates()
-    first = passages.drop_duplicates("doc_id", ignore_index=True)
-    if differing := passages.loc[passages["doc_id"].duplicated(), "doc_id"].nunique():
-        _log.info(
-            "TREC DL %d: %d of %d passages have another text in a later list; the first is kept",
-            year, differing, len(first),
-        )  # fmt: skip
-    return queries, first
+def texts(year: int) -> dict[str, pd.DataFrame]:
+    """``queries`` and ``docs`` of a year of TREC DL, in the order in which its lists name them."""
+    lists = pd.concat([read_candidates(path) for path in fetch_all(_list_names(year))])
+    columns = {"queries": ["query_id", "query"], "docs": ["doc_id", "text"]}
+    return {x: lists[own].drop_duplicates(own[0], ignore_index=True) for x, own in columns.items()}
 
 
 def _year(collection_id: str) -> int | None:
     """The year whose lists a collection's queries have; MS MARCO's own collection has the same ids."""
     names = {f"rdl/trec-dl-{year}": year for year in YEARS}
-    names |= {f"msmarco-passage/trec-dl-{year}/judged": year for year in (2019, 2020)}
-    return names.get(collection_id)
+    return (names | {f"msmarco-passage/trec-dl-{x}/judged": x for x in (2019, 2020)}).get(collection_id)
+
+
+def _list_names(year: int) -> list[str]:
+    """Registry names of a year's candidate lists, one for each first stage."""
+    start, end = "trec-dl/retrieve_results/", f"_dl{year % 100}_top100.json"
+    return [x for x in group_names("trec-dl") if x.startswith(start) and x.endswith(end)]
 
 
 def _files(collection_id: str, first_stage: str) -> dict[str, list[str]]:
     """Registry names of rankings by teacher, those of a first stage's lists, the oldest first."""
     if collection_id == JUDGED:
         return {"rank_zephyr": [_ZEPHYR[first_stage]] if first_stage in _ZEPHYR else []}
-    year, folder = _year(collection_id), f"trec-dl/rerank_results/{_FOLDERS.get(first_stage)}/"
-    names = sorted(group_names("trec-dl")) if year else []
-    of_year = [name for name in names if f"_dl{year % 100}_" in name]
+    if not (year := _year(collection_id)):
+        return {}
+    folder = f"trec-dl/rerank_results/{_FOLDERS.get(first_stage)}/"
+    names = sorted(name for name in group_names("trec-dl") if f"_dl{year % 100}_" in name)
     starts = {llm: f"{folder}{start}_4096_100_" for llm, start in _LLMS.items()}
-    return {llm: [n for n in of_year if n.startswith(start)] for llm, start in starts.items()}
+    return {llm: [n for n in names if n.startswith(start)] for llm, start in starts.items()}
 
 
 @lru_cache(maxsize=2)
@@ -188,22 +158,16 @@ def _ranking(name: str) -> pd.DataFrame:
     return frame[["query_id", "doc_id", "rank"]].rename(columns={"rank": "teacher_rank"})
 
 
-@lru_cache
-def _fetched(name: str) -> Path:
-    """Checked once a process: hashing 13 GB takes half a minute."""
-    return fetch(name)
-
-
 def _by_hand(collection_id: str) -> Path:
     name = f"rank-distillm/__colbert__{collection_id.replace('/', '-')}.run"
     mirror = os.environ.get("RDL_MIRROR")
-    for folder in (mirror, download_folder()):
-        if folder and (path := Path(folder).expanduser() / name).is_file():
+    for folder in filter(None, (mirror, download_folder())):
+        if (path := Path(folder).expanduser() / name).is_file():
             return path
     raise ValueError(
-        f"expected {name} in RDL_MIRROR ({mirror or 'not set'}) or in the cache "
-        f"({download_folder()}): unpack experiments.tar.gz of zenodo.org/records/15150456 and copy "
-        "ColBERTv2's run of this collection there under this name, or choose another first stage"
+        f"expected {name} in RDL_MIRROR ({mirror or 'not set'}) or in the cache ({download_folder()}): "
+        "unpack experiments.tar.gz of zenodo.org/records/15150456 and copy ColBERTv2's run of this "
+        "collection there under this name, or choose another first stage"
     )
 
 
@@ -219,11 +183,10 @@ def _stream(path: Path, depth: int, query_ids: list[str] | None) -> pd.DataFrame
     if path.suffix != ".parquet":
         with path.open() as file:
             delimiter = "\t" if "\t" in file.readline() else " "
-        kinds = {"qid": text, "docno": text, "rank": pa.int64(), "score": pa.float64()}
-        names = ("qid", "iter", "docno", "rank", "score", "tag")
+        kinds = {"qid": text, "iter": text, "docno": text, "rank": pa.int64(), "score": pa.float64()}
         form = ds.CsvFileFormat(
             parse_options=csv.ParseOptions(delimiter=delimiter, quote_char=False),
-            read_options=csv.ReadOptions(column_names=names),
+            read_options=csv.ReadOptions(column_names=[*kinds, "tag"]),
             convert_options=csv.ConvertOptions(column_types=kinds),
         )
     try:

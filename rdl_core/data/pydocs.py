@@ -14,16 +14,16 @@ import hashlib
 import importlib.util
 import inspect
 import re
-import shutil
 import sys
 import sysconfig
-import tempfile
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pandas as pd
@@ -35,27 +35,22 @@ __all__ = ["PACKAGES", "SPLITS", "Entry", "Frames", "build", "load", "parse_docs
 
 #: Libraries the project depends on anyway; the standard library comes on top.
 PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "seaborn", "sklearn")
-_DISTRIBUTION = {"sklearn": "scikit-learn"}
 #: Share of the queries in each split, in the order in which the hash of a name is cut.
 SPLITS = {"train": 0.80, "dev": 0.05, "test": 0.15}
 
-_QUERY_WORDS = range(4, 31)
-_PASSAGE_WORDS = range(15, 91)
-#: Tests, and copies of other people's packages.
-_SKIPPED_FOLDERS = {
-    "__pycache__", "_vendor", "externals", "idlelib", "lib2to3", "site-packages", "test", "testing",
-    "tests",
-}  # fmt: skip
+_QUERY_WORDS, _PASSAGE_WORDS = range(4, 31), range(15, 91)
+_SKIPPED_FOLDERS = set(  # tests, and copies of other people's packages
+    "__pycache__ _vendor externals idlelib lib2to3 site-packages test testing tests".split()
+)
 _SECTION = re.compile(r"^[ \t]*([A-Z][A-Za-z ]+)\n[ \t]*-{3,}[ \t]*$", re.MULTILINE)
 _ROLE = re.compile(r":[a-z:]+:`~?([^`<]+?)(?: <[^`]*>)?`")
 _DIRECTIVE = re.compile(r"^[ \t]*(\.\. [a-z-]+::.*|:no-?index:)$", re.MULTILINE)
 #: Names at the start of an unindented line, up to a colon; a description is indented or follows it.
 _SEE_ALSO_NAMES = re.compile(r"^([\w.]+(?:[ ]*,[ ]*[\w.]+)*)[ ]*,?[ ]*(?::|$)", re.MULTILINE)
-_ABBREVIATIONS = ("e.g", "i.e", "cf", "vs", "al", "resp", "approx")
 #: A full stop after an abbreviation ends no sentence, after "etc" only before a capital letter.
 _SENTENCE_END = re.compile(
-    "".join(rf"(?<!\b{re.escape(short)})" for short in _ABBREVIATIONS)
-    + r"(?<!\betc(?=\. [^A-Z]))\. "
+    r"(?<!\be\.g)(?<!\bi\.e)(?<!\bcf)(?<!\bvs)(?<!\bal)(?<!\bresp)(?<!\bapprox)"
+    r"(?<!\betc(?=\. [^A-Z]))\. "
 )
 
 
@@ -65,14 +60,13 @@ class Entry(NamedTuple):
     name: str
     query: str
     passage: str
-    see_also: tuple[str, ...] = ()
+    see_also: tuple[str, ...]
 
 
 def parse_docstring(name: str, docstring: str) -> Entry | None:
-    """Split a docstring into query, passage and the names it refers to; None for templates, and where
-    nothing follows the first sentence."""
+    """Query, passage and names in a docstring; None for templates, and if it is one sentence."""
     text = inspect.cleandoc(docstring)
-    if "%(" in text or "{" in text.split("\n", 1)[0]:
+    if "%(" in text or "{" in text.partition("\n")[0]:
         return None
     head, _, rest = text.partition("\n\n")
     sentence, tail, *_ = *_SENTENCE_END.split(re.sub(r"\s+", " ", head), maxsplit=1), ""
@@ -88,8 +82,8 @@ def split_of(name: str) -> str:
     for split, share in SPLITS.items():
         draw -= share
         if draw < 0:
-            return split
-    return next(reversed(SPLITS))
+            break
+    return split
 
 
 class Frames(NamedTuple):
@@ -102,50 +96,44 @@ class Frames(NamedTuple):
 
 @lru_cache(maxsize=1)
 def load() -> Frames:
-    """The collection of the installed versions, from the cache or built in seconds."""
-    folder = cache_folder() / f"pydocs-{_source_key()}"
+    """The collection, from the cache if Python, `PACKAGES` and this file are the same; else `build`."""
+    versions = [metadata.version("scikit-learn" if x == "sklearn" else x) for x in PACKAGES]
+    code = Path(__file__).read_text(encoding="utf-8")
+    key = "\n".join([sys.version, *PACKAGES, *versions, code])
+    folder = cache_folder() / f"pydocs-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not folder.exists():
-        frames = build()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="pydocs-partial-"))
-        for name, frame in frames._asdict().items():
-            frame.to_parquet(partial / f"{name}.parquet", index=False)
-        try:
-            partial.rename(folder)
-        except OSError:  # another process finished first, with the same content
-            shutil.rmtree(partial)
+        with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as unfinished:
+            for name, frame in build()._asdict().items():
+                frame.to_parquet(Path(unfinished, f"{name}.parquet"), index=False)
+            with suppress(OSError):  # another process finished first, with the same content
+                Path(unfinished).rename(folder)
     return Frames(*(pd.read_parquet(folder / f"{name}.parquet") for name in Frames._fields))
 
 
 def build() -> Frames:
     """Read the installed sources and make the collection, past any cache."""
-    entries = _distinct(_entries())
-    names = set(entries)
+    entries, seen = {}, set()  # of equal passages the first name's
+    for entry in sorted(_entries(), key=lambda e: e.name):
+        if len(entry.passage.split()) in _PASSAGE_WORDS and entry.passage not in seen:
+            seen.add(entry.passage)
+            entries[entry.name] = entry
     asked = Counter(entry.query.lower() for entry in entries.values())
     by_last_part = defaultdict(list)
-    for name in names:
+    for name in entries:
         by_last_part[name.rpartition(".")[2]].append(name)
     queries, qrels = [], []
-    for name, entry in entries.items():
-        words = len(entry.query.split())
-        if asked[entry.query.lower()] > 1 or words not in _QUERY_WORDS or ":" in entry.query:
+    for name, (_, query, _, see_also) in entries.items():
+        if asked[query.lower()] > 1 or len(query.split()) not in _QUERY_WORDS or ":" in query:
             continue  # "Initialize self" asks for nothing; "axis : int" is a parameter list
-        queries.append((name, entry.query, split_of(name)))
-        qrels.append((name, name, 3))
-        related = {_resolve(name, other, names, by_last_part) for other in entry.see_also}
-        qrels.extend((name, other, 1) for other in sorted(related - {None, name}))
+        queries.append((name, query, split_of(name)))
+        related = {_resolve(name, other, by_last_part) for other in see_also} - {None, name}
+        qrels += [(name, name, 3), *((name, other, 1) for other in sorted(related))]
     return Frames(
         queries=pd.DataFrame(queries, columns=["query_id", "query", "split"]),
         passages=pd.DataFrame([(n, e.passage) for n, e in entries.items()], columns=["doc_id", "text"]),
         qrels=pd.DataFrame(qrels, columns=["query_id", "doc_id", "relevance"]),
     )
-
-
-def _source_key() -> str:
-    """Changes with Python, with each package's version and with this module."""
-    installed = (f"{p}=={metadata.version(_DISTRIBUTION.get(p, p))}" for p in PACKAGES)
-    key = "\n".join([sys.version, *installed, Path(__file__).read_text(encoding="utf-8")])
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _plain(text: str) -> str:
@@ -157,75 +145,55 @@ def _plain(text: str) -> str:
 
 def _cut_see_also(text: str) -> tuple[tuple[str, ...], str]:
     """Names in a numpydoc "See Also" section, and the text without that section."""
-    for section in _SECTION.finditer(text):
-        if section[1] == "See Also":
-            following = _SECTION.search(text, section.end())
-            end = following.start() if following else len(text)
-            lines = re.sub(r":[a-z:]+:(?=`)|[`~]", "", inspect.cleandoc(text[section.end() : end]))
-            named = _SEE_ALSO_NAMES.findall(lines)
-            names = (name.strip(" .") for line in named for name in line.split(","))
-            return tuple(dict.fromkeys(filter(None, names))), text[: section.start()] + text[end:]
-    return (), text
+    section = next((x for x in _SECTION.finditer(text) if x[1] == "See Also"), None)
+    if section is None:
+        return (), text
+    following = _SECTION.search(text, section.end())
+    end = following.start() if following else len(text)
+    lines = re.sub(r":[a-z:]+:(?=`)|[`~]", "", inspect.cleandoc(text[section.end() : end]))
+    named = ",".join(_SEE_ALSO_NAMES.findall(lines)).split(",")
+    names = dict.fromkeys(filter(None, (name.strip(" .") for name in named)))
+    return tuple(names), text[: section.start()] + text[end:]
 
 
-def _resolve(name: str, other: str, names: set[str], by_last_part: dict[str, list]) -> str | None:
+def _resolve(name: str, other: str, by_last_part: dict[str, list[str]]) -> str | None:
     """Full name that `other`, written in the docstring of `name`, stands for; None if unclear."""
+    same_last_part = by_last_part[other.rpartition(".")[2]]
     scope = name
     while scope := scope.rpartition(".")[0]:
-        if f"{scope}.{other}" in names:
+        if f"{scope}.{other}" in same_last_part:
             return f"{scope}.{other}"
-    if other in names:
+    if other in same_last_part:
         return other
     top, _, within = other.partition(".")
     package = top if within and top in PACKAGES else name.partition(".")[0]
-    same_last_part = by_last_part[other.rpartition(".")[2]]
     fits = [candidate for candidate in same_last_part if candidate.startswith(f"{package}.")]
     return fits[0] if len(fits) == 1 else None
 
 
-def _distinct(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """By name, in the names' order; of equal passages the first name's, short ones dropped."""
-    kept, seen = {}, set()
-    for entry in sorted(entries, key=lambda e: e.name):
-        if len(entry.passage.split()) in _PASSAGE_WORDS and entry.passage not in seen:
-            seen.add(entry.passage)
-            kept[entry.name] = entry
-    return kept
-
-
 def _entries() -> Iterator[Entry]:
+    roots = [(Path(sysconfig.get_path("stdlib")), ())]
+    for package in PACKAGES:
+        if (spec := importlib.util.find_spec(package)) and spec.submodule_search_locations:
+            roots.append((Path(spec.submodule_search_locations[0]), (package,)))
     files = [
         (".".join((*prefix, *(part for part in parts if part != "__init__"))), path)
-        for root, prefix in _roots()
+        for root, prefix in roots
         for path in sorted(root.rglob("*.py"))
         if not _SKIPPED_FOLDERS.intersection(parts := path.relative_to(root).with_suffix("").parts)
     ]
     for module, path in progress(files, total=len(files), what="reading docstrings"):
-        yield from _module_entries(module, path)
-
-
-def _roots() -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Source folders and the package name in front of the modules they hold."""
-    yield Path(sysconfig.get_path("stdlib")), ()
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.submodule_search_locations:
-            yield Path(spec.submodule_search_locations[0]), (package,)
-
-
-def _module_entries(module: str, path: Path) -> Iterator[Entry]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escapes are not ours to report
-        try:
-            tree = ast.parse(path.read_bytes())
-        except SyntaxError:  # templates and files for other Python versions
-            return
-    stack = [(module, node) for node in tree.body]
-    while stack:
-        scope, node = stack.pop()
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
-            name = f"{scope}.{node.name}"
-            if (docstring := ast.get_docstring(node)) and (entry := parse_docstring(name, docstring)):
-                yield entry
-            if isinstance(node, ast.ClassDef):
-                stack.extend((name, child) for child in node.body)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's invalid escapes are not ours to report
+            try:
+                stack = [(module, node) for node in ast.parse(path.read_bytes()).body]
+            except SyntaxError:  # templates and files for other Python versions
+                continue
+        while stack:
+            scope, node = stack.pop()
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                name = f"{scope}.{node.name}"
+                if (text := ast.get_docstring(node)) and (entry := parse_docstring(name, text)):
+                    yield entry
+                if isinstance(node, ast.ClassDef):
+                    stack.extend((name, child) for child in node.body)
