@@ -104,7 +104,7 @@ def export(
 
     Returns how far scores of `pairs` of query and passage (none: random words) are from PyTorch's: for
     each ONNX ``file`` ``n_pairs``, ``largest`` and ``mean`` difference, and ``spread``, the standard
-    deviation of PyTorch's. ValueError if they are not equal.
+    deviation of PyTorch's. ValueError if ``model.onnx`` differs by more than `TOLERANCE`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -156,7 +156,6 @@ def export_files(config: ExportConfig) -> pd.DataFrame:
         student, config.out, quantise=config.quantise, pairs=pairs, measures=measures,
         record=training_record(config.student),
     )  # fmt: skip
-
 
 
 def quantise_weights(source: Path, target: Path) -> None:

@@ -88,26 +88,17 @@ def test_gdeval_measures_queries_of_any_id(prefix):
 
 @pytest.mark.parametrize(
     ("measure", "reason"),
-    [
-        ("ndcg@10", "measure not found: ndcg"),
-        ("nDCG 10", "invalid syntax"),
-        ("nDCG(foo=2)@10", "unsupported params found"),
-        ("P", "invalid param cutoff"),
-        ("P@0", "cutoff must be at least 1"),  # trec_eval aborts the process
-        ("AP(rel=0)", "relevance_level should be positive"),
-        (10, "10"),
-        ("ERR@10", "for grades 0 to 5"),  # gdeval takes none above 4
-    ],
-)
+    [("ndcg@10", "measure not found: ndcg"), ("nDCG 10", "invalid syntax"), (10, "10"),
+     ("nDCG(foo=2)@10", "unsupported params found"), ("P", "invalid param cutoff"),
+     ("P@0", "cutoff must be at least 1"),  # trec_eval aborts the process
+     ("AP(rel=0)", "relevance_level should be positive"),
+     ("ERR@10", "for grades 0 to 5")],  # gdeval takes none above 4
+)  # fmt: skip
 def test_a_measure_that_cannot_be_computed_is_named_with_an_example(measure, reason):
     with pytest.raises(ValueError, match=r"such as 'nDCG@10'") as error:
         per_query(QRELS.assign(relevance=[5, 0, 0, 0, 1, 0]), RUN, ["RR", measure])
     assert f"got {measure!r}: " in str(error.value)
     assert reason in str(error.value)
-
-
-def _numbered(table, column):
-    return table.assign(**{column: range(len(table))})
 
 
 @pytest.mark.parametrize(
@@ -116,10 +107,8 @@ def _numbered(table, column):
         (QRELS.iloc[:0], RUN, "judgments; got empty qrels"),
         (QRELS.drop(columns="relevance"), RUN, r"qrels with columns .*'relevance'\]; got"),
         (QRELS.astype({"relevance": float}), RUN, "relevance as integers; got float64"),
-        (_numbered(QRELS, "query_id"), RUN, "qrels with query_id as strings; got int64"),
         (QRELS.iloc[[0, 1, 0]], RUN, "qrels with each passage once in a query; got 1 of 3 rows"),
-        (QRELS, RUN.drop(columns=["doc_id", "score"]), r"run with columns .*got \['query_id'\]"),
-        (QRELS, _numbered(RUN, "doc_id"), "run with doc_id as strings; got int64"),
+        (QRELS, RUN.assign(doc_id=range(7)), "run with doc_id as strings; got int64"),
         (QRELS, RUN.assign(query_id=[None, *RUN["query_id"][1:]]), "query_id as str.*1 missing"),
         (QRELS, RUN.iloc[[0, 1, 2, 1]], "run with each passage once.*'q1', 'doc_id': 'a'"),
         (QRELS, RUN.assign(score=[1, 2, np.nan, 4, 5, 6, 7]), "score finite.*1 of 7.*'doc_id': 'u'"),
@@ -130,9 +119,6 @@ def _numbered(table, column):
 def test_frames_that_do_not_fit_are_refused(qrels, run, message):
     with pytest.raises(ValueError, match=f"expected .*{message}"):
         per_query(qrels, run)
-
-
-def test_measures_are_asked_for_once():
     for measures in ([], ["RR", "RR"]):
         with pytest.raises(ValueError, match="expected measures, each once; got"):
             per_query(QRELS, RUN, measures)
@@ -222,9 +208,7 @@ def test_settled_scores_are_those_of_a_loop_that_steps_below_the_one_before(draw
 @pytest.mark.parametrize(
     ("run", "first_stage", "message"),
     [
-        (RUN.assign(score=np.inf), None, "finite in float32"),
         (RUN, RUN, r"first_stage with columns \['query_id', 'doc_id', 'rank'\]"),
-        (RUN, RUN.assign(rank=1).iloc[[0, 0]], "first_stage with each passage once"),
         (RUN, RUN.assign(rank=1)[1:], "first_stage of the run with rank.*1 of 7.*'doc_id': 'c'"),
         (RUN.assign(rank=np.nan), None, "run with rank finite in float32; got 7 of 7"),
     ],
@@ -304,18 +288,16 @@ def test_intervals_are_seeded_of_each_system_alone_and_as_wide_as_the_mean_s_spr
 @pytest.mark.parametrize("system", ["much", "some", "none"])
 def test_tost_is_two_one_sided_t_tests(system, margin, alpha):
     values = _values().assign(unused=np.nan)
-    difference = values[system] - values["base"]
-    mean, error = difference.mean(), difference.std(ddof=1) / math.sqrt(N_QUERIES)
-    p_low = stats.t.sf((mean + margin) / error, N_QUERIES - 1)
-    p_high = stats.t.cdf((mean - margin) / error, N_QUERIES - 1)
-    half = stats.t.ppf(1 - alpha, N_QUERIES - 1) * error
-    for turned, sign in ((False, 1), (True, -1)):
-        pair = ("base", system) if turned else (system, "base")
-        result = equivalence(values.iloc[::sign], *pair, margin=margin, alpha=alpha)
+    for pair, order in (((system, "base"), 1), (("base", system), -1)):
+        difference = values[pair[0]] - values[pair[1]]
+        mean, error = difference.mean(), difference.std(ddof=1) / math.sqrt(N_QUERIES)
+        p_low = stats.t.sf((mean + margin) / error, N_QUERIES - 1)
+        p_high = stats.t.cdf((mean - margin) / error, N_QUERIES - 1)
+        half = stats.t.ppf(1 - alpha, N_QUERIES - 1) * error
+        result = equivalence(values.iloc[::order], *pair, margin=margin, alpha=alpha)
         assert result.p_value == pytest.approx(max(p_low, p_high))
-        assert result.delta == pytest.approx(sign * mean)
-        interval = pytest.approx((sign * mean - half, sign * mean + half))
-        assert (result.delta_low, result.delta_high) == interval
+        expected = pytest.approx((mean, mean - half, mean + half))
+        assert (result.delta, result.delta_low, result.delta_high) == expected
         assert result.equivalent == (-margin < mean - half and mean + half < margin)
     assert (result.n_queries, result.margin, result.alpha) == (N_QUERIES, margin, alpha)
 
@@ -375,9 +357,9 @@ def test_values_that_cannot_be_compared_are_refused(change, message):
 
 @pytest.mark.parametrize("value", [0, -0.02, math.inf, math.nan])
 def test_levels_and_margins_are_in_their_ranges(value):
-    for own, expected in (({"alpha": value}, r"alpha in \(0, 0.5\)"), ({"margin": value}, "margin > 0")):
+    for name, expected in (("alpha", r"alpha in \(0, 0.5\)"), ("margin", "margin > 0")):
         with pytest.raises(ValueError, match=f"{expected}; got {value}"):
-            equivalence(_values(), "some", "base", **own)
+            equivalence(_values(), "some", "base", **{name: value})
     with pytest.raises(ValueError, match=rf"alpha in \(0, 1\); got {value}"):
         compare(_values(), "base", alpha=value)
 
