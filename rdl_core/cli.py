@@ -218,11 +218,8 @@ def export(config: c.ExportConfig) -> str:
     """Write a student for transformers, sentence-transformers and onnxruntime."""
     from rdl_core.export import export_files
 
-    return "\n".join(
-        f"{config.out}/{x.file}: scores of {x.n_pairs} pairs differ from PyTorch's by {x.largest:.2g} "
-        f"at most, {x.mean:.2g} on average (standard deviation of the scores {x.spread:.2g})"
-        for x in export_files(config)
-    )
+    differences = export_files(config).to_string(index=False)
+    return f"{config.out}: how far the scores of ONNX files are from PyTorch's\n{differences}"
 
 
 @command()

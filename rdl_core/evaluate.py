@@ -10,7 +10,7 @@ Scandinavian Journal of Statistics 1979; Schuirmann, J. Pharmacokinetics and Bio
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +19,13 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype, is_string_dtype
 from scipy.stats import bootstrap, ttest_1samp
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from rdl_core.config import EvaluateConfig
 from rdl_core.data.collections import read_judgments
 from rdl_core.data.formats import read_candidates
 
-__all__ = ["Equivalence", "as_text", "compare", "compare_runs", "equivalence", "evaluate_files"]
-__all__ += ["per_query", "read_runs", "settle_ties"]
+__all__ = ["Equivalence", "compare", "equivalence", "evaluate_files", "per_query", "settle_ties"]
 
 _IDS = ["query_id", "doc_id"]
 _DECIMALS = 12  # smaller differences are rounding (seeds averaged in another order), not effects
@@ -57,16 +55,14 @@ def per_query(
         _log.warning("%d passages tie with another of their query: use settle_ties", n_tied)
     if len(run) and kept[_IDS].merge(qrels[_IDS]).empty:
         _log.warning("no passage of the run is judged: do run and qrels use the same ids?")
-    # Numbers stand for query ids, as gdeval (ERR) misreads all others.
+    # gdeval (ERR) misreads ids that are no numbers.
     numbers = {query_id: str(n) for n, query_id in enumerate(sorted(set(qrels["query_id"])))}
     judged, retrieved = (
         {numbers[id_]: dict(zip(x["doc_id"], x[name].tolist())) for id_, x in frame.groupby("query_id")}
         for name, frame in (("relevance", qrels), ("score", kept))
     )
     table = pd.DataFrame({"query_id": list(numbers)})
-    # One measure at a time: ir_measures 0.4.3 confuses nDCG@10 with nDCG(gains=...)@10 when asked
-    # for both at once, for some values of Python's hash seed.
-    for name in names:
+    for name in names:  # one by one, as ir_measures 0.4.3 can confuse nDCG@10 and nDCG(gains=...)@10
         try:
             measure = ir_measures.parse_measure(name)
             if measure.params.get("cutoff", 1) < 1:  # would abort the whole process inside trec_eval
@@ -82,9 +78,9 @@ def per_query(
 def settle_ties(run: pd.DataFrame, first_stage: pd.DataFrame | None = None) -> pd.DataFrame:
     """Order each query's passages, best first, and make their scores strictly decrease in float32.
 
-    trec_eval compares in float32 and breaks ties by document id, so that a constant scorer can look
-    good. Here equal scores keep the ``rank`` of `first_stage`, else the run's own ``rank``, else the
-    order of its rows. Files need nine significant digits (``"%.9g"``): six lose the order.
+    trec_eval breaks ties in float32 by document id, which can flatter a constant scorer. Here they keep
+    the ``rank`` of `first_stage`, else the run's own ``rank``, else the order of rows. Files need nine
+    significant digits (``"%.9g"``): six lose the order.
     """
     scores, ranks = _numbers("run", run, "score"), np.arange(len(run))
     if first_stage is not None:
@@ -95,16 +91,14 @@ def settle_ties(run: pd.DataFrame, first_stage: pd.DataFrame | None = None) -> p
         ranks = _numbers("run", run, "rank")
     query = pd.factorize(run["query_id"])[0]
     order = np.lexsort((ranks, -scores, query))
-    query = query[order]
     # An integer stands for each score: one less is the next smaller float32 that is not subnormal.
     bits = scores[order].astype(np.float32).view(np.int32).astype(np.int64)
     steps = np.maximum((bits & 0x7FFF_FFFF) - _SUBNORMAL_BITS, 0)
-    keys = pd.Series(np.where(bits < 0, -steps, steps))
-    position = keys.groupby(query).cumcount()
-    n_below = keys.groupby(query).transform("size") - 1 - position
+    keys = pd.Series(np.where(bits < 0, -steps, steps)).groupby(query[order])
+    position = keys.cumcount()
     # The highest strictly decreasing sequence nowhere above keys k is min over j <= i of k_j + j - i.
-    lowered = (keys + position).groupby(query).cummin() - position
-    lowered = np.maximum(lowered, _LOWEST_KEY + n_below).to_numpy()
+    lowered = (keys.obj + position).groupby(query[order]).cummin() - position
+    lowered = np.maximum(lowered, _LOWEST_KEY + keys.cumcount(ascending=False)).to_numpy()
     magnitude = np.where(lowered == 0, 0, np.abs(lowered) + _SUBNORMAL_BITS)
     bits = np.where(lowered < 0, magnitude | 0x8000_0000, magnitude).astype(np.uint32)
     settled = run.iloc[order].reset_index(drop=True)
@@ -118,59 +112,49 @@ def compare(
 
     `values` have a row for each query (index ``query_id``) and a column for each system; all but the
     baseline are the family of tests, with level `alpha`. The bootstrap's draws are the same for all.
-
-    Returns:
-        A row for each ``system``: ``n_queries``, ``mean``, ``ci_low``, ``ci_high``, ``delta`` (minus
-        the baseline), ``delta_low``, ``delta_high``, ``p_value``, ``p_holm``, ``significant``. One
-        query alone has no intervals and p-values: NaN.
+    Returns a row for each ``system``: ``n_queries``; ``mean``, ``ci_low``, ``ci_high``; ``delta``
+    (minus the baseline), ``delta_low``, ``delta_high``; ``p_value``, ``p_holm`` and ``significant``.
+    One query alone has no intervals and p-values: NaN.
     """
     _expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
     values = _checked_values(values, [*values.columns, baseline])
     rows = []
     for name in values:
-        sample = values[name].to_numpy()
-        differences = (values[name] - values[baseline]).round(_DECIMALS).to_numpy()
-        row = {
-            "n_queries": len(sample), "mean": values[name].mean(), "ci_low": np.nan, "ci_high": np.nan,
-            "delta": differences.mean(), "delta_low": np.nan, "delta_high": np.nan, "p_value": np.nan,
-        }  # fmt: skip
+        sample, differences = values[name].to_numpy(), _differences(values, name, baseline)
+        row = {"n_queries": len(sample)}
+        for mean, interval, each in (("mean", "ci", sample), ("delta", "delta", differences)):
+            low = high = np.nan
+            if len(each) > 1:  # BCa covers no better, and is NaN where all values are equal
+                low, high = bootstrap(
+                    (each,), np.mean, method="percentile", confidence_level=0.95, n_resamples=9_999,
+                    batch=max(1, 100_000 // len(each)), rng=np.random.default_rng(seed),
+                ).confidence_interval  # fmt: skip
+            row |= {mean: each.mean(), f"{interval}_low": low, f"{interval}_high": high}
+        row["p_value"] = np.nan
+        if name != baseline and np.ptp(differences) > 0:
+            row["p_value"] = ttest_1samp(differences, 0.0).pvalue
+        elif name != baseline and len(sample) > 1:  # the t-test's limit where nothing varies
+            row["p_value"] = float(differences[0] == 0)
         rows.append(row)
-        if len(sample) < 2:
-            continue
-        for key, each in (("ci", sample), ("delta", differences)):
-            interval = bootstrap(  # BCa covers no better, and is NaN where all values are equal
-                (each,), np.mean, method="percentile", confidence_level=0.95, n_resamples=9_999,
-                batch=max(1, 100_000 // len(each)), rng=np.random.default_rng(seed),
-            ).confidence_interval  # fmt: skip
-            row[f"{key}_low"], row[f"{key}_high"] = map(float, interval)
-        if name != baseline:
-            row["p_value"] = float(differences[0] == 0)  # the t-test's limit where nothing varies
-            if np.ptp(differences) > 0:
-                row["p_value"] = ttest_1samp(differences, 0.0).pvalue
-    table = pd.DataFrame(rows, index=pd.Index(values.columns, name="system")).assign(p_holm=np.nan)
-    family = table["p_value"].notna()
-    if family.any():  # statsmodels 0.14 fails on none
-        p_values = table.loc[family, "p_value"]
-        table.loc[family, "p_holm"] = multipletests(p_values, alpha=alpha, method="holm")[1]
+    table = pd.DataFrame(rows, index=pd.Index(values.columns, name="system"))
+    p_values = table["p_value"].dropna().sort_values()
+    table["p_holm"] = (p_values * np.arange(len(p_values), 0, -1)).cummax().clip(upper=1)
     return table.assign(significant=table["p_holm"] < alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Equivalence:
-    """Result of `equivalence`."""
+    """Result of `equivalence`; the interval has level 1 - 2 alpha. One query alone: NaN."""
 
-    n_queries: int  #: Queries in the sample.
+    n_queries: int
     delta: float  #: Mean difference, system minus reference.
-    delta_low: float  #: Lower end of the interval of `delta` at level 1 - 2 alpha.
-    delta_high: float  #: Upper end of that interval.
-    p_value: float  #: The larger p-value of the two one-sided tests; NaN for one query.
+    delta_low: float
+    delta_high: float
+    p_value: float  #: The larger p-value of the two one-sided tests.
     margin: float  #: Smallest difference that matters, in units of the measure.
     alpha: float  #: Level of the test.
 
-    @property
-    def equivalent(self) -> bool:
-        """Whether a difference of `margin` or more, either way, is rejected at `alpha`."""
-        return self.p_value < self.alpha
+    equivalent: bool  #: Whether a difference of `margin` or more, either way, is rejected.
 
 
 def equivalence(
@@ -182,10 +166,9 @@ def equivalence(
     """
     _expect(0 < alpha < 0.5, "alpha in (0, 0.5)", alpha, "0.05 is usual")
     _expect(0 < margin < np.inf, "a margin > 0", margin, "choose from where differences matter")
-    values = _checked_values(values, [system, reference])
-    differences = (values[system] - values[reference]).round(_DECIMALS).to_numpy()
-    delta, p_value = float(differences.mean()), float(abs(differences[0]) >= margin)
-    low, high = delta, delta
+    differences = _differences(_checked_values(values, [system, reference]), system, reference)
+    low = high = delta = float(differences.mean())
+    p_value = float(abs(differences[0]) >= margin)
     if len(differences) < 2:
         p_value = low = high = np.nan
     elif np.ptp(differences) > 0:
@@ -193,72 +176,45 @@ def equivalence(
         low, high = ttest_1samp(differences, 0.0).confidence_interval(1 - 2 * alpha)
     return Equivalence(
         n_queries=len(differences), delta=delta, delta_low=float(low), delta_high=float(high),
-        p_value=float(p_value), margin=margin, alpha=alpha,
+        p_value=float(p_value), margin=margin, alpha=alpha, equivalent=bool(p_value < alpha),
     )  # fmt: skip
-
-
-def read_runs(paths: Sequence[str | Path], format: str | None = None) -> dict[str, pd.DataFrame]:
-    """Read runs of any known format, by the names of their files, or by paths where names repeat.
-
-    Scores are made from ranks: a file that kept another system's scores counts by its own order.
-    """
-    names = [Path(path).name.removesuffix(".gz").rpartition(".")[0] for path in paths]
-    if len(set(names)) < len(names) or not all(names):
-        names = list(map(str, paths))
-    repeated = [name for name in names if names.count(name) > 1][:1]
-    _expect(not repeated, "each run once", f"{repeated} twice", "name it once")
-    runs = zip(names, (read_candidates(path, format) for path in paths), strict=True)
-    return {name: run[_IDS].assign(score=-run["rank"]) for name, run in runs}
-
-
-def compare_runs(
-    qrels: pd.DataFrame, runs: Mapping[str, pd.DataFrame], *, measures: Sequence[str] = ("nDCG@10",),
-    baseline: str | None = None, alpha: float = 0.05, margin: float = 0.02,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Measure runs and compare them with one of them, by default the first.
-
-    Returns:
-        ``system``, ``query_id`` and a column for each measure; and the tables of `compare` by
-        ``measure`` and ``system``, with ``p_tost`` and ``equivalent``.
-    """
-    baseline = baseline or next(iter(runs))
-    _expect(baseline in runs, f"baseline out of {', '.join(runs)}", repr(baseline), "name a run")
-    measured = {name: per_query(qrels, run, measures) for name, run in runs.items()}
-    values = pd.concat(measured, names=["system"]).reset_index("system")
-    tables = {}
-    for measure in measures:
-        wide = values.pivot(index="query_id", columns="system", values=measure)[list(runs)]
-        tables[measure] = table = compare(wide, baseline, alpha=alpha)
-        for name in table.index.drop(baseline):
-            result = equivalence(wide, name, baseline, margin=margin, alpha=alpha)
-            table.loc[name, ["p_tost", "equivalent"]] = result.p_value, result.equivalent
-    return values, pd.concat(tables, names=["measure"])
-
-
-def as_text(table: pd.DataFrame) -> str:
-    """The table of `compare_runs` as text, a block for each measure."""
-    blocks = []
-    for measure, rows in table.groupby("measure", sort=False):
-        n_queries, columns = int(rows["n_queries"].iloc[0]), rows.drop(columns="n_queries")
-        count = f"{n_queries} queries"
-        if n_queries == 1:
-            count, columns = "1 query, too few for tests", columns[["mean", "delta"]]
-        text = columns.droplevel("measure").to_string(float_format="{:.4f}".format, na_rep="")
-        blocks.append(f"{measure}, {count}\n{text}")
-    return "\n\n".join(blocks)
 
 
 def evaluate_files(config: EvaluateConfig) -> str:
-    """`rdl evaluate`: measure and compare runs in files; returns the tables as text."""
-    values, table = compare_runs(
-        read_judgments(config.qrels), read_runs(config.runs, config.format), alpha=config.alpha,
-        measures=config.measures, baseline=config.baseline, margin=config.margin,
-    )  # fmt: skip
+    """`rdl evaluate`: measure runs in files and compare them with one of them, by default the first.
+
+    Returns a table as text for each measure: `compare`'s, with ``p_tost`` and ``equivalent``. A run has
+    the name of its file, or its path where names repeat. Scores are made from ranks: a file that kept
+    another system's scores counts by its own order.
+    """
+    names = [Path(path).name.removesuffix(".gz").rpartition(".")[0] for path in config.runs]
+    if len(set(names)) < len(names) or not all(names):
+        names = list(config.runs)
+    _expect(len(set(names)) == len(names), "each run once", names, "name it once")
+    baseline = config.baseline or names[0]
+    _expect(baseline in names, f"baseline out of {', '.join(names)}", repr(baseline), "name a run")
+    qrels, measured = read_judgments(config.qrels), {}
+    for name, path in zip(names, config.runs, strict=True):
+        run = read_candidates(path, config.format)
+        measured[name] = per_query(qrels, run[_IDS].assign(score=-run["rank"]), config.measures)
+    values = pd.concat(measured, names=["system"]).reset_index("system")
+    tables, texts = {}, []
+    for measure in config.measures:
+        wide = values.pivot(index="query_id", columns="system", values=measure)[names]
+        tables[measure] = table = compare(wide, baseline, alpha=config.alpha)
+        for name in table.index.drop(baseline):
+            test = equivalence(wide, name, baseline, margin=config.margin, alpha=config.alpha)
+            table.loc[name, ["p_tost", "equivalent"]] = test.p_value, test.equivalent
+        count, columns = f"{len(wide)} queries", table.drop(columns="n_queries")
+        if len(wide) == 1:
+            count, columns = "1 query, too few for tests", table[["mean", "delta"]]
+        text = columns.to_string(float_format="{:.4f}".format, na_rep="")
+        texts.append(f"{measure}, {count}\n{text}")
     if config.per_query:
         values.to_csv(config.per_query, index=False)
     if config.table:
-        table.to_csv(config.table)
-    return as_text(table)
+        pd.concat(tables, names=["measure"]).to_csv(config.table)
+    return "\n\n".join(texts)
 
 
 def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:
@@ -266,13 +222,17 @@ def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:
     columns, has = [*_IDS, column], list(frame.columns)
     _expect(set(columns) <= set(has), f"{name} with columns {columns}", has, "rename or add columns")
     for key in _IDS:
-        got = f"{frame[key].dtype}, {frame[key].isna().sum()} missing"
-        strings = is_string_dtype(frame[key]) and not frame[key].isna().any()
-        _expect(strings, f"{name} with {key} as strings", got, "read ids as str, drop empty rows")
+        missing = frame[key].isna().sum()
+        _expect(
+            is_string_dtype(frame[key]) and not missing, f"{name} with {key} as strings",
+            f"{frame[key].dtype}, {missing} missing", "read ids as str, drop empty rows",
+        )  # fmt: skip
     values = pd.to_numeric(frame[column], errors="coerce").to_numpy(float, na_value=np.nan)
-    once, finite = ~frame.duplicated(_IDS).to_numpy(), np.abs(values) <= np.finfo(np.float32).max
-    for good, what in ((once, "each passage once in a query"), (finite, f"{column} finite in float32")):
-        bad = frame.loc[~good, columns]
+    for wrong, what in (
+        (frame.duplicated(_IDS), "each passage once in a query"),
+        (~(np.abs(values) <= np.finfo(np.float32).max), f"{column} finite in float32"),
+    ):
+        bad = frame.loc[wrong, columns]
         got = f"{len(bad)} of {len(frame)} rows that are not, first {bad[:1].to_dict('records')}"
         _expect(bad.empty, f"{name} with {what}", got, "correct or drop them")
     return values
@@ -281,18 +241,21 @@ def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:
 def _checked_values(values: pd.DataFrame, systems: list[str]) -> pd.DataFrame:
     """Columns of systems as finite float64, queries sorted."""
     _expect("query_id" not in values, "query_id as index", "a column", "use set_index('query_id')")
-    for labels in (values.index, values.columns):
-        twice = labels[labels.duplicated()].tolist()[:3]
-        _expect(not twice, "each query and system once", f"{twice} twice", "average or rename them")
+    twice = [x for labels in values.axes for x in labels[labels.duplicated()]][:3]
+    _expect(not twice, "each query and system once", f"{twice} twice", "average or rename them")
     unknown = [name for name in systems if name not in values]
     _expect(not unknown, f"systems among {list(values.columns)}", unknown, "name a column")
     _expect(len(values) > 0, "one or more queries", 0, "add judged queries")
-    numbers = values[list(dict.fromkeys(systems))].apply(pd.to_numeric, errors="coerce")
-    numbers = numbers.astype(float).sort_index()
-    bad = numbers.stack(future_stack=True)[lambda x: ~np.isfinite(x)].index.tolist()
+    values = values[list(dict.fromkeys(systems))].apply(pd.to_numeric, errors="coerce")
+    values = values.astype(float).sort_index()
+    bad = values.stack(future_stack=True)[lambda x: ~np.isfinite(x)].index.tolist()
     got = f"{len(bad)} others, first (query, system) {bad[:3]}"
     _expect(not bad, "finite values of all systems", got, "measure all on the same queries")
-    return numbers
+    return values
+
+
+def _differences(values: pd.DataFrame, system: str, reference: str) -> np.ndarray:
+    return (values[system] - values[reference]).round(_DECIMALS).to_numpy()
 
 
 def _expect(good: bool, expected: str, got: object, remedy: str) -> None:

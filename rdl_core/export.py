@@ -12,7 +12,6 @@ import random
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +29,7 @@ from rdl_core.config import ExportConfig
 from rdl_core.cross_encoder import CrossEncoder, training_record
 from rdl_core.data.collections import read_corpus
 
-__all__ = ["Difference", "TOLERANCE", "as_markdown", "export", "export_files", "quantise_weights"]
+__all__ = ["TOLERANCE", "as_markdown", "export", "export_files", "quantise_weights"]
 
 #: Largest difference between scores of the ONNX file and of PyTorch.
 TOLERANCE = 1e-4
@@ -67,7 +66,10 @@ gives a score, a logit; higher is better. Written by rdl-core {version}.
 - The licence depends on those of the encoder and the data. This card does not state it.
 
 ## Files
-{files}
+`model.safetensors` has the weights in float32. Differences between the scores of ONNX files and of
+PyTorch, on pairs of {words}, beside the standard deviation (spread) of PyTorch's:
+
+{differences}
 
 ## Use
 `folder` is this folder, or its id on the Hugging Face hub. Three libraries, the same scores:
@@ -90,44 +92,39 @@ scores = session.run(["logits"], {{name: x.numpy() for name, x in inputs.items()
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How far the scores of an ONNX file are from PyTorch's."""
-
-    file: str  #: Its path in the folder.
-    n_pairs: int  #: Pairs that both scored.
-    largest: float  #: Largest absolute difference.
-    mean: float  #: Mean absolute difference.
-    spread: float  #: Standard deviation of PyTorch's scores, for comparison.
-
-
 def export(
     student: CrossEncoder, folder: str | Path, *, quantise: bool = False,
     pairs: Sequence[tuple[str, str]] = (), record: Mapping[str, Any] | None = None, measures: str = "",
-) -> list[Difference]:  # fmt: skip
-    """Write a student for other libraries; gives how far the scores of each ONNX file are off.
+) -> pd.DataFrame:  # fmt: skip
+    """Write a student for other libraries, to a new or empty folder, named so once it is whole.
 
-    Args:
-        student: Moved to the CPU; its tokenizer's ``model_max_length`` becomes what it reads.
-        folder: New or empty. It takes its name once it is whole.
-        quantise: Whether ``onnx/model_int8.onnx`` is written too, by `quantise_weights`.
-        pairs: Queries and passages that the ONNX files are compared on; none: random words.
-        record: Manifest of the training, for the card.
-        measures: Markdown for the card.
+    With `quantise` there is ``onnx/model_int8.onnx``, too (`quantise_weights`). The card has `record`,
+    the manifest of the training, and `measures`, Markdown. The student moves to the CPU; its
+    tokenizer's ``model_max_length`` becomes what it reads.
+
+    Returns how far scores of `pairs` of query and passage (none: random words) are from PyTorch's: for
+    each ONNX ``file`` ``n_pairs``, ``largest`` and ``mean`` difference, and ``spread``, the standard
+    deviation of PyTorch's. ValueError if ``model.onnx`` differs by more than `TOLERANCE`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: name a new one, or delete it")
     unfinished = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    student.to("cpu").tokenizer.model_max_length = (
-        student.query_tokens + student.passage_tokens + student.template.n_tokens
-    )
+    model, tokenizer, template = student.to("cpu").model, student.tokenizer, student.template
+    tokenizer.model_max_length = student.query_tokens + student.passage_tokens + template.n_tokens
     try:
         student.save_pretrained(unfinished)
         differences = _write_onnx(unfinished, quantise, list(pairs) or _random_pairs(student))
-        words = "texts" if pairs else "random words"
-        card = _card(folder.name, student, record or {}, differences, words, measures)
+        short = differences.map(lambda x: f"{x:.2g}" if isinstance(x, float) else x)
+        card = _CARD.format(
+            name=folder.name, version=metadata.version("rdl-core"), kind=model.config.model_type,
+            n_weights=model.num_parameters() / 1e6, **_training(record or {}),
+            measures=measures or "None were known when this folder was written.",
+            query_tokens=student.query_tokens, passage_tokens=student.passage_tokens,
+            total_tokens=tokenizer.model_max_length, words="texts" if pairs else "random words",
+            differences=as_markdown(short),
+        )  # fmt: skip
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         os.replace(unfinished, folder)  # also where an empty one is
     finally:
@@ -135,14 +132,21 @@ def export(
     return differences
 
 
-def export_files(config: ExportConfig) -> list[Difference]:
+def export_files(config: ExportConfig) -> pd.DataFrame:
     """`rdl export`: `export`, with the manifest of the student's training."""
-    measures = _read_table(config.table) if config.table else ""
+    measures, pairs = "", []
+    if config.table:
+        try:
+            table = pd.read_csv(config.table).round(4)
+            if missing := sorted({"measure", "system", "mean"} - set(table.columns)):
+                raise ValueError(f"columns {missing} are missing")
+        except ValueError as error:  # pandas' own are some
+            raise ValueError(f"{config.table} is not of rdl evaluate --table: {error}") from None
+        measures = as_markdown(table.astype(object).fillna(""))
     student = CrossEncoder.from_pretrained(
         config.student, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,
         trained=True,
     )  # fmt: skip
-    pairs = []
     if config.candidates:
         corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
         first = corpus.candidates[:_PAIRS_OF_FILE]
@@ -161,17 +165,16 @@ def quantise_weights(source: Path, target: Path) -> None:
     MiniLM changed by .03 at most; with `quantize_dynamic` by .12, for a tenth less time.
     """
     model = onnx.load(source)
-    graph, nodes = model.graph, []
-    embeddings = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    graph = model.graph
+    nodes, embeddings = [], {node.input[0] for node in graph.node if node.op_type == "Gather"}
     for weight in [x for x in graph.initializer if len(x.dims) == 2 and x.data_type == _FLOAT]:
         name, values = weight.name, numpy_helper.to_array(weight)
         largest = np.abs(values).max(axis=1 if name in embeddings else 0, keepdims=True)
         scale = largest.clip(np.finfo(np.float32).tiny) / np.float32(127)
         graph.initializer.remove(weight)
-        integers = (values / scale).round().astype(np.int8)
-        for suffix, array in (("integers", integers), ("scale", scale)):
+        for suffix, array in (("int8", (values / scale).round().astype(np.int8)), ("scale", scale)):
             graph.initializer.append(numpy_helper.from_array(array, f"{name}.{suffix}"))
-        nodes.append(helper.make_node("Cast", [f"{name}.integers"], [f"{name}.floats"], to=_FLOAT))
+        nodes.append(helper.make_node("Cast", [f"{name}.int8"], [f"{name}.floats"], to=_FLOAT))
         nodes.append(helper.make_node("Mul", [f"{name}.floats", f"{name}.scale"], [name]))
     nodes += graph.node
     del graph.node[:]
@@ -186,21 +189,18 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def _write_onnx(
-    folder: Path, quantise: bool, pairs: Sequence[tuple[str, str]]
-) -> list[Difference]:
+def _write_onnx(folder: Path, quantise: bool, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Write ONNX files of the model that transformers loads from a folder, and compare scores."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(["a", "b"], ["c", "d"], return_tensors="pt")
     files = [folder / "onnx" / "model.onnx"]
     files[0].parent.mkdir()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter warns about itself
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
-            model.eval(), kwargs=dict(inputs), f=files[0], input_names=list(inputs),
-            output_names=["logits"], dynamic_shapes={x: {0: "batch", 1: "sequence"} for x in inputs},
+            model, kwargs=dict(inputs), f=files[0], input_names=list(inputs), output_names=["logits"],
+            dynamic_shapes={name: {0: "batch", 1: "sequence"} for name in inputs},
             external_data=model.get_memory_footprint() > _ONE_FILE_BYTES, verbose=False,
         )  # fmt: skip
     if quantise:
@@ -211,22 +211,19 @@ def _write_onnx(
     batches = [tokenizer(*x, padding=True, truncation=True, return_tensors="pt") for x in texts]
     with torch.inference_mode():
         expected = np.concatenate([model(**batch).logits[:, 0].numpy() for batch in batches])
-    differences = []
+    rows = []
     for file in files:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         arrays = ({name: x.numpy() for name, x in batch.items()} for batch in batches)
         scores = np.concatenate([session.run(["logits"], batch)[0][:, 0] for batch in arrays])
-        away = np.abs(scores - expected)
-        differences += [Difference(
-            file=str(file.relative_to(folder)), n_pairs=len(away), largest=float(away.max()),
-            mean=float(away.mean()), spread=float(expected.std()),
-        )]  # fmt: skip
-    if not differences[0].largest <= TOLERANCE:  # nor NaN
+        name, away = str(file.relative_to(folder)), np.abs(scores - expected)
+        rows.append((name, len(away), float(away.max()), float(away.mean()), float(expected.std())))
+    if not (largest := rows[0][2]) <= TOLERANCE:  # nor NaN
         raise ValueError(
-            f"expected ONNX scores within {TOLERANCE} of PyTorch's, got a difference of "
-            f"{differences[0].largest}: report this architecture, {model.config.model_type}"
+            f"expected ONNX scores within {TOLERANCE} of PyTorch's, got a difference of {largest}: "
+            f"report this architecture, {model.config.model_type}"
         )
-    return differences
+    return pd.DataFrame(rows, columns=["file", "n_pairs", "largest", "mean", "spread"])
 
 
 def _random_pairs(student: CrossEncoder) -> list[tuple[str, str]]:
@@ -240,44 +237,18 @@ def _random_pairs(student: CrossEncoder) -> list[tuple[str, str]]:
     return list(zip(*texts, strict=True))
 
 
-def _card(
-    name: str, student: CrossEncoder, record: Mapping[str, Any], differences: Sequence[Difference],
-    words: str, measures: str,
-) -> str:  # fmt: skip
-    """The model card."""
+def _training(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a manifest says about a training, in Markdown."""
     config = record.get("config", {})
     unknown = "Not recorded: the student came without the manifest of its training."
-    tables = {"lists": unknown, "training": unknown}
-    for part in tables if config.get("stages") else ():
+    parts = {"lists": unknown, "training": unknown}
+    for part in parts if config.get("stages") else ():
         columns = {f"stage {n}": x[part] for n, x in enumerate(config["stages"], start=1)}
         table = pd.DataFrame(columns, dtype=object)
         known = table.map(lambda x: x not in (None, "", {}) and x == x).any(axis=1)
-        tables[part] = as_markdown(table[known].reset_index(names=part))
+        parts[part] = as_markdown(table[known].reset_index(names=part))
     about = {key: config.get(key) for key in ("encoder", "seed")}
     about |= {key: record.get(key) for key in ("device", "finished", "commit")}
     about |= record.get("versions", {})
-    files = "".join(
-        f"\n- `{x.file}`: scores of {x.n_pairs} pairs of {words} differ from PyTorch's by at most "
-        f"{x.largest:.2g}, on average {x.mean:.2g}; their standard deviation is {x.spread:.2g}."
-        for x in differences
-    )
-    return _CARD.format(
-        name=name, version=metadata.version("rdl-core"), kind=student.model.config.model_type,
-        n_weights=student.model.num_parameters() / 1e6, **tables,
-        settings="\n".join(f"- {key}: {value}" for key, value in about.items() if value is not None),
-        measures=measures or "None were known when this folder was written.",
-        query_tokens=student.query_tokens, passage_tokens=student.passage_tokens,
-        total_tokens=student.tokenizer.model_max_length,
-        files="- `model.safetensors`: weights in float32." + files,
-    )  # fmt: skip
-
-
-def _read_table(path: str) -> str:
-    """The table that ``rdl evaluate --table`` wrote, in Markdown."""
-    try:
-        table = pd.read_csv(path).round(4)
-        if missing := sorted({"measure", "system", "mean"} - set(table.columns)):
-            raise ValueError(f"columns {missing} are missing")
-    except ValueError as error:  # pandas' own are some
-        raise ValueError(f"{path} is no table of rdl evaluate --table: {error}") from None
-    return as_markdown(table.astype(object).fillna(""))
+    lines = [f"- {key}: {value}" for key, value in about.items() if value is not None]
+    return parts | {"settings": "\n".join(lines)}

@@ -7,10 +7,9 @@ Every sampler is ``name(mask, list_size, *, generator, **own)``, in :data:`SAMPL
 - ``generator``: the only source of randomness, on the device of ``mask``.
 
 Some take tensors ``[batch, depth]`` besides, which :func:`needs` names: ``relevant`` and ``judged``,
-bool, and ``teacher_rank``, numbers, 1 = best, 0 = unranked.
-
-All raise ``ValueError`` for an argument of another shape, dtype, size or device. No value is read, so
-nothing waits for the device; for given shapes a generator advances alike whatever the data.
+bool, and ``teacher_rank``, numbers, 1 = best, 0 = unranked. All raise ``ValueError`` for an argument of
+another shape, dtype, size or device. No value is read, so nothing waits for the device; for given
+shapes a generator advances alike whatever the data.
 
 In the formulas :math:`M` is the set of eligible candidates, :math:`n = |M|`, :math:`L` the list
 size, :math:`r_i` the first-stage rank of candidate :math:`i` (column + 1) and :math:`\pi_i` the
@@ -38,10 +37,8 @@ __all__ = ["SAMPLERS", "SampledLists", "needs"]  # and every sampler
 class SampledLists(NamedTuple):
     """One list per query: what was drawn, ascending and without repeats, then padding."""
 
-    indices: Tensor
-    """int64 ``[batch, list_size]``: 0-based column of the candidate; 0 where padded."""
-    mask: Tensor
-    """bool ``[batch, list_size]``: True = drawn, False = padding."""
+    indices: Tensor  #: int64 ``[batch, list_size]``: 0-based column of the candidate; 0 where padded.
+    mask: Tensor  #: bool ``[batch, list_size]``: True = drawn, False = padding.
 
 
 SAMPLERS: dict[str, Callable[..., SampledLists]] = {}  # every sampler by its name
@@ -63,22 +60,17 @@ def _sampler(draw: Callable[..., SampledLists]) -> Callable[..., SampledLists]:
 
 @_sampler
 def top(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
-    r"""Take the first eligible candidates; the generator is not advanced.
-
-    .. math:: \pi_i = 1 \text{ if } |\{j \in M : r_j \le r_i\}| \le L \text{, else } 0
+    """Take the first :math:`L` eligible candidates; the generator is not advanced.
 
     Reference: Schlatt et al., ECIR 2025 (second stage: the whole first-stage top 100).
-        """
+    """
     keys = torch.arange(mask.shape[1], 0, -1, device=mask.device, dtype=torch.float32)
     return _highest(keys.expand_as(mask), mask, list_size)
 
 
 @_sampler
 def random(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
-    r"""Draw eligible candidates uniformly: every set of :math:`\min(L, n)` is equally likely.
-
-    .. math:: \pi_i = \min(1, L / n)
-    """
+    r"""Draw eligible candidates uniformly: :math:`\pi_i = \min(1, L / n)`, every set equally likely."""
     return _highest(_uniform(mask, generator), mask, list_size)
 
 
@@ -102,9 +94,8 @@ def log_random(mask: Tensor, list_size: int, *, generator: Generator) -> Sampled
 def stratified(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
     r"""Cut the eligible ranks 1..n into :math:`L` strata of equal width and draw one from each.
 
-    Of stratum :math:`s = 1..L`, which holds the eligible ranks :math:`b_{s-1} + 1` to :math:`b_s`,
-
-    .. math:: \pi_i = 1 / (b_s - b_{s-1}), \qquad b_s = \lfloor s n / L \rfloor
+    With :math:`b_s = \lfloor s n / L \rfloor`, stratum :math:`s = 1..L` has the eligible ranks
+    :math:`b_{s-1} + 1` to :math:`b_s`, each drawn with :math:`\pi_i = 1 / (b_s - b_{s-1})`.
     """
     bounds = torch.arange(list_size + 1, device=mask.device) * mask.sum(1)[:, None] // list_size
     width = bounds.diff(dim=1)
@@ -116,12 +107,10 @@ def stratified(mask: Tensor, list_size: int, *, generator: Generator) -> Sampled
 
 @_sampler
 def hard(mask: Tensor, list_size: int, *, generator: Generator, first: int, last: int) -> SampledLists:
-    r"""Draw uniformly from the eligible candidates within a window of first-stage ranks.
+    r"""Draw uniformly from the eligible candidates of first-stage ranks ``first`` to ``last``.
 
-    .. math:: \pi_i = \min(1, L / |\{j \in M : \mathrm{first} \le r_j \le \mathrm{last}\}|)
-        \text{ if } \mathrm{first} \le r_i \le \mathrm{last} \text{, else } 0
-
-    Both ends count; 1 <= first <= last <= depth, or ``ValueError``.
+    Of :math:`m` eligible ones, both ends counted, each has :math:`\pi_i = \min(1, L / m)`. ValueError
+    unless 1 <= first <= last <= depth.
     """
     if not 1 <= first <= last <= mask.shape[1]:
         raise ValueError(
@@ -138,12 +127,9 @@ def single_relevant(
 ) -> SampledLists:
     r"""Draw one relevant candidate and fill the list with non-relevant ones, both uniformly.
 
-    Of :math:`P` eligible relevant and :math:`N` eligible non-relevant candidates, if :math:`P > 0`,
-
-    .. math:: \pi_i = 1 / P \text{ if relevant, else } \min(1, (L - 1) / N)
-
-    Without an eligible relevant one the row is empty. To add positives that the first stage missed,
-    append them as columns, True in ``mask`` and ``relevant``: no rank moves.
+    Of :math:`P` eligible relevant and :math:`N` other candidates :math:`\pi_i = 1 / P` if relevant,
+    else :math:`\min(1, (L - 1) / N)`; if :math:`P = 0`, the row is empty. To add positives that the
+    first stage missed, append them as columns, True in ``mask`` and ``relevant``: no rank moves.
     Reference: Schlatt et al., ECIR 2025 (first stage: 1 relevant, 7 others of the top 200).
     """
     own = {"judged": torch.ones_like(mask), "teacher_rank": mask.int()}  # nothing to drop
@@ -165,7 +151,7 @@ def denoised(
         \sum_{p \in P : i \in N_p} \min(1, (L - 1) / |N_p|) \text{ for } i \in N
 
     Reference: Qu et al. (RocketQA), NAACL 2021, who compare a cross-encoder's score with a threshold.
-        """
+    """
     keys, positives = _uniform(mask, generator), mask & relevant
     columns = torch.arange(mask.shape[1], device=mask.device)
     positive = positives & (columns == keys.masked_fill(~positives, -1).argmax(1, keepdim=True))

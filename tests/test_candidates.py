@@ -1,8 +1,4 @@
-"""Candidates of a study: published lists where there are some, and everybody's order of them.
-
-Mutations seen to fail: weights or settings of the encoders that teach left out of the fingerprint;
-scores of several added as they are; those to learn from not standardised.
-"""
+"""Candidates of a study: published lists where there are some, and everybody's order of them."""
 
 import os
 from dataclasses import replace
@@ -18,19 +14,14 @@ from rdl_core.teachers.encoders import fuse
 from rdl_study.grid import RankingConfig, rank
 from rdl_study.lists import ListsConfig, candidates_of, chosen_queries, lists, order_scores
 
-needs_data = pytest.mark.skipif(
-    not os.environ.get("RDL_MIRROR"), reason="RDL_MIRROR names no folder of files"
-)
+MIRROR = os.environ.get("RDL_MIRROR")
+needs_data = pytest.mark.skipif(not MIRROR, reason="RDL_MIRROR names no folder of files")
 BM25 = ListsConfig(collection="rdl/trec-dl-2019", first_stage="bm25", depth=100)
 DEV = ListsConfig(collection="rdl/pydocs/dev", first_stage="bm25", depth=10, n_queries=40)
 IDS = ["query_id", "doc_id"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def store(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RDL_RUNS", str(tmp_path_factory.mktemp("runs")))
-        yield
+pytestmark = pytest.mark.usefixtures("runs")
 
 
 @needs_data
@@ -72,15 +63,13 @@ def test_what_a_teacher_left_out_comes_behind_in_its_old_order():
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [
-        ({"collection": "rdl/trec-dl-2020", "teacher": "vicuna_7b"}, "got 'vicuna_7b'"),
-        ({"collection": "rdl/trec-dl-2022", "first_stage": "ada2"}, "got 'ada2'"),
-        ({"collection": DEV.collection, "first_stage": "splade"}, "bm25, bi_encoder, random for coll"),
-        ({"collection": DEV.collection, "n_queries": 2, "teacher": "gpt_3.5"}, "teacher: .*'gpt_3.5'"),
-    ],
-)
+    [({"collection": "rdl/trec-dl-2020", "teacher": "vicuna_7b"}, "got 'vicuna_7b'"),
+     ({"collection": "rdl/trec-dl-2022", "first_stage": "ada2"}, "got 'ada2'"),
+     ({"collection": DEV.collection, "first_stage": "splade"}, "bm25, bi_encoder, random for coll"),
+     ({"collection": DEV.collection, "n_queries": 2, "teacher": "gpt_3.5"}, "teacher: .*'gpt_3.5'")],
+)  # fmt: skip
 def test_lists_that_nobody_made_are_refused(changes, says):
-    if "rdl/trec-dl" in changes["collection"] and not os.environ.get("RDL_MIRROR"):
+    if "rdl/trec-dl" in changes["collection"] and not MIRROR:
         pytest.skip("RDL_MIRROR names no folder of files")
     with pytest.raises(ValueError, match=says):
         lists(replace(BM25, **changes))
@@ -88,14 +77,14 @@ def test_lists_that_nobody_made_are_refused(changes, says):
 
 def test_candidates_and_a_teachers_order_may_come_from_files(tmp_path):
     first = load(DEV.collection).queries["query_id"][0]
-    for name, order in (("own.run", "abc"), ("teacher.run", "cab")):
-        lines = [f"{first} Q0 {doc} {rank} {-rank} own" for rank, doc in enumerate(order, start=1)]
-        (tmp_path / name).write_text("\n".join(lines))
-    own, teacher = (str(tmp_path / name) for name in ("own.run", "teacher.run"))
-    config = replace(DEV, first_stage=own, depth=2, teacher=teacher, n_queries=None)
+    own, teacher = tmp_path / "own.run", tmp_path / "t.run"
+    for path, order in ((own, "abc"), (teacher, "cab")):
+        lines = (f"{first} Q0 {doc} {rank} {-rank} own\n" for rank, doc in enumerate(order, start=1))
+        path.write_text("".join(lines))
+    config = replace(DEV, first_stage=str(own), depth=2, teacher=str(teacher), n_queries=None)
     assert lists(config)[["doc_id", "teacher_rank"]].values.tolist() == [["a", 1], ["b", 2]]
     before = config.fingerprint
-    (tmp_path / "teacher.run").write_text(f"{first} Q0 b 1 1 own")
+    teacher.write_text(f"{first} Q0 b 1 1 own")
     assert config.fingerprint != before
     assert lists(config)["teacher_rank"].tolist() == [0, 1]
 

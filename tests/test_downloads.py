@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from threading import Thread
 
-import pooch
 import pytest
 from click.testing import CliRunner
 
@@ -54,39 +53,30 @@ def test_embedded_encoder_is_whole_and_its_package_never_imported():
     assert encoder_path("some/other-model") == "some/other-model"
     tops = {f.parts[0] for f in metadata.files(PACKAGE) if f.suffix == ".py"}
     assert tops
-    code = f"""
-import sys
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
-print(encoder_path(EMBEDDED_ENCODER))
-assert not {tops!r} & {{name.partition(".")[0] for name in sys.modules}}
-"""
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == encoder_path(EMBEDDED_ENCODER)
+    code = "import sys; from rdl_core.data.downloads import *; print(encoder_path(EMBEDDED_ENCODER))"
+    code += f"; assert not {tops!r} & {{name.partition('.')[0] for name in sys.modules}}"
+    done = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+    assert done.strip() == encoder_path(EMBEDDED_ENCODER)
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [
-        (None, f"not installed or not whole: pip install --force-reinstall {PACKAGE}"),
-        ({"gt/__init__.py": b""}, f"in the package {PACKAGE}, which is not installed or not whole"),
-        ({"gt/model/model.safetensors": b"other"}, f"expected sha256:53aa.*; got {sha256(b'other')}"),
-    ],
-)
+    [(None, f"not installed or not whole: pip install --force-reinstall {PACKAGE}"),
+     ({"gt.py": b""}, f"in the package {PACKAGE}, which is not installed or not whole"),
+     ({"model.safetensors": b"other"}, f"expected sha256:53aa.*; got {sha256(b'other')}")],
+)  # fmt: skip
 def test_a_package_that_is_not_as_it_should_be_is_refused(files, message, tmp_path, monkeypatch):
     if files is not None:
         info = tmp_path / f"{PACKAGE.replace('-', '_')}-9.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: 9\n")
         (info / "RECORD").write_text("".join(f"{name},,\n" for name in files))
-    for name, content in (files or {}).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    downloads._embedded_encoder.cache_clear()
+    encoder_path.cache_clear()
     with pytest.raises(ValueError, match=message):
         encoder_path(EMBEDDED_ENCODER)
-    downloads._embedded_encoder.cache_clear()
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -95,16 +85,14 @@ def test_a_package_that_is_not_as_it_should_be_is_refused(files, message, tmp_pa
 def test_registry_is_whole_and_names_stay_inside_the_folder():
     groups = ("trec-dl", "vaswani", "cranfield", "rank-distillm")
     assert sum(len(group_names(g)) for g in groups) == len(registry())
-    by_publisher = [file.name for file in registry().values() if file.hash.startswith("md5:")]
-    assert by_publisher == group_names("rank-distillm")
-    files = [file for file in registry().values() if file.hash.startswith("sha256:")]
-    assert len(files) == 83
-    assert sum(file.size_bytes for file in files) == 60_655_300
-    assert all(re.match("https://[^/]+/.*/[0-9a-f]{40}/", file.url) for file in files), "no version"
     for file in registry().values():
         assert re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", file.hash)
+        assert file.hash.startswith("md5:") == (file.name in group_names("rank-distillm"))
         assert not re.search(r"\\|^[a-zA-Z]:|(^|/)\.{0,2}(/|$)", file.name)  # dates have colons
         assert file.what
+    files = [file for file in registry().values() if file.hash.startswith("sha256:")]
+    assert (len(files), sum(file.size_bytes for file in files)) == (83, 60_655_300)
+    assert all(re.match("https://[^/]+/.*/[0-9a-f]{40}/", file.url) for file in files), "no version"
 
 
 def test_unknown_names_and_groups_are_refused_with_the_known_ones():
@@ -151,9 +139,7 @@ class Handler(BaseHTTPRequestHandler):
         if start and start >= len(content):
             return self.send_error(416)
         self.send_response(206 if start else 200)
-        if start:
-            start += server.shift
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        start += server.shift if start else 0
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         end = start + server.break_after.pop(0) if server.break_after else None
@@ -203,24 +189,19 @@ def left():
 
 def test_mirror_comes_first_then_the_cache_then_the_url(network, mirror):
     path = fetch("g/a.txt")
-    assert path == download_folder() / "g/a.txt"
-    assert path.read_bytes() == CONTENT["/a"]
+    assert (path, path.read_bytes()) == (download_folder() / "g/a.txt", CONTENT["/a"])
     assert fetch("g/a.txt") == path
     assert network.asked == [("/a", None)]
-    (mirror / "g/a.txt").write_bytes(CONTENT["/a"])
-    (mirror / "g/b.txt").write_bytes(CONTENT["/b"])
+    path.write_bytes(b"damaged")
+    assert fetch("g/a.txt").read_bytes() == CONTENT["/a"]
+    assert network.asked == [("/a", None)] * 2
+    for name in "ab":
+        (mirror / f"g/{name}.txt").write_bytes(CONTENT[f"/{name}"])
     assert fetch_group("g") == [mirror / "g/a.txt", mirror / "g/b.txt"]
-    assert len(network.asked) == 1
     (mirror / "g/a.txt").write_bytes(b"other")
     wrong = f"{mirror}/g/a.txt: expected {sha256(CONTENT['/a'])}; got {sha256(b'other')}: "
     with pytest.raises(ValueError, match=wrong):
         fetch("g/a.txt")
-    assert len(network.asked) == 1
-
-
-def test_damaged_file_in_the_cache_is_fetched_again(network):
-    fetch("g/a.txt").write_bytes(b"damaged")
-    assert fetch("g/a.txt").read_bytes() == CONTENT["/a"]
     assert len(network.asked) == 2
 
 
@@ -231,7 +212,6 @@ def test_one_line_says_what_is_fetched_and_no_bar_is_drawn_off_a_terminal(networ
     lines = [r.getMessage() for r in caplog.records if r.name == downloads.__name__]
     assert lines == ["fetching g/a.txt, 0.0 MB", "fetching g/b.txt, 0.0 MB"]
     assert capfd.readouterr() == ("", "")
-    assert not pooch.get_logger().isEnabledFor(logging.INFO)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +230,8 @@ def test_a_transfer_goes_on_where_it_stopped(network, how, had, ranges):
     for name, value in how.items():
         setattr(network, name, value)
     if had is not None:  # as a process that was killed leaves it
-        begun = download_folder() / "g/a.txt.partial"
-        begun.parent.mkdir(parents=True)
-        begun.write_bytes(had)
+        (download_folder() / "g").mkdir(parents=True)
+        (download_folder() / "g/a.txt.partial").write_bytes(had)
     assert fetch("g/a.txt").read_bytes() == CONTENT["/a"]
     assert [asked for _, asked in network.asked] == ranges
     assert left() == ["a.txt"]
@@ -277,8 +256,7 @@ def test_server_that_always_breaks_off_is_given_up(network, attempts):
 
 def test_wrong_content_is_refused_with_both_hashes_and_not_kept(network):
     network.files["/a"] = b"x" * 5000
-    right, wrong = (sha256(c).partition(":")[2] for c in (CONTENT["/a"], b"x" * 5000))
-    message = f"expected sha256:{right} but got {wrong}.* RDL_MIRROR as g/a.txt"
+    message = f"expected {sha256(CONTENT['/a'])}; got {sha256(b'x' * 5000)}: .* RDL_MIRROR as g/a.txt"
     with pytest.raises(ValueError, match=message):
         fetch("g/a.txt")
     assert left() == []
@@ -294,11 +272,10 @@ def test_what_is_nowhere_to_be_had_is_named_with_the_remedies(network, mirror):
     (download_folder() / "g/a.txt").unlink()
     network.server_close()
     network.shutdown()
-    with pytest.raises(ValueError, match="expected g/a.txt, g/b.txt in RDL_MIRROR") as error:
+    places = rf"RDL_MIRROR \({mirror}\), in the cache \({download_folder()}\) or at http.*"
+    told = rf"expected g/a.txt, g/b.txt in {places} \(ConnectionError\): run `rdl fetch g` on a machine"
+    with pytest.raises(ValueError, match=told):
         fetch_group("g")
-    remedies = "set RDL_MIRROR to a folder with these files, or run `rdl fetch g` on a machine with a"
-    for words in (f"(ConnectionError): {remedies}", str(mirror), str(download_folder())):
-        assert words in str(error.value)
 
 
 def test_two_processes_transfer_a_file_once(network):
@@ -321,7 +298,7 @@ print(downloads.fetch("g/a.txt"))
         process.stdin.flush()
     paths = {process.communicate(timeout=60)[0].strip() for process in both}
     assert paths == {str(download_folder() / "g/a.txt")}
-    assert sha256(Path(*paths).read_bytes()) == registry()["g/a.txt"].hash
+    assert Path(*paths).read_bytes() == CONTENT["/a"]
     assert network.asked == [("/a", None)]
 
 
@@ -329,5 +306,4 @@ def test_rdl_fetch_says_how_many_and_where(network):
     done = CliRunner().invoke(cli.app, ["fetch", "g"])
     assert (done.exit_code, done.stdout) == (0, f"g: 2 files, 0.0 MB, in {download_folder()}\n")
     done = CliRunner().invoke(cli.app, ["fetch", "h"])
-    assert done.exit_code == 2
-    assert "error: unknown group 'h': expected one of g" in done.output
+    assert (done.exit_code, "error: unknown group 'h': expected one of g" in done.output) == (2, True)

