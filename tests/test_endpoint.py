@@ -136,7 +136,7 @@ QUOTA = {"error": {"code": "insufficient_quota", "message": "You exceeded your q
 NEVER_PASSING = [
     ({"status": 403}, "403.*the key in OWN_KEY may not do this"),
     ({"status": 404}, "404.*check base_url, most end in /v1, and the model, 'm'"),
-    *(({"status": n}, f"{n}.*see what it says: a smaller window") for n in (400, 413, 422)),
+    *(({"status": n}, f"{n}.*see what it says; a smaller --window-size") for n in (400, 413, 422)),
     ({"status": 429, "body": QUOTA}, "exceeded your quota: .*no credit left: add some"),
     ({"status": 429, "headers": {"Retry-After": "86400"}}, "asks to wait 86400 s: .*longest_wait"),
 ]

@@ -12,7 +12,7 @@ from rdl_core.teachers.listwise import plan_windows, rank_lists
 
 STATUSES = ["n_clean", "n_repaired", "n_unusable"]
 FAULTS = ["n_missing", "n_repeated", "n_unknown"]
-REPORT = ["n_windows", *STATUSES, *FAULTS, "n_calls", "n_retries", "input_tokens", "output_tokens"]
+REPORT = ["n_windows", *STATUSES, *FAULTS, "n_calls", "n_retries", "input_tokens", "output_tokens", "why"]
 
 
 class Scripted:
@@ -123,11 +123,11 @@ def test_a_report_counts_each_class_with_calls_and_tokens(caplog):
     ranked, report = rank_lists(frame([7, 3, 1]), Scripted(answer), **how)
     report = report.set_index("query_id")
     # windows, clean, repaired, unusable, missing, repeated, unknown, calls, retries, in, out
-    written = 15 + 5 + 15 + 0 + 7 + 3
-    assert report.loc["q0"].tolist() == [3, 1, 1, 1, 2 + 3, 1, 1 + 1, 12, 3, 600, written]
-    assert report.loc["q1"].tolist() == [1, 0, 1, 0, 2, 0, 0, 2, 0, 100, 3]
-    assert report.loc["q2"].tolist() == [0] * 11
-    assert "1 of 4 windows had no usable answer: left in order" in caplog.text
+    written, why = 15 + 5 + 15 + 0 + 7 + 3, "no ranking in the answer"
+    assert report.loc["q0"].tolist() == [3, 1, 1, 1, 2 + 3, 1, 1 + 1, 12, 3, 600, written, why]
+    assert report.loc["q1"].tolist() == [1, 0, 1, 0, 2, 0, 0, 2, 0, 100, 3, ""]
+    assert report.loc["q2"].tolist() == [0] * 11 + [""]
+    assert f"1 of 4 windows had no usable answer, left in order: {why} (1 times)" in caplog.text
     # 0 1 2 3 4 5 6 -> 0 1 2 3 6 4 5 -> 0 1 3 2 6 4 5 -> as it was
     ranked = ranked[ranked["query_id"] == "q0"].sort_values("teacher_rank")
     assert ranked["doc_id"].tolist() == ["d0", "d1", "d3", "d2", "d6", "d4", "d5"]

@@ -207,7 +207,7 @@ def test_two_shards_merged_are_as_one_run_and_others_are_refused(config, whole, 
 
 @pytest.mark.parametrize(("begun", "own", "says"), [
     (False, {"shard": "1/6"}, "6 shards need 6 queries, it has 5"),
-    (False, {"candidates": "blank.jsonl"}, "a run cannot hold query_id 'a b', with blanks"),
+    (False, {"candidates": "blank.jsonl"}, "query_id 'a b': expected ids without blanks"),
     (False, {"backend": LocalConfig(model="no/such")}, "cannot load no/such: .*check the name"),
     (False, {"backend": ReplayConfig(model="no-history")}, "no-history"),
     (False, {"candidates": "first.run", "collection": "no/such-texts"}, "no/such-texts"),

@@ -28,7 +28,7 @@ from rdl_core.teachers.answers import Answer, Window, listwise_prompt
 
 __all__ = ["Endpoint", "EndpointError"]
 
-_FILTERED = re.compile("content[ _](filter|policy|management)|data_inspection|moderation", re.IGNORECASE)
+_FILTERED = re.compile(r"content[ _](filter|policy|management)|data_inspection|moderation", re.I)
 _log = logging.getLogger(__name__)
 
 

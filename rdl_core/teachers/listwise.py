@@ -15,6 +15,7 @@ Reference: Sun et al., EMNLP 2023.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -72,7 +73,8 @@ def rank_lists(
         The candidates with ``teacher_rank``, a permutation of 1..n in each query; and a report, one
         row per query: ``n_windows`` = ``n_clean`` + ``n_repaired`` + ``n_unusable``; ``n_missing``,
         ``n_repeated``, ``n_unknown`` over the windows' last answers; ``n_calls``, ``n_retries``,
-        ``input_tokens``, ``output_tokens`` over all, stored ones included (NA if nobody counted).
+        ``input_tokens``, ``output_tokens`` over all, stored ones included (NA if nobody counted); and
+        ``why`` windows had no usable answer.
 
     Raises:
         ValueError: Candidates or options do not fit, or the backend skips or repeats a window.
@@ -113,6 +115,7 @@ class _List:
     passages: list[tuple[int, str, str]]  # row of the candidates, id, text
     answers: list[Answer] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)  # of each window's last answer
+    why: list[str] = field(default_factory=list)  # those that could not be used could not
 
     def window(self, step: int, pass_number: int, attempt: int) -> Window:
         places = self.plan[step]
@@ -130,6 +133,8 @@ class _List:
         places, reading = self.plan[step], self.read(step)
         self.passages[places.start : places.stop] = [self.passages[places[i]] for i in reading.order]
         self.readings.append(reading)
+        if reading.status == "unusable":
+            self.why.append(self.answers[-1].why or "no ranking in the answer")
 
 
 def _ask(
@@ -185,10 +190,11 @@ def _report(lists: list[_List]) -> pd.DataFrame:
         for name in ("n_calls", "input_tokens", "output_tokens"):
             values = [getattr(answer, name) for answer in x.answers]
             row[name] = pd.NA if None in values else sum(values)
-        rows.append(row)
-    table = pd.DataFrame(rows, columns=["query_id", *_COUNTS])
-    table = table.astype({"query_id": "str"} | dict.fromkeys(_COUNTS, "Int64"))
-    if n_unusable := table["n_unusable"].sum():
-        n_windows = table["n_windows"].sum()
-        _log.warning("%d of %d windows had no usable answer: left in order", n_unusable, n_windows)
+        rows.append(row | {"why": "; ".join(dict.fromkeys(x.why))})
+    table = pd.DataFrame(rows, columns=["query_id", *_COUNTS, "why"])
+    table = table.astype({"query_id": "str", "why": "str"} | dict.fromkeys(_COUNTS, "Int64"))
+    if why := Counter(reason for x in lists for reason in x.why).most_common(3):
+        counts = table["n_unusable"].sum(), table["n_windows"].sum()
+        reasons = "; ".join(f"{reason} ({n} times)" for reason, n in why)
+        _log.warning("%d of %d windows had no usable answer, left in order: %s", *counts, reasons)
     return table

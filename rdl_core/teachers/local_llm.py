@@ -3,7 +3,7 @@
 An order of a window's passages is obtained in one of three modes:
 
 - ``free``: the model writes, and :mod:`rdl_core.teachers.answers` reads.
-- ``constrained``: each step allows no tokens but those that continue a permutation, ``[3] > [1] > [2]``.
+- ``constrained``: it writes, and each step allows no tokens but those that continue a permutation.
 - ``first_token``: passages are named ``[A]``, ``[B]``, ...; one forward pass over the prompt and an
   opening bracket gives the logits of all letters, which are sorted. Nothing is written.
 
@@ -199,8 +199,9 @@ class LocalLLM:
         } | options)  # fmt: skip
         ids, mask = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
         return self.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, prefix_allowed_tokens_fn=allowed
-        )
+            input_ids=ids, attention_mask=mask, generation_config=config,
+            prefix_allowed_tokens_fn=allowed,
+        )  # fmt: skip
 
     @cached_property
     def _letter_tokens(self) -> Tensor:

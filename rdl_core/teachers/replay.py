@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -46,21 +47,30 @@ class AnswerLog:
                 if number > 1:
                     order = entry["answer"]["order"]
                     entry["answer"]["order"] = None if order is None else tuple(order)
-                    self._remember(tuple(entry["key"]), Answer(**entry["answer"]))
+                    key = tuple(entry["key"])
+                    if not entry.get("again"):  # a later answer than one that could not be used
+                        self._check_new(key)
+                    self._answers[key] = Answer(**entry["answer"])
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 place = f"{self.path}, line {number}: expected answers of {teacher!r}"
                 remedy = "repair or remove that line, or name another file"
                 raise ValueError(f"{place}, one JSON object a line; {error!r}: {remedy}") from error
 
+        self._earlier = set(self._answers)
+
     def __len__(self) -> int:
         return len(self._answers)
 
     def get(self, window: Window) -> Answer | None:
-        """The stored answer, or None."""
-        return self._answers.get(window.key)
+        """The stored answer; None, too, if an earlier run got no usable one, to be asked again."""
+        key, tries = window.key, []
+        while (again := (*key[:3], key[3] + len(tries), key[4])) in self._answers:
+            status = self._answers[again].read(len(window.passages)).status
+            tries.append(status != "unusable" or again not in self._earlier)
+        return self._answers[key] if any(tries) else None
 
     def add(self, window: Window, answer: Answer) -> None:
-        """Store an answer; ValueError if the window has one already."""
+        """Store an answer; ValueError if the window has one already, but of an earlier run."""
         self._store({window.key: answer})
 
     def take(self, other: str | Path) -> None:
@@ -68,16 +78,21 @@ class AnswerLog:
         theirs = AnswerLog(other, teacher=self.teacher)._answers
         self._store({key: answer for key, answer in theirs.items() if key not in self._answers})
 
-    def _remember(self, key: tuple, answer: Answer) -> None:
+    def _check_new(self, key: tuple) -> None:
         if key in self._answers:
             raise ValueError(f"window {key} has two answers: let one process write to {self.path}")
-        self._answers[key] = answer
 
     def _store(self, answers: dict[tuple, Answer]) -> None:
         entries = [{"teacher": self.teacher}] if answers and not self._size else []
         for key, answer in answers.items():
-            self._remember(key, answer)
-            entries.append({"key": key, "answer": asdict(answer)})
+            entry = {"key": key, "answer": asdict(answer)}
+            if key in self._earlier:
+                self._earlier.remove(key)
+                entry["again"] = True
+            else:
+                self._check_new(key)
+            self._answers[key] = answer
+            entries.append(entry)
         lines = "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
         with self.path.open("ab") as file:
             if self._cut_off:
@@ -164,7 +179,17 @@ def _passages(prompt: str) -> list[str]:
 
 
 def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+    """Words of a text whose encoding is repaired: one decoded twice, ``KÅ\x91``, becomes ``Kő``."""
+
+    def once(run: re.Match) -> str:
+        with suppress(UnicodeError):
+            return run[0].encode("latin-1").decode()
+        with suppress(UnicodeError):
+            return run[0].encode("cp1252").decode()
+        return run[0]
+
+    text = unicodedata.normalize("NFKC", re.sub(r"[^\x00-\x7f]+", once, text))
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _similar(left: str, right: str) -> bool:

@@ -22,13 +22,14 @@ import pandas as pd
 
 from rdl_core.config import EndpointConfig, LocalConfig, ReplayConfig, TeachConfig
 from rdl_core.data.collections import fingerprint, read_corpus
-from rdl_core.data.formats import read_candidates, write_parquet, write_requests, write_run
-from rdl_core.files import read_json, resumable, write_json
+from rdl_core.data.formats import check_run, read_candidates, write_parquet, write_requests, write_run
+from rdl_core.files import MANIFEST, read_json, resumable, write_json
 from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
 from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt
 from rdl_core.teachers.listwise import Backend, rank_lists
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
+from rdl_core.words import n_tokens_about
 
 __all__ = ["ANSWERS", "Estimate", "estimate", "merge_lists", "teach"]
 
@@ -43,7 +44,7 @@ class Estimate:
     n_queries: int
     n_windows: int  # if none has to be asked for again
     n_answered: int  # in the folder's log
-    input_tokens: int  # of prompts not answered yet, a token for every 4 characters
+    input_tokens: int  # of prompts not answered yet, about
     output_tokens: int  # of answers without thoughts, a token for every 2 characters
     usd: float | None  # None without prices
 
@@ -73,7 +74,10 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
     lists, identity = _read(config)
     with resumable(folder, identity, brought=ANSWERS) as work:
         if work.manifest is not None:
-            return read_json(folder / "report.json")
+            report = read_json(folder / "report.json")
+            if not (report["totals"]["n_unusable"] and isinstance(config.backend, EndpointConfig)):
+                return report
+            (folder / MANIFEST).unlink()  # a server that is mended answers what it did not
         if isinstance(config.backend, ReplayConfig):  # it answers in its own order, from the first
             (folder / ANSWERS).unlink(missing_ok=True)
         log = AnswerLog(folder / ANSWERS, teacher=config.backend.name)
@@ -85,6 +89,11 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
             **config.windows,
         )  # fmt: skip
         steps.close()
+        if len(table) and 0 < table["n_windows"].sum() == table["n_unusable"].sum():
+            raise ValueError(
+                f"{folder}: no answer could be used: {table['why'].iloc[0]}: mend that, and run this "
+                "again, which asks anew"
+            )
         rows = json.loads(table.to_json(orient="records"))
         tokens = [table[name].sum(skipna=False) for name in ("input_tokens", "output_tokens")]
         usd = _usd(config, *tokens) if pd.notna(tokens).all() else None
@@ -131,6 +140,7 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
 def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
     """The shard's candidates with texts, and the identity: all that decides the lists."""
     corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
+    check_run(corpus.candidates, "teacher")
     number, of = config.part
     frame = corpus.candidates[["query_id", "doc_id", "rank"]]
     frame = frame[frame["rank"] <= (config.depth or len(frame))]
@@ -145,8 +155,6 @@ def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
     columns = ("query", "query_id", corpus.queries), ("text", "doc_id", corpus.passages)
     for name, key, texts in columns:
         ids = frame[key].unique()
-        if blank := [x for x in ids if x.split() != [x]]:
-            raise ValueError(f"{config.candidates}: a run cannot hold {key} {blank[0]!r}, with blanks")
         frame[name] = frame[key].map(dict(zip(ids, texts.of(ids), strict=True))).astype("str")
     return frame, identity
 
@@ -180,7 +188,8 @@ def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estim
     max_words = getattr(config.backend, "max_words", 300)
     prompts = rankings = 0
     for window in new:
-        prompts += -(-len(listwise_prompt(window.query, window.passages, max_words=max_words)) // 4)
+        prompt = listwise_prompt(window.query, window.passages, max_words=max_words)
+        prompts += n_tokens_about(prompt)
         if getattr(config.backend, "mode", None) != "first_token":  # which writes nothing
             rankings += -(-len(" > ".join(identifiers(len(window.passages)))) // 2)
     n_windows = int(table["n_windows"].sum())
@@ -206,7 +215,7 @@ def _write(
     write_run(lists, folder / "teacher.run", tag="teacher")
     write_parquet(lists, folder / "teacher.parquet")
     write_requests(lists, folder / "requests.jsonl")
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "query_id"}
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("query_id", "why")}
     sums = {name: None if None in column else sum(column) for name, column in columns.items()}
     totals = {"n_queries": len(rows), "n_passages": len(lists)} | sums | {"usd": usd}
     report = {"totals": totals, "queries": list(rows)}
