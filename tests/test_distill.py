@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+import weakref
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -206,23 +207,16 @@ def test_padding_is_not_scored_and_a_step_without_a_passage_changes_nothing(tmp_
     assert moved(weights(make_student()), weights(student))
 
 
-class Held:
-    """A tensor that autograd keeps for the backward pass; counts the bytes of all of them."""
-
-    n_bytes = peak = 0
-
-    def __init__(self, tensor):
-        self.tensor = tensor.detach()
-        Held.n_bytes += tensor.nbytes
-        Held.peak = max(Held.peak, Held.n_bytes)
-
-    def __del__(self):
-        Held.n_bytes -= self.tensor.nbytes
-
-
 def test_memory_does_not_grow_with_the_list(tmp_path):
-    """Some 3,000 tokens are scored and held at a time, whatever the lists."""
-    words, peaks = TokenStore.from_lists([[4 + i % 40] * 20 for i in range(1000)]), []
+    """Some 3,000 tokens are scored and held for the backward pass at a time, whatever the lists."""
+    words, peaks, live = TokenStore.from_lists([[4 + i % 40] * 20 for i in range(1000)]), [], []
+
+    def hold(tensor):
+        held = tensor.detach()
+        live.append(live[-1] + held.nbytes)
+        weakref.finalize(held, lambda n: live.append(live[-1] - n), held.nbytes)
+        return held
+
     for size, n_lists in ((10, 40), (1000, 1)):
         ranks = torch.arange(1, size + 1).expand(n_lists, -1)
         lists = RankedLists(
@@ -231,10 +225,10 @@ def test_memory_does_not_grow_with_the_list(tmp_path):
         )  # fmt: skip
         own = {"sampler": "top", "list_size": size, "loss": "info_nce", "queries_per_step": n_lists}
         config = replace(CONFIG, **own, token_budget=3000, held_tokens=3000)
-        Held.peak = Held.n_bytes
-        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        live[:] = [0]
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda held: held):
             gradients(tmp_path, config, lists=lists)
-        peaks.append(Held.peak - Held.n_bytes)
+        peaks.append(max(live))
     assert 1e6 < peaks[1] < 1.3 * peaks[0]  # activations of all passages would be 2.5 times as much
 
 

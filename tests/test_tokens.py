@@ -49,12 +49,10 @@ def test_ids_of_large_vocabularies_survive_disk_and_memory(tmp_path, n_words, st
     """XLM-RoBERTa has 250,002 words: ids above 65,535 once raised an OverflowError in memory."""
     tokenizer = make_tokenizer("bert", words=[f"w{i}" for i in range(n_words)])
     texts = ["w0 w32763 w32764", f"w{n_words - 1}", "", "w39999 w1"]
-    expected = sum(tokenizer(texts, add_special_tokens=False)["input_ids"], [])
-    assert max(expected) == n_words + 3
+    expected = [4, 32767, 32768, n_words + 3, 40003, 5]
     store = TokenStore.build(texts, tokenizer, tmp_path, max_tokens=9, total=4)
     for kept in (store, TokenStore.open(tmp_path), TokenStore.of_texts(texts, tokenizer)):
-        assert kept.flat.dtype == stored
-        assert ids_of(kept) == expected
+        assert (kept.flat.dtype, ids_of(kept)) == (stored, expected)
     store.flat[0] = 9  # the map is private: a write reaches no file
     assert ids_of(TokenStore.open(tmp_path)) == expected
 
@@ -322,13 +320,12 @@ def test_batches_taken_by_many_end_together(workers):
         busy = [0] * workers
         for batch in plan_batches(lengths, 1024, workers=planned_for):
             busy[busy.index(min(busy))] += int(lengths[batch].sum())
-        return max(busy)
+        return max(busy) - int(lengths.sum()) / workers
 
     lists = torch.randint(40, 180, (20, 200), generator=torch.Generator().manual_seed(0))
     lists = [lengths[: 10 * (n + 1)] for n, lengths in enumerate(lists)]
-    even = sum(int(lengths.sum()) for lengths in lists) / workers
     apart, together = (sum(end(lengths, n) for lengths in lists) for n in (1, workers))
-    assert together - even < 0.6 * (apart - even)
+    assert together < 0.6 * apart
 
 
 @few
