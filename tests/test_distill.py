@@ -23,7 +23,7 @@ from rdl_core import distill as module
 from rdl_core.config import DistillConfig, StageConfig
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.devices import PRECISIONS, default_device, device_name
-from rdl_core.distill import CONTRASTIVE, Training, distill, distill_files, draw, targets, two_stages
+from rdl_core.distill import Training, distill, distill_files, draw, targets, two_stages
 from rdl_core.lists import RankedLists
 from rdl_core.losses import LOSSES
 from rdl_core.samplers import SAMPLERS
@@ -349,33 +349,29 @@ def test_killed_runs_end_byte_for_byte_like_one_that_was_not(run, tmp_path_facto
     assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", "model"}
 
 
-def recipe(folder, student=None, judged=None):
+def recipe(folder, student=None, judged=None, steps=4):
+    stages = {"contrastive": replace(JUDGED, steps=steps), "listwise": replace(CONFIG, steps=6)}
     student, judged = student or make_student(), judged or make_lists()
-    stages = {"contrastive": replace(JUDGED, steps=4), "listwise": replace(CONFIG, steps=6)}
     return two_stages(student, judged, make_lists(), folder=folder, **stages)
 
 
 def test_the_recipe_is_two_stages_and_goes_on_in_the_second_after_a_kill(run, tmp_path, monkeypatch):
-    by_hand = train(tmp_path / "1", replace(JUDGED, steps=4), student=make_student())
-    by_hand = weights(train(tmp_path / "2", replace(CONFIG, steps=6), student=by_hand))
-    assert run(partial(recipe, tmp_path / "own"), "ranknet", 4) == -signal.SIGKILL
-    done = []
+    by_hand, own, done = make_student(), tmp_path / "own", []
+    for name, config in (("1", replace(JUDGED, steps=4)), ("2", replace(CONFIG, steps=6))):
+        by_hand = train(tmp_path / name, config, student=by_hand)
+    assert run(partial(recipe, own), "ranknet", 4) == -signal.SIGKILL
     for name in ("info_nce", "ranknet"):
         count = lambda name, loss, *x, **own: done.append(name) or loss(*x, **own)  # noqa: E731
         monkeypatch.setitem(LOSSES, name, partial(count, name, LOSSES[name]))
-    student = recipe(tmp_path / "own")
-    assert done == ["ranknet"] * 3
-    assert not moved(by_hand, weights(student))
-    assert not student.training
-    fresh = make_student(seed=1)
-    assert not moved(by_hand, weights(recipe(tmp_path / "own", fresh)))  # finished: given, not trained
-    assert len(done) == 3
+    for student in (recipe(own), recipe(own, make_student(seed=1))):  # the second is not trained
+        assert done == ["ranknet"] * 3
+        assert not moved(weights(by_hand), weights(student))
+        assert not student.training
     lists = make_lists()
-    with pytest.raises(ValueError, match="begun with another configuration .*steps was 4, is 20000"):
-        two_stages(fresh, lists, lists, folder=tmp_path / "own", contrastive=CONTRASTIVE)
     lists = replace(lists, relevance=lists.relevance.flip(1))
-    with pytest.raises(ValueError, match="begun with another configuration .*lists was"):
-        recipe(tmp_path / "own", fresh, judged=lists)
+    for changed, says in (({"steps": 5}, "steps was 4, is 5"), ({"judged": lists}, "lists was")):
+        with pytest.raises(ValueError, match=f"begun with another configuration .*{says}"):
+            recipe(own, **changed)
 
 
 TRAINING = {"list_size": 4, "queries_per_step": 2, "steps": 6, "checkpoint_every": 2}
