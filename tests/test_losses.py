@@ -69,8 +69,7 @@ def random_lists(seed, batch=6, n=6):
 def value_and_gradient(name, scores, targets, **own):
     scores = scores.detach().clone().requires_grad_()
     loss = LOSSES[name](scores, targets, **own)
-    loss.sum().backward()
-    return loss.detach(), scores.grad
+    return loss.detach(), *torch.autograd.grad(loss.sum(), scores)
 
 
 def softplus(x):
