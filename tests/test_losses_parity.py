@@ -23,8 +23,7 @@ ONE, TIED = torch.tensor([[2.0, 0.5, 1.0]]), torch.tensor([[1.0, 1.0, 0.0]])
 def with_gradient(function, scores):
     scores = scores.clone().requires_grad_()
     value = function(scores)
-    value.backward()
-    return value.detach(), scores.grad
+    return value.detach(), *torch.autograd.grad(value, scores)
 
 
 def assert_same(name, targets, theirs, **own):
@@ -84,21 +83,16 @@ def test_same_as_sentence_transformers(name, own, theirs, their_own):
     assert_same(name, RANKED, st(theirs, RANKED, **their_own), **own)
 
 
-def test_ndcg1_differs_by_the_pairs_of_a_passage_with_itself_a_constant_that_only_theirs_counts():
+def test_differences_from_sentence_transformers():
+    """Theirs counts the pairs of a passage with itself, weighs lists by passages, and orders ties."""
     theirs = with_gradient(st("LambdaLoss", RANKED, scheme=("NDCGLoss1Scheme", {})), SCORES)
     loss = with_gradient(lambda s: LOSSES["lambda_loss"](s, RANKED, weighting="ndcg1"), SCORES)
     torch.testing.assert_close(loss[1] * 7 * 6, theirs[1] * 7 * 7)
-
-
-def test_lists_of_unequal_length_weigh_the_same_here_but_by_passages_there():
     mask = torch.arange(7) < torch.tensor([[7], [2], [7], [7]])
     losses = LOSSES["adr_mse"](SCORES, RANKED, mask=mask, reduction="none")
     theirs = st("ADRMSELoss", RANKED, mask)(SCORES)
     torch.testing.assert_close(theirs, (losses * mask.sum(1)).sum() / mask.sum())
     torch.testing.assert_close(LOSSES["adr_mse"](SCORES, RANKED, mask=mask), losses.mean())
-
-
-def test_tied_targets_teach_no_order_here_but_their_order_there():
     theirs, swapped = st("ListMLELoss", TIED, **TARGETS_ORDER), ONE[:, [1, 0, 2]]
     assert abs(theirs(ONE) - theirs(swapped)) > 0.1
     torch.testing.assert_close(LOSSES["list_mle"](ONE, TIED), LOSSES["list_mle"](swapped, TIED))
@@ -133,24 +127,19 @@ def test_same_as_lightning_ir(name, own, targets, theirs, their_own):
     assert_same(name, targets, lir(theirs, targets, **their_own), **own)
 
 
-def test_mrr_of_ranks_means_the_first_here_and_any_passage_there():
+def test_differences_from_lightning_ir():
+    """Theirs weighs lists by pairs (none: NaN), ranks ties apart, and takes any rank for relevant."""
+    targets = torch.tensor([[3.0, 2.0, 1.0], [1.0, 0.0, 0.0]])
+    losses = LOSSES["ranknet"](ONE.expand(2, 3), targets, reduction="none")
+    theirs = lir("RankNet", targets)(ONE.expand(2, 3))
+    torch.testing.assert_close(theirs, (3 * losses[0] + 2 * losses[1]) / 5)
+    torch.testing.assert_close(LOSSES["ranknet"](ONE.expand(2, 3), targets), losses.mean())
+    assert lir("RankNet", ONE * 0)(ONE).isnan()
+    assert LOSSES["ranknet"](ONE, ONE * 0) == 0
+    tied = torch.tensor([[0.0, 0.0, -50.0]])
+    theirs = lir("ApproxRankMSE", TIED, discount="log2")(tied)
+    assert theirs.item() == pytest.approx((0.5**2 + 0.5**2 / math.log2(3)) / 3)
+    assert LOSSES["adr_mse"](tied, TIED).item() == pytest.approx(0, abs=1e-6)
     scores, targets = torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[3.0, 2.0, 1.0]])
     assert lir("ApproxMRR", targets, temperature=0.01)(scores).item() == pytest.approx(0, abs=1e-6)
     assert LOSSES["approx_mrr"](scores, targets, temperature=0.01).item() == pytest.approx(1 - 1 / 3)
-
-
-def test_ranknet_weighs_lists_the_same_here_but_by_pairs_there_and_a_batch_without_pairs_is_nan_there():
-    scores, targets = ONE.expand(2, 3), torch.tensor([[3.0, 2.0, 1.0], [1.0, 0.0, 0.0]])
-    losses = LOSSES["ranknet"](scores, targets, reduction="none")
-    torch.testing.assert_close(lir("RankNet", targets)(scores), (3 * losses[0] + 2 * losses[1]) / 5)
-    torch.testing.assert_close(LOSSES["ranknet"](scores, targets), losses.mean())
-    assert lir("RankNet", ONE * 0)(ONE).isnan()
-    assert LOSSES["ranknet"](ONE, ONE * 0) == 0
-
-
-def test_tied_targets_share_a_rank_here_and_get_two_there():
-    """Two passages tied in target and score: ADR-MSE is 0 here, and teaches an order there."""
-    scores = torch.tensor([[0.0, 0.0, -50.0]])
-    theirs = lir("ApproxRankMSE", TIED, discount="log2")(scores)
-    assert theirs.item() == pytest.approx((0.5**2 + 0.5**2 / math.log2(3)) / 3)
-    assert LOSSES["adr_mse"](scores, TIED).item() == pytest.approx(0, abs=1e-6)

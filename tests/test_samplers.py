@@ -1,4 +1,4 @@
-"""Samplers against exact enumeration; an oracle of the same name gives {list: probability} of a row."""
+"""Samplers against exact enumeration; an oracle gives {list: probability} of a row."""
 
 import inspect
 import math
@@ -32,9 +32,9 @@ def draw(name, options, mask, list_size, tensors, generator):
 
 
 def make_tensors(mask, seed):
-    """Judgments and teacher ranks, 0 = unranked, for every row of the mask."""
+    """Judgments and teacher ranks, some tied, 0 = unranked, for every row of the mask."""
     uniform = torch.rand(4, *mask.shape, generator=seeded(seed))
-    judged, ranks = uniform[0] < 0.6, uniform[1].argsort(1).argsort(1) + 1
+    judged, ranks = uniform[0] < 0.6, (uniform[1] * mask.shape[1]).long() + 1
     return {"judged": judged, "relevant": judged & (uniform[2] < 0.6),
             "teacher_rank": ranks.masked_fill(uniform[3] < 0.2, 0)}  # fmt: skip
 
@@ -48,12 +48,11 @@ def uniform_sets(items, size):
     return {drawn: 1 / len(sets) for drawn in sets}
 
 
-def top(row, eligible, size):
-    return {tuple(eligible[:size]): 1}
-
-
-def random(row, eligible, size):
-    return uniform_sets(eligible, size)
+def stratified(row, eligible, size):
+    n = len(eligible)
+    strata = [eligible[s * n // size : (s + 1) * n // size] for s in range(size)]
+    lists = list(product(*filter(None, strata)))
+    return {drawn: 1 / len(lists) for drawn in lists}
 
 
 def log_random(row, eligible, size):
@@ -65,17 +64,6 @@ def log_random(row, eligible, size):
             left.remove(item)
         lists[tuple(sorted(order))] += probability
     return lists
-
-
-def stratified(row, eligible, size):
-    n = len(eligible)
-    strata = [eligible[s * n // size : (s + 1) * n // size] for s in range(size)]
-    lists = list(product(*filter(None, strata)))
-    return {drawn: 1 / len(lists) for drawn in lists}
-
-
-def hard(row, eligible, size, first, last):
-    return uniform_sets([item for item in eligible if item + 1 in range(first, last + 1)], size)
 
 
 def single_relevant(row, eligible, size, suspects=lambda positive: ()):
@@ -91,27 +79,30 @@ def single_relevant(row, eligible, size, suspects=lambda positive: ()):
 def denoised(row, eligible, size):
     ranks, unjudged = row["teacher_rank"], [item for item in eligible if not row["judged"][item]]
 
-    def suspects(positive):
+    def above(positive):
         return [item for item in unjudged if ranks[item] in range(1, ranks[positive])]
 
-    return single_relevant(row, eligible, size, suspects)
+    return single_relevant(row, eligible, size, above)
 
 
-def assert_frequencies(count, n, probability):
-    """Counts of n draws within 5 sigma; exact where the outcome is impossible or certain."""
-    sigma = (n * probability * (1 - probability)).clamp(min=0).sqrt()
-    assert ((count - n * probability).abs() <= 5 * sigma + 1e-6).all()
+ORACLES = {
+    "top": lambda row, eligible, size: {tuple(eligible[:size]): 1},
+    "random": lambda row, eligible, size: uniform_sets(eligible, size),
+    "hard": lambda row, eligible, size, first, last: uniform_sets(
+        [item for item in eligible if first <= item + 1 <= last], size
+    ),
+    "log_random": log_random, "stratified": stratified,
+    "single_relevant": single_relevant, "denoised": denoised,
+}  # fmt: skip
 
 
 @every_variant
 def test_lists_are_in_form_and_as_likely_as_enumerated(name, options):
     """All 16 masks of depth 4 with three draws of judgments each; every list, then each passage."""
-    n, base = 3000, torch.tensor(list(product([False, True], repeat=4)) * 3)
-    tensors = make_tensors(base, seed=5)
-    rows = torch.arange(len(base)).repeat_interleave(n)
+    n, base, n_random = 3000, torch.tensor(list(product([False, True], repeat=4)) * 3), 0
+    tensors, rows = make_tensors(base, seed=5), torch.arange(len(base)).repeat_interleave(n)
     wide = {key: tensor[rows] for key, tensor in tensors.items()}
     holds = (torch.arange(16)[:, None] >> torch.arange(4) & 1).double()
-    n_random = 0
     for list_size in (1, 2, 3, 4, 5, 20):
         lists = draw(name, options, base[rows], list_size, wide, seeded(list_size))
         assert isinstance(lists, SampledLists)
@@ -122,47 +113,44 @@ def test_lists_are_in_form_and_as_likely_as_enumerated(name, options):
         assert (lists.indices[~lists.mask] == 0).all()
         codes = ((1 << lists.indices) * lists.mask).sum(1).view(-1, n)  # a list as a bit set
         counts = torch.stack([row.bincount(minlength=16) for row in codes]).double()
-        probability = torch.zeros(counts.shape, dtype=torch.float64)
+        chance = torch.zeros(counts.shape, dtype=torch.float64)
         for index, eligible in enumerate(base.tolist()):
             row = {key: tensor[index].tolist() for key, tensor in tensors.items()}
             eligible = [column for column in range(4) if eligible[column]]
-            for drawn, p in globals()[name](row, eligible, list_size, **options).items():
-                probability[index, sum(1 << item for item in drawn)] = p
-        assert torch.allclose(probability.sum(1), torch.ones(len(base), dtype=torch.float64))
-        n_random += int(((probability > 0) & (probability < 1 - 1e-9)).sum())
-        assert_frequencies(counts.flatten(), n, probability.flatten())
-        assert_frequencies((counts @ holds).flatten(), n, (probability @ holds).flatten())
+            for drawn, p in ORACLES[name](row, eligible, list_size, **options).items():
+                chance[index, sum(1 << item for item in drawn)] = p
+        assert torch.allclose(chance.sum(1), torch.ones(len(base), dtype=torch.float64))
+        n_random += int(((chance > 0) & (chance < 1 - 1e-9)).sum())
+        for count, p in ((counts, chance), (counts @ holds, chance @ holds)):
+            sigma = (n * p * (1 - p)).clamp(min=0).sqrt()  # 0 where p is 0 or 1
+            assert ((count - n * p).abs() <= 5 * sigma + 1e-6).all()
     assert (n_random == 0) == (name in UNSEEDED)
     assert all(torch.equal(tensor, tensors[key][rows]) for key, tensor in wide.items())
 
 
 @every_variant
-def test_rows_without_candidates_are_empty_and_leave_the_others_alone(name, options):
-    """And the generator advances alike, or a resumed run would depend on what it had seen."""
-    mask, states, lists = torch.ones(3, 8, dtype=torch.bool), [], []
+def test_rows_without_candidates_are_empty_and_only_the_generator_brings_chance(name, options):
+    """It advances alike for any mask, or a resumed run would depend on what it had seen."""
+    mask, lists, state = torch.ones(3, 8, dtype=torch.bool), [], torch.get_rng_state()
     tensors = make_tensors(mask, seed=1)
     tensors["relevant"][:, 4] = tensors["judged"][:, 4] = True
+    states = [seeded(0).get_state()]
     for eligible in (mask, mask & torch.tensor([[True], [False], [True]]), mask & False):
         generator = seeded(0)
         lists.append(drawn_lists(draw(name, options, eligible, 4, tensors, generator)))
         states.append(generator.get_state())
         assert [len(drawn) > 0 for drawn in lists[-1]] == eligible.any(1).tolist()
-        assert torch.equal(states[-1], states[0])
+        assert torch.equal(states[-1], states[1])
     assert lists[0][::2] == lists[1][::2]
-    assert torch.equal(states[0], seeded(0).get_state()) == (name in UNSEEDED)
+    assert torch.equal(states[0], states[1]) == (name in UNSEEDED)
     empty = draw(name, options, mask[:0], 5, {key: x[:0] for key, x in tensors.items()}, seeded(0))
     assert empty.indices.shape == empty.mask.shape == (0, 5)
-
-
-@every_variant
-def test_the_generator_is_the_only_source_of_chance(name, options):
     mask = torch.rand(64, 12, generator=seeded(0)) < 0.8
-    tensors, lists, state = make_tensors(mask, seed=3), [], torch.get_rng_state()
-    for seed in (7, 7, 8):
-        lists.append(drawn_lists(draw(name, options, mask, 1, tensors, seeded(seed))))
-    assert torch.equal(torch.get_rng_state(), state)  # the global one is not advanced
+    tensors = make_tensors(mask, seed=3)
+    lists = [drawn_lists(draw(name, options, mask, 1, tensors, seeded(seed))) for seed in (7, 7, 8)]
     assert lists[0] == lists[1]
     assert (lists[0] == lists[2]) == (name in UNSEEDED)
+    assert torch.equal(torch.get_rng_state(), state)  # the global one is not advanced
 
 
 @every_variant
@@ -171,7 +159,7 @@ def test_no_sampler_reads_a_value(name, options):
     generator = seeded(0)
     with FakeTensorMode():
         mask = torch.ones(3, 9, dtype=torch.bool)
-        tensors = {"relevant": mask.clone(), "judged": mask.clone(), "teacher_rank": mask.long()}
+        tensors = {"relevant": mask, "judged": mask, "teacher_rank": mask.long()}
         assert draw(name, options, mask, 4, tensors, generator).indices.shape == (3, 4)
         with pytest.raises(RuntimeError):  # so that a pass above means something
             mask.nonzero()
@@ -192,45 +180,18 @@ def test_no_sampler_waits_for_the_gpu(name, options):
             mask.any().item()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert lists.indices.is_cuda
     assert mask.gather(1, lists.indices)[lists.mask].all()
 
 
-def test_single_relevant_takes_a_positive_that_the_first_stage_missed():
-    """Appended as a column, as its docstring says; the padded extra column is never drawn."""
-    mask = torch.tensor([[True] * 6, [True] * 5 + [False]])
-    relevant = torch.tensor([[False] * 5 + [True], [False] * 6])
-    lists = drawn_lists(samplers.single_relevant(mask, 4, generator=seeded(0), relevant=relevant))
-    assert (len(lists[0]), lists[0][-1], lists[1]) == (4, 5, ())
-
-
-@pytest.mark.parametrize(("ranks", "drawn"), [
-    ((1, 2, 3, 4, 5), (0, 2, 3, 4)),  # 1 is unjudged and above; 0 is above but judged
-    ((5, 4, 1, 2, 3), (0, 1, 2, 3, 4)),  # nothing is above
-    ((1, 2, 5, 3, 4), (0, 2)),  # all unjudged are above
-    ((1, 0, 5, 0, 4), (0, 1, 2, 3)),  # 0 is unranked, which is not above
-    ((1, 2, 0, 3, 4), (0, 1, 2, 3, 4)),  # the teacher has not seen the positive
-    ((1, 3, 3, 3, 4), (0, 1, 2, 3, 4)),  # a tie is not above
-])  # fmt: skip
-def test_denoised_drops_what_is_unjudged_and_above_the_positive(ranks, drawn):
-    own = {"relevant": torch.tensor([[False, False, True, False, False]]),
-           "judged": torch.tensor([[True, False, True, False, False]])}  # fmt: skip
-    mask, own["teacher_rank"] = torch.ones(1, 5, dtype=torch.bool), torch.tensor([ranks])
-    assert drawn_lists(samplers.denoised(mask, 5, generator=seeded(0), **own)) == [drawn]
-
-
-def test_every_sampler_is_exported_and_names_its_tensors():
+def test_every_sampler_is_exported_names_its_tensors_and_imports_torch_only():
     assert SAMPLERS.keys() == set(samplers.__all__) - {"SAMPLERS", "SampledLists", "needs"}
     own = {"single_relevant": {"relevant"}, "denoised": {"relevant", "judged", "teacher_rank"}}
     assert {name: needs(name) for name in SAMPLERS} == {name: own.get(name, set()) for name in SAMPLERS}
     with pytest.raises(ValueError, match="top, random, log_random.*'best'"):
         needs("best")
-
-
-@pytest.mark.parametrize("module", [losses, samplers])
-def test_losses_and_samplers_import_torch_and_the_standard_library_only(module):
-    names = set(re.findall(r"^ *(?:import|from) (\w+)", inspect.getsource(module), re.MULTILINE))
-    assert {"torch"} < names <= {"torch", *sys.stdlib_module_names}
+    for module in (losses, samplers):
+        names = set(re.findall(r"^ *(?:import|from) (\w+)", inspect.getsource(module), re.MULTILINE))
+        assert {"torch"} < names <= {"torch", *sys.stdlib_module_names}
 
 
 MASK = torch.ones(2, 4, dtype=torch.bool)
