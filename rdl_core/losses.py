@@ -42,7 +42,7 @@ from torch.nn import functional as F
 
 __all__ = ["LOSSES", "has_preference", "targets_from_ranks"]  # and every loss
 
-LOSSES: dict[str, Callable[..., Tensor]] = {}  # every loss under its function's name
+LOSSES: dict[str, Callable[..., Tensor]] = {}  #: Every loss by its name.
 
 _Positives = Literal["best", "all"]
 _Gain = Literal["exp2", "linear"]

@@ -41,7 +41,7 @@ class SampledLists(NamedTuple):
     mask: Tensor  #: bool ``[batch, list_size]``: True = drawn, False = padding.
 
 
-SAMPLERS: dict[str, Callable[..., SampledLists]] = {}  # every sampler by its name
+SAMPLERS: dict[str, Callable[..., SampledLists]] = {}  #: Every sampler by its name.
 _TENSORS = frozenset({"relevant", "judged", "teacher_rank"})
 
 
