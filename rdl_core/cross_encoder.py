@@ -164,16 +164,16 @@ class CrossEncoder(nn.Module):
 
     def score_batch(
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
-        precision: str, fill: int = 1,
+        precision: str, fill: int = 1, lengths: int = 1,
     ) -> Tensor:
-        """`score` for pairs that go through the encoder together, padded to a multiple of `fill`."""
+        """`score` for pairs that go through the encoder together, padded as `Packed.filled` says."""
         packed = pack(
             queries, passages, query_rows, passage_rows, template=self.template,
             query_tokens=self.query_tokens, passage_tokens=self.passage_tokens,
         )  # fmt: skip
         dtype = PRECISIONS[precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            return self(packed.filled(fill))[: len(query_rows)]
+            return self(packed.filled(fill, lengths))[: len(query_rows)]
 
     def pair_lengths(
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor

@@ -159,6 +159,9 @@ class Training:
     def __init__(self, student: CrossEncoder, config: StageConfig, folder: Path) -> None:
         self.student, self.config, self.folder = student, config, folder
         self.precision = resolve_precision(config.precision, student.device)
+        on_onednn = student.device.type == "cpu" and self.precision == "bfloat16"
+        # oneDNN keeps a kernel, and its memory, for each shape: few shapes are better.
+        self._padded = {"fill": 64, "lengths": 16} if on_onednn else {"fill": 1, "lengths": 1}
         student.model.get_input_embeddings().requires_grad_(config.train_word_embeddings)
         for module in student.train().modules():
             if isinstance(module, torch.nn.Dropout):
@@ -207,15 +210,16 @@ class Training:
         pairs = [rows[own].flatten()[places] for rows in (query_rows, passage_rows)]
         texts = (lists.queries, lists.passages)
         lengths = self.student.pair_lengths(*texts, *pairs).cpu()
+        widths = -(-lengths // self._padded["lengths"]) * self._padded["lengths"]
 
         def score(number: int, batch: Tensor) -> Tensor:
             torch.manual_seed(seed_of(seed, "dropout", number))  # the same when scored again
             rows = (x[batch] for x in pairs)
-            return self.student.score_batch(*texts, *rows, precision=self.precision)
+            return self.student.score_batch(*texts, *rows, precision=self.precision, **self._padded)
 
         def backward(*, token_budget: int) -> Tensor:
             self.optimiser.zero_grad()
-            batches = [x.to(mask.device) for x in plan_batches(lengths, token_budget)]
+            batches = [x.to(mask.device) for x in plan_batches(widths, token_budget)]
             if not batches:
                 return torch.zeros((), device=mask.device)
             # What is held shrinks with the budget, where memory ran out.

@@ -187,17 +187,20 @@ class Packed:
     max_length: int
     """Tokens in the longest sequence."""
 
-    def filled(self, multiple: int) -> Packed:
-        """The same with sequences of padding behind it, up to a multiple of so many tokens."""
+    def filled(self, multiple: int, lengths: int = 1) -> Packed:
+        """The same with sequences of padding behind it, up to a multiple of so many tokens.
+
+        Attention lays sequences out in a multiple of `lengths` places.
+        """
         n_tokens, longest, device = len(self.input_ids), self.max_length, self.input_ids.device
-        more = -n_tokens % multiple
-        if not more:
+        more, width = -n_tokens % multiple, -(-longest // lengths) * lengths
+        if (more, width) == (0, longest):
             return self
         places = torch.arange(more, device=device) % longest
         ends = n_tokens + torch.arange(longest, more + longest, longest, device=device).clamp(max=more)
         return Packed(
             pad(self.input_ids, (0, more)), torch.cat([self.position_ids, places]),
-            pad(self.segment_ids, (0, more)), torch.cat([self.cu_seqlens, ends.int()]), longest,
+            pad(self.segment_ids, (0, more)), torch.cat([self.cu_seqlens, ends.int()]), width,
         )  # fmt: skip
 
 
