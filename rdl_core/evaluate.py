@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import ir_measures
 import numpy as np
@@ -55,8 +56,13 @@ def per_query(
         _log.warning("%d passages tie with another of their query: use settle_ties", n_tied)
     if len(run) and kept[_IDS].merge(qrels[_IDS]).empty:
         _log.warning("no passage of the run is judged: do run and qrels use the same ids?")
-    # gdeval (ERR) misreads ids that are no numbers.
+    # gdeval (ERR) misreads query ids that are no numbers, and any id with a blank. Names of passages
+    # keep their order, which decides ties.
     numbers = {query_id: str(n) for n, query_id in enumerate(sorted(set(qrels["query_id"])))}
+    doc_ids = sorted({*qrels["doc_id"].unique(), *kept["doc_id"].unique()})
+    if any(doc_id.split() != [doc_id] for doc_id in doc_ids):
+        to_name = {doc_id: f"{n:012d}" for n, doc_id in enumerate(doc_ids)}
+        qrels, kept = (frame.assign(doc_id=frame["doc_id"].map(to_name)) for frame in (qrels, kept))
     judged, retrieved = (
         {numbers[id_]: dict(zip(x["doc_id"], x[name].tolist())) for id_, x in frame.groupby("query_id")}
         for name, frame in (("relevance", qrels), ("score", kept))
@@ -68,6 +74,12 @@ def per_query(
             if measure.params.get("cutoff", 1) < 1:  # would abort the whole process inside trec_eval
                 raise ValueError("the cutoff must be at least 1")
             values = {value.query_id: value.value for value in measure.iter_calc(judged, retrieved)}
+            if values.keys() != set(numbers.values()):
+                raise ValueError(f"it measured {len(values)} of {len(numbers)} queries")
+        except CalledProcessError:  # a program beside, which says why on standard error
+            expected = "grades from 0 to 4, or a measure that takes others, such as nDCG@10"
+            got = f"grades {grades.min()} to {grades.max()} for {name!r}"
+            raise ValueError(f"expected {expected}; got {got}: map the grades") from None
         except Exception as error:  # ir_measures raises five kinds, none of which names the measure
             expected = f"a measure for grades {grades.min()} to {grades.max()}, such as 'nDCG@10'"
             raise ValueError(f"expected {expected}; got {name!r}: {error}") from error

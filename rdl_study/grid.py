@@ -93,6 +93,13 @@ class RankingConfig:
 def measure(part: Part) -> Results:
     """Each system's measure of each test query; trains and ranks what the store does not hold."""
     name, values, runs = part.profile.measure, {}, {}
+    for test in part.profile.tests:  # before anything is trained
+        judged = load(test.collection).qrels["query_id"]
+        if not judged.isin(chosen_queries(test)).any():
+            raise ValueError(
+                f"no judged query of {test.collection!r} is left to test behind the first "
+                f"{test.skip_queries}: train on fewer (n_train)"
+            )
     for label, system in part.systems.items():
         runs[label] = tuple(map(rank, rankings(part.profile, system)))
         rows = pd.concat([measured(run, (name,)) for run in runs[label]])

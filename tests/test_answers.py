@@ -98,7 +98,7 @@ def test_long_answers_are_read_in_a_moment(piece):
 
 
 def test_words_are_counted_in_scripts_without_spaces():
-    for text in ("狐狸在夜间捕猎", "สุนัขจิ้งจอก", "キツネは夜に", "x" * 30, "red fox "):
+    for text in ("狐狸在夜间捕猎", "สุนัขจิ้งจอก", "キツネは夜に", "x" * 30):
         text *= 300
         assert len(first_words(text, 20)) <= 20 * 40
         assert n_words(first_words(text, 20)) == min(20, n_words(text))

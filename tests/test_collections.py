@@ -1,5 +1,6 @@
 """Collections: each part is read, named or refused; ranked candidates find their texts."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -233,10 +234,14 @@ LAYOUTS = {  # of two passages, two queries and one judgment
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_folder_is_a_collection_for_load_and_for_read_corpus(layout, tmp_path):
+def test_a_folder_is_a_collection_for_load_and_for_read_corpus(layout, packed, tmp_path):
     """Its texts come before those in the file of candidates."""
     write_files(tmp_path, LAYOUTS[layout])
+    for path in [path for path in tmp_path.rglob("*.*") if packed and path.is_file()]:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
     own = load(str(tmp_path))
     assert rows(own.queries) == [["1", "what is red"], ["2", "who sings"]]
     assert rows(own.passages) == [["x", "Fox is red"], ["y", "whale sings"]]

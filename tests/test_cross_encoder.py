@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import make_model, make_student, make_tokenizer, weights
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
@@ -198,6 +199,49 @@ def test_what_is_no_trained_student_is_refused(files, tmp_path, name, weights, s
         (folder / weights[0]).write_bytes(weights[1])
     with pytest.raises(ValueError, match=f"{name}:? {says}"):
         CrossEncoder.from_pretrained(folder, trained=True)
+
+
+def _without(name):
+    return lambda weights: {k: w for k, w in weights.items() if not k.startswith(name)}
+
+
+@pytest.mark.parametrize(("change", "trained", "says"), [
+    (lambda weights: {f"module.{k}": w for k, w in weights.items()}, True, "are missing"),
+    (_without("classifier"), True, "such as classifier.bias, classifier.weight: its scores would be"),
+    (_without("bert.encoder.layer.1"), False, "missing.* bert.encoder.layer.1.attention"),
+    (lambda w: w | {"bert.encoder.layer.7.output.dense.bias": torch.ones(1)}, False, "layer.7.output"),
+    (lambda w: w | {"classifier.weight": torch.ones(3, 16)}, True, "no folder or hub id .*mismatched"),
+])  # fmt: skip
+def test_weights_that_are_not_the_models_are_refused_by_name(files, tmp_path, change, trained, says):
+    """Transformers draws at random what a file lacks; its warning is easily missed."""
+    shutil.copytree(files / "student", tmp_path / "s")
+    weights = change(load_file(tmp_path / "s" / "model.safetensors"))
+    save_file(weights, tmp_path / "s" / "model.safetensors", {"format": "pt"})
+    if not trained:
+        config = read_json(tmp_path / "s" / "config.json")
+        write_json(tmp_path / "s" / "config.json", config | {"architectures": ["BertModel"]})
+    with pytest.raises(ValueError, match=says):
+        CrossEncoder.from_pretrained(tmp_path / "s", trained=trained)
+
+
+def test_tokenizers_that_do_not_fit_are_refused(files, tmp_path):
+    tokenizer = shutil.ignore_patterns("token*", "vocab*")
+    shutil.copytree(files / "encoder", tmp_path / "e", ignore=tokenizer)
+    with pytest.raises(ValueError, match="knows no word, only .*: is its file missing"):
+        CrossEncoder.from_pretrained(tmp_path / "e")
+    student = make_student()
+    limits = {"query_tokens": 5, "passage_tokens": 20}
+    with pytest.raises(ValueError, match="gives passages segment 1, the model has 1, from 0"):
+        CrossEncoder(make_model("bert", type_vocab_size=1), student.tokenizer, **limits)
+    n = student.model.config.vocab_size
+    student.tokenizer.add_tokens([f"xylophonium{i}" for i in range(n)])
+    with pytest.raises(ValueError, match=rf"gives ids up to \d+, the model has {n} word embeddings"):
+        CrossEncoder(student.model, student.tokenizer, **limits)
+
+
+def test_written_weights_can_be_read_by_whoever_reads_the_files_beside_them(tmp_path):
+    make_student().save_pretrained(tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def test_other_architectures_are_refused():

@@ -67,6 +67,42 @@ def test_every_window_is_asked_once_so_many_at_a_time_and_in_a_minute():
     assert starts(server)[-1] - starts(server)[0] >= 7 * 0.05 - 0.02
 
 
+def message(content, reason="stop", **own):
+    """The body of a completion."""
+    choice = {"index": 0, "finish_reason": reason, "message": {"content": content, **own}}
+    return {"body": {"choices": [choice]}}
+
+
+@pytest.mark.parametrize(("fault", "text", "why"), [
+    (message([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "[2] > "},
+              {"type": "text", "text": "[1]"}]), "[2] > [1]", None),
+    (message([]), "", "empty"), (message(None), "", "empty"), (message(" \n"), " \n", "empty"),
+    (message(None, reasoning_content="[1] > [2]"), "", "thoughts alone"),
+    (message("", reasoning="[1] > [2]"), "", "thoughts alone"),
+    (message("[2] > [", "length"), "[2] > [", "cut off .* max_tokens"),
+    (message(None, "length", reasoning_content="hm"), "", "cut off"),
+    (message(None, "content_filter"), "", "content filter"),
+    (message(None, refusal="I can't help\nwith that."), "", "refused: I can't help with that."),
+    ({"status": 400, "body": {"error": {"code": "content_filter", "message": "filtered"}}}, "",
+     "content filter"),
+    ({"status": 400, "body": {"error": {"message": "triggering our content management policy"}}}, "",
+     "content filter"),
+])  # fmt: skip
+def test_what_is_no_answer_is_told_with_the_reason_and_stops_nothing(fault, text, why):
+    with ChatServer(fault=only(1, **fault)) as server:
+        answers = ask(server, windows(4), in_flight=1)
+    [odd] = [answer for answer in answers.values() if answer.n_calls and answer.text == text]
+    assert re.match(why, odd.why.removeprefix("held back by a ")) if why else odd.why is None
+    assert sum(answer.read(3).status == "clean" for answer in answers.values()) >= 3
+
+
+def test_a_model_that_takes_no_temperature_names_the_option():
+    said = "Unsupported value: 'temperature' does not support 0.0 with this model."
+    with ChatServer(fault=only(0, status=400, body={"error": {"message": said}})) as server:
+        with pytest.raises(EndpointError, match="send none .--temperature -1."):
+            ask(server, windows(1))
+
+
 def test_what_is_sent_is_what_the_configuration_says_and_nothing_is_made_up():
     [window] = windows(1)
     again, options = replace(window, attempt=1), {"max_tokens": 9, "effort": "low"}

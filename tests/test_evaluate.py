@@ -92,7 +92,6 @@ def test_gdeval_measures_queries_of_any_id(prefix):
      ("nDCG(foo=2)@10", "unsupported params found"), ("P", "invalid param cutoff"),
      ("P@0", "cutoff must be at least 1"),  # trec_eval aborts the process
      ("AP(rel=0)", "relevance_level should be positive"),
-     ("ERR@10", "for grades 0 to 5")],  # gdeval takes none above 4
 )  # fmt: skip
 def test_a_measure_that_cannot_be_computed_is_named_with_an_example(measure, reason):
     with pytest.raises(ValueError, match=r"such as 'nDCG@10'") as error:
@@ -447,3 +446,22 @@ def test_real_runs_have_their_reference_figures(pattern):
         values = per_query(read_qrels(f"{MIRROR}/trec-dl/qrels/qrels.dl{yy}-passage.txt"), run)
         assert len(values) == n_queries
         assert values["nDCG@10"].mean() == pytest.approx(figure, abs=5e-5)
+
+
+@pytest.mark.parametrize("ids", [("clef-1", "clef-2"), ("q1", "q2"), ("7", "8"), ("a b", "a c"), ("é", "-1")])
+@pytest.mark.parametrize("docs", [("x", "y"), ("x y", "x z"), ("d-1", "d-2")])
+def test_measures_of_other_programs_are_right_whatever_the_ids(ids, docs):
+    """gdeval took ids such as clef-1 for 0 and gave a perfect run 0; q1 was a traceback."""
+    rows = [(query_id, doc_id) for query_id in ids for doc_id in docs]
+    frame = pd.DataFrame(rows, columns=["query_id", "doc_id"], dtype="str")
+    qrels, run = frame.assign(relevance=[3, 0, 0, 1]), frame.assign(score=[2.0, 1.0, 2.0, 1.0])
+    values = per_query(qrels, run, ["ERR@10", "nDCG@10"]).set_index("query_id").loc[list(ids)]
+    assert values["ERR@10"].tolist() == pytest.approx([7 / 16, 1 / 16 / 2], abs=1e-5)
+    assert values["nDCG@10"].tolist() == pytest.approx([1, 1 / math.log2(3)])
+
+
+def test_grades_that_a_program_does_not_take_are_named():
+    qrels = pd.DataFrame({"query_id": ["1"], "doc_id": ["x"], "relevance": [5]})
+    with pytest.raises(ValueError, match="expected grades from 0 to 4, .* got grades 5 to 5 for 'ERR@10'"):
+        per_query(qrels, qrels.assign(score=1.0), "ERR@10")
+    assert per_query(qrels, qrels.assign(score=1.0), "nDCG@10")["nDCG@10"].tolist() == [1.0]

@@ -288,6 +288,62 @@ def test_refusals_name_file_and_line(write, case, name):
     assert [words for words in telling if words not in str(error.value)] == []
 
 
+@pytest.mark.parametrize("header", ["id\ttext", "pid\tpassage", "_id\ttitle", "Doc_Id\tContents"])
+def test_a_first_line_that_names_the_columns_is_no_text(write, header):
+    for read in (formats.read_passages, formats.read_queries):
+        assert read(write(f"{header}\n7\tred fox\n")).to_numpy().tolist() == [["7", "red fox"]]
+        assert read(write("7\tid\n8\tquery\n")).shape == (2, 2)  # texts may say so
+    top = "qid\tpid\tquery\tpassage\n7\tx\twhat\tthis\n"
+    assert read_candidates(write(top)).to_numpy().tolist()[0][:2] == ["7", "x"]
+
+
+JUDGED = pd.DataFrame({"query-id": ["7", "8"], "corpus-id": ["x", "y"], "score": [1, 0]})
+
+
+@pytest.mark.parametrize("content", [
+    JUDGED, JUDGED.astype({"score": float}),
+    JUDGED.rename(columns={"query-id": "qid", "score": "label"}),
+    JUDGED.to_dict("records"), JUDGED.to_json(orient="records", lines=True),
+    "7 0 x 1.0\n8 0 y 0.0\n", "7\t0\tx\t1\n8\t0\ty\t0\n",
+])  # fmt: skip
+def test_judgments_may_be_records_and_grades_written_as_floats(write, content):
+    qrels = formats.read_qrels(write(content))
+    assert qrels.to_numpy().tolist() == [["7", "x", 1], ["8", "y", 0]]
+    assert qrels["relevance"].dtype == "int64"
+
+
+def test_judgments_that_are_others_are_refused_as_what_they_are(write):
+    with pytest.raises(ValueError, match=r"line 1: expected the key query_id or .* got keys \['7'\]"):
+        formats.read_qrels(write({"7": {"x": 1}}))
+    with pytest.raises(ValueError, match="row 2: expected relevance as an integer"):
+        formats.read_qrels(write(JUDGED.assign(score=[1, 0.5])))
+    with pytest.raises(ValueError, match="row 1: expected relevance as an integer; got none"):
+        formats.read_qrels(write(JUDGED.assign(score=[None, 1.0])))
+
+
+def test_a_misfit_in_a_long_record_names_the_candidate(write):
+    docs = [{"docid": str(i), "score": -i, "doc": {"text": "t"}} for i in range(100)]
+    record = {"query": {"qid": "7", "text": "q"}, "candidates": docs}
+    for change, says in (
+        ({"score": "high"}, "line 1, candidate 38: expected finite scores; got 'high'"),
+        ({"doc": {"body_": "t"}}, "expected the key text or .* in candidate 38"),
+        ({"docid": None}, "line 1, candidate 38: expected an id"),
+    ):
+        docs[37] = {"docid": "37", "score": -37, "doc": {"text": "t"}, **change}
+        with pytest.raises(ValueError, match=says):
+            read_candidates(write(record))
+
+
+def test_ids_that_no_run_can_hold_are_known_by_their_place_before_scores_are_made(write):
+    lines = [{"query_id": "7", "doc_id": f"d{i}" if i != 4 else "a b", "score": -i} for i in range(6)]
+    frame = read_candidates(write("\n".join(map(json.dumps, lines))))
+    with pytest.raises(ValueError, match="file, line 5, doc_id 'a b': expected ids without blanks"):
+        formats.check_run(frame[frame["rank"] < 3], "tag")
+    formats.check_run(read_candidates(write(TWO)), "tag")
+    with pytest.raises(ValueError, match="tag: expected a tag without blanks; got 'my run'"):
+        formats.check_run(read_candidates(write(TWO)), "my run")
+
+
 def test_packed_files_are_known_by_their_bytes_and_broken_ones_and_other_names_refused(write, tmp_path):
     assert ranking(read_candidates(write(gzip.compress(TWO.encode()), "a.run"))) == "7: x y"
     whole = gzip.compress(TWO.encode() * 50)

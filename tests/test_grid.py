@@ -126,3 +126,9 @@ def test_each_year_is_ranked_by_a_student_of_the_other():
     assert [config.system for config in configs] == [TREC.student()] * 2
     with pytest.raises(ValueError, match="more_tests: expected none with both_ways"):
         replace(TREC, more_tests=("rdl/vaswani",))
+
+
+def test_a_comparison_without_a_query_to_test_is_refused_before_anything_is_trained(tiny, config):
+    profile = replace(tiny, test=replace(tiny.test, skip_queries=10**6))
+    with pytest.raises(ValueError, match="no judged query of 'rdl/pydocs/.*' is left to test behind"):
+        grid.measure(Part(profile=profile, systems={"student": config}, baseline="student"))

@@ -12,7 +12,8 @@ from rdl_core.teachers.listwise import plan_windows, rank_lists
 
 STATUSES = ["n_clean", "n_repaired", "n_unusable"]
 FAULTS = ["n_missing", "n_repeated", "n_unknown"]
-REPORT = ["n_windows", *STATUSES, *FAULTS, "n_calls", "n_retries", "input_tokens", "output_tokens", "why"]
+COUNTED = ["n_calls", "n_retries", "input_tokens", "output_tokens"]
+REPORT = ["n_windows", *STATUSES, *FAULTS, *COUNTED, "why"]
 
 
 class Scripted:

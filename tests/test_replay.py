@@ -107,6 +107,21 @@ def test_what_is_no_history_is_refused_with_its_place(tmp_path, text, says):
         read_history(tmp_path / "h.json")
 
 
+@pytest.mark.parametrize(("ours", "shown"), [
+    ("A cimbalom ma is a gyakori szereplÅ\x91je, mikÃ¶zben", "A cimbalom ma is a gyakori szereplője, mik"),
+    ("KÅ\x91bÃ¡nya Å\x91sz TÅ±z", "Kőbánya ősz Tűz"), ("donâ\x80\x99t cafÃ©s", "don’t cafés"),
+    ("donâ€™t cafÃ©s", "don’t cafés"), ("Kőbánya ősz", "Kőbánya ősz"),
+])  # fmt: skip
+def test_a_passage_whose_encoding_the_recording_repaired_is_the_same(ours, shown):
+    prompt = f"[1] {shown}\n[2] tea\nSearch Query: what?\n"
+    replay = Replay([Recorded(prompt, Answer(text="[2] > [1]"))])
+    [(_, answer)] = replay.ask([window(query="what?", passages=(ours, "tea"), doc_ids=("a", "b"))])
+    assert answer.text == "[2] > [1]"
+    with pytest.raises(ValueError, match="as passage 1 of 2"):
+        replay = Replay([Recorded(prompt, Answer(text="[2] > [1]"))])
+        list(replay.ask([window(query="what?", passages=("Ã©s a bor", "tea"), doc_ids=("a", "b"))]))
+
+
 def test_a_log_keeps_every_answer_as_it_was_on_the_disk_and_is_not_made_before(tmp_path, monkeypatch):
     synced, path = [], tmp_path / "answers.jsonl"
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))

@@ -71,6 +71,20 @@ def test_bm25_is_lucenes_formula(depth):
     check_ranked(found, expected, depth)
 
 
+@pytest.mark.parametrize(("query", "texts", "found"), [
+    ("what is a fox", ["", ""], []), ("what is a fox", ["to be or not", "the"], []),
+    ("what is a fox", ["x y", "狐 狸"], []), ("what is a fox", [], []), ("the of", ["a red fox"], []),
+    ("狐狸", ["狐狸在夜间捕猎", "鲸鱼"], ["0"]), ("夜に狩る", ["鯨は歌う", "狐は夜に狩る"], ["1"]),
+    ("จิ้งจอก", ["ปลาวาฬ", "สุนัขจิ้งจอก"], ["1"]), ("red 狐狸", ["狐狸 red", "blue"], ["0"]),
+])  # fmt: skip
+def test_texts_without_words_or_spaces(query, texts, found):
+    queries = pd.DataFrame({"query_id": ["1"], "query": [query]})
+    passages = pd.DataFrame({"doc_id": [str(i) for i in range(len(texts))], "text": texts}, dtype="str")
+    candidates = retrieval.bm25(queries, passages, depth=2)
+    assert candidates["doc_id"].tolist() == found
+    assert candidates.columns.tolist() == ["query_id", "doc_id", "rank", "score"]
+
+
 def test_another_form_of_a_word_is_the_same_word():
     """Without stemming BM25 lost a fifth of its nDCG@10 on Vaswani, and flattered every re-ranker."""
     passages = frame("doc", ["a fox was hunting", "nothing of the kind"])

@@ -57,6 +57,30 @@ def config(files):
     return make
 
 
+def test_what_was_unusable_is_left_in_order_and_asked_again_by_the_same_command(config, tmp_path):
+    """A server whose answers are empty, or whose filter refuses one query, and is mended later."""
+    empty = {"body": {"choices": [{"index": 0, "finish_reason": "length", "message": {"content": ""}}]}}
+    with ChatServer(fault=lambda *_: empty) as server:
+        with pytest.raises(ValueError, match="no answer could be used: cut off at the longest"):
+            teach(config(server.url), tmp_path)
+    assert not (tmp_path / "teacher.run").exists()
+    filtered = {"status": 400, "body": {"error": {"code": "content_filter", "message": "no"}}}
+    with ChatServer(fault=lambda _, prompt: filtered if "query 4" in prompt else None) as server:
+        report = teach(config(server.url), tmp_path)
+    n_of_4 = len(plan_windows(SIZES[4], window_size=6, stride=3))
+    totals, of_4 = report["totals"], read_candidates(tmp_path / "teacher.run").query("query_id == 'q4'")
+    assert totals["n_unusable"] == n_of_4 == totals["n_windows"] - totals["n_clean"]
+    assert report["queries"][4]["why"] == "held back by a content filter"
+    assert of_4["doc_id"].tolist() == [f"q4d{i}" for i in range(SIZES[4])]
+    with ChatServer() as server:
+        report = teach(config(server.url), tmp_path)
+        assert 0 < len(server.requests) <= n_of_4  # later windows may be of another order
+    assert report["totals"]["n_clean"] == report["totals"]["n_windows"]
+    with ChatServer() as server:
+        assert teach(config(server.url), tmp_path) == report
+        assert not server.requests
+
+
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
     """Lists of one run that nothing disturbed."""

@@ -329,16 +329,20 @@ def test_batches_taken_by_many_end_together(workers):
 
 
 @few
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.sampled_from([1, 4, 16, 128]))
-def test_filler_comes_behind_and_brings_a_round_number(lengths, multiple):
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=9), st.sampled_from([1, 4, 16, 128]),
+    st.sampled_from([1, 4]),
+)  # fmt: skip
+def test_filler_comes_behind_and_brings_a_round_number(lengths, multiple, places):
     positions = torch.cat([torch.arange(n) for n in lengths])
     ends = torch.tensor([0, *lengths]).cumsum(0).int()
     packed = Packed(positions + 5, positions, positions % 2, ends, max(lengths))
-    filled = packed.filled(multiple)
+    filled = packed.filled(multiple, places)
     assert len(filled.input_ids) == -(-sum(lengths) // multiple) * multiple == filled.cu_seqlens[-1]
     for name in ("input_ids", "position_ids", "segment_ids", "cu_seqlens"):
         before, after = getattr(packed, name), getattr(filled, name)
         torch.testing.assert_close(after[: len(before)], before, rtol=0, atol=0)
     sizes = filled.cu_seqlens.diff()
-    assert 1 <= sizes.min() <= sizes.max() == packed.max_length == filled.max_length
+    assert 1 <= sizes.min() <= sizes.max() == packed.max_length
+    assert filled.max_length == -(-packed.max_length // places) * places
     assert torch.equal(filled.position_ids, torch.cat([torch.arange(n) for n in sizes]))

@@ -307,7 +307,7 @@ def _indexed(collection_id: str) -> Collection:
 
 
 def _folder(folder: Path) -> _Parts:
-    """Files in BEIR's layout or as tsv; the first of each kind that is there."""
+    """Files in BEIR's layout or as tsv, packed or not; the first of each kind that is there."""
     kinds = {
         "docs": (read_passages, "corpus.jsonl", "collection.tsv"),
         "queries": (read_queries, "queries.jsonl", "queries.tsv"),
@@ -315,7 +315,8 @@ def _folder(folder: Path) -> _Parts:
     }
     parts = {}
     for part, (read, *names) in kinds.items():
-        if paths := [path for name in names if (path := folder / name).is_file()]:
+        both = [name + packed for name in names for packed in ("", ".gz")]
+        if paths := [path for name in both if (path := folder / name).is_file()]:
             parts[part] = partial(read, paths[0])
     if not {"docs", "queries"} <= set(parts):
         raise ValueError(

@@ -79,7 +79,8 @@ class Endpoint:
                 try:
                     return self._request(window, n_calls)
                 except (openai.APIError, json.JSONDecodeError) as error:
-                    if getattr(error, "status_code", None) == 400 and _FILTERED.search(str(error)):
+                    told = f"{getattr(error, 'code', None)} {error}"
+                    if getattr(error, "status_code", None) == 400 and _FILTERED.search(told):
                         # a matter of this window's texts alone
                         return Answer(text="", why="held back by a content filter", n_calls=n_calls)
                     wait_s = self._wait_s(window, error, n_calls)
