@@ -108,7 +108,7 @@ def test_what_is_no_history_is_refused_with_its_place(tmp_path, text, says):
 
 
 @pytest.mark.parametrize(("ours", "shown"), [
-    ("A cimbalom ma is a gyakori szereplÅ\x91je, mikÃ¶zben", "A cimbalom ma is a gyakori szereplője, mik"),
+    ("A cimbalom a gyakori szereplÅ\x91je, mikÃ¶zben", "A cimbalom a gyakori szereplője, mik"),
     ("KÅ\x91bÃ¡nya Å\x91sz TÅ±z", "Kőbánya ősz Tűz"), ("donâ\x80\x99t cafÃ©s", "don’t cafés"),
     ("donâ€™t cafÃ©s", "don’t cafés"), ("Kőbánya ősz", "Kőbánya ősz"),
 ])  # fmt: skip
