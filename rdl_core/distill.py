@@ -28,8 +28,7 @@ from rdl_core import checkpoint
 from rdl_core.config import DistillConfig, StageConfig
 from rdl_core.cross_encoder import CrossEncoder, model_path, training_record
 from rdl_core.data.collections import Corpus, fingerprint, read_corpus
-from rdl_core.devices import PRECISIONS, default_device, device_name, fitting, processes
-from rdl_core.devices import resolve_precision
+from rdl_core.devices import default_device, device_name, fitting, processes, resolve_precision
 from rdl_core.files import MANIFEST, Work, checked, content_hash, read_json, resumable
 from rdl_core.lists import RankedLists
 from rdl_core.losses import LOSSES, has_preference, targets_from_ranks
@@ -226,9 +225,7 @@ class Training:
             # What is held shrinks with the budget, where memory ran out.
             most = self.config.held_tokens * token_budget // self.config.token_budget
             held, where = int(lengths.sum()) <= most, places[torch.cat(batches)]
-            dtype, kind = PRECISIONS[self.precision], mask.device.type
-            # One context around all batches: their weights are cast once.
-            with torch.set_grad_enabled(held), torch.autocast(kind, dtype, dtype != torch.float32):
+            with torch.set_grad_enabled(held):
                 flat = torch.cat([score(*numbered) for numbered in enumerate(batches)])
                 scores = torch.zeros(mask.numel(), device=mask.device).index_copy(0, where, flat)
             scores = scores.view(mask.shape).requires_grad_()
