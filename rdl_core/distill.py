@@ -333,8 +333,7 @@ def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> Non
          f"no passage is judged {config.positive_grade} or more, which sampler {config.sampler!r} and "
          f"targets {config.targets!r} need: give lists with judgments, or lower positive_grade"),
         ((dev is None) != (config.dev_every == 0),
-         f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every} and "
-         f"{'no' if dev is None else 'a'} measure: give both or neither"),
+         f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every}"),
         (n_processes > n_lists,
          f"queries_per_step: expected a list for each of {n_processes} processes, got {n_lists}: "
          "raise it or start fewer processes"),
@@ -348,9 +347,6 @@ def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> Non
         raise ValueError(f"{told}; check what ranked or judged them")
 
 
-# --- from files -----------------------------------------------------------------------------------
-
-
 def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     """Train a student on a file of ranked lists, or go on with it, or give it if it is finished.
 
@@ -362,7 +358,13 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     torch.manual_seed(config.seed)  # the head's first weights
     limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
     student = CrossEncoder.from_pretrained(config.encoder, **limits).to(default_device())
-    stage = _stage_of(config, corpus, student)
+    stage = checked(StageConfig, {"precision": "auto"} | config.training, what="training")
+    if stage.dev_every:
+        raise ValueError("dev_every: this command measures no dev queries: leave it out")
+    if "steps" not in config.training:  # every list three times
+        steps = math.ceil(3 * len(corpus.ids("query_id")) / stage.queries_per_step)
+        stage = replace(stage, steps=steps)
+    stage = replace(stage, precision=resolve_precision(stage.precision, student.device))
     with _held(folder, _identity(config, stage, student, corpus)) as work:
         if work.manifest is not None:
             _log.info("%s: finished before", folder)
@@ -401,16 +403,6 @@ def _held(folder: Path, identity: dict) -> Iterator[Work]:
         processes().wait_for_everyone()
         path = folder / MANIFEST
         yield Work(folder, identity, read_json(path) if path.exists() else None)
-
-
-def _stage_of(config: DistillConfig, corpus: Corpus, student: CrossEncoder) -> StageConfig:
-    stage = checked(StageConfig, {"precision": "auto"} | config.training, what="training")
-    if stage.dev_every:
-        raise ValueError("dev_every: this command measures no dev queries: leave it out")
-    if "steps" not in config.training:
-        n_drawn = 3 * len(corpus.ids("query_id"))  # every list three times
-        stage = replace(stage, steps=math.ceil(n_drawn / stage.queries_per_step))
-    return replace(stage, precision=resolve_precision(stage.precision, student.device))
 
 
 def _identity(config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus) -> dict:

@@ -189,7 +189,6 @@ def lambda_loss(
     With the rank :math:`r_i` of passage i by score, :math:`D_i = \log_2(1 + r_i)` and
     :math:`\delta_{ij} = 1 / \log_2(1 + |r_i - r_j|) - 1 / \log_2(2 + |r_i - r_j|)`, the ``weighting``
     :math:`w_{ij}` of pairs with :math:`t_i > t_j` (ndcg1, arp1: of all pairs), without gradient, is
-
     ``lambdarank``: :math:`|1/D_i - 1/D_j| |G_i - G_j|`; ``ndcg1``: :math:`G_i / D_i`; ``ndcg2``:
     :math:`\delta_{ij} \, |G_i - G_j|`; ``ndcg2pp``: lambdarank's plus :math:`\mu` (``mu`` >= 0) times
     ndcg2's; ``arp1``: :math:`\max(t_i, 0)`; ``arp2``: :math:`t_i - t_j`. ``scale``: :math:`\sigma` > 0.

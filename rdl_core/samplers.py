@@ -48,7 +48,21 @@ def _sampler(draw: Callable[..., SampledLists]) -> Callable[..., SampledLists]:
 
     @functools.wraps(draw)
     def checked(mask: Tensor, list_size: int, *, generator: Generator, **own):
-        _check(mask, list_size, generator, {key: own[key] for key in _TENSORS & own.keys()})
+        shape, device = list(mask.shape), mask.device
+        if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] < 1:
+            raise ValueError(f"expected mask as bool [batch, depth >= 1], got {mask.dtype} {shape}")
+        if not isinstance(list_size, int) or list_size < 1:
+            raise ValueError(f"expected list_size as an int >= 1, got {list_size!r}")
+        where = getattr(generator, "device", None)
+        if where is None or where.type != device.type:
+            raise ValueError(f"expected a generator on {device} like the mask, got one on {where}")
+        for name in _TENSORS & own.keys():
+            tensor, kind = own[name], "numbers" if name == "teacher_rank" else "bool"
+            like = (tensor.shape, tensor.device) == (mask.shape, device)
+            if not like or (tensor.dtype == torch.bool) != (kind == "bool"):
+                expected = f"expected {name} as {kind} {shape} on {device} like the mask"
+                got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+                raise ValueError(f"{expected}, got {got}")
         return draw(mask, list_size, generator=generator, **own)
 
     SAMPLERS[draw.__name__] = checked
@@ -157,23 +171,6 @@ def needs(name: str) -> frozenset[str]:
     if name not in SAMPLERS:
         raise ValueError(f"expected a sampler of {', '.join(SAMPLERS)}, got {name!r}; choose one")
     return _TENSORS.intersection(inspect.signature(SAMPLERS[name]).parameters)
-
-
-def _check(mask: Tensor, list_size: int, generator: Generator, tensors: dict[str, Tensor]) -> None:
-    shape, device = list(mask.shape), mask.device
-    if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] < 1:
-        raise ValueError(f"expected mask as bool [batch, depth >= 1], got {mask.dtype} {shape}")
-    if not isinstance(list_size, int) or list_size < 1:
-        raise ValueError(f"expected list_size as an int >= 1, got {list_size!r}")
-    where = getattr(generator, "device", None)
-    if where is None or where.type != device.type:
-        raise ValueError(f"expected a generator on {device} like the mask, got one on {where}")
-    for name, tensor in tensors.items():
-        kind = "numbers" if name == "teacher_rank" else "bool"
-        like = (tensor.shape, tensor.device) == (mask.shape, device)
-        if not like or (tensor.dtype == torch.bool) != (kind == "bool"):
-            got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"expected {name} as {kind} {shape} on {device} like the mask, got {got}")
 
 
 def _uniform(like: Tensor, generator: Generator) -> Tensor:
