@@ -132,9 +132,9 @@ def has_varlen(x: Tensor) -> bool:
 
 @contextmanager
 def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> Iterator[None]:
-    """Avoids the CPU's fused kernel in bfloat16 where its backward is slow: on one core, 18 sequences
-    of 105 tokens take 71 ms with it, 43 without; 8 of 256, 61 and 98. The other must be told not to
-    compute in float32, which takes a tenth more time and memory.
+    """Avoids the CPU's fused bfloat16 kernel where its backward is slow: on one core, 18 sequences of
+    105 tokens take 71 ms with it, 43 without; 8 of 256, 61 and 98. The other kernel
+    must be told not to compute in float32, which takes a tenth more time and memory.
     """
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
     if not slow or layout.packed.max_length > _SHORT_TOKENS:

@@ -1,4 +1,4 @@
-"""Every option of the library, for the command line, YAML files and Python; needs no torch."""
+"""Every option of the library, for the command line, YAML files and Python; imports no torch."""
 
 from __future__ import annotations
 

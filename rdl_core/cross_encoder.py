@@ -139,7 +139,7 @@ class CrossEncoder(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Score pairs of rows, int64 ``[n]``, of stores on this model's device; float32 ``[n]``.
 
-        A batch has at most `token_budget` tokens; `precision` is a key of `PRECISIONS`.
+        Differentiable. A batch has at most `token_budget` tokens; `precision` is a key of `PRECISIONS`.
         """
         lengths = self.pair_lengths(queries, passages, query_rows, passage_rows)
         batches = [x.to(self.device) for x in plan_batches(lengths.cpu(), token_budget)]

@@ -79,15 +79,13 @@ def distill(
 ) -> CrossEncoder:  # fmt: skip
     """Train a student, in place, on ranked lists: one stage; resumes from the folder's checkpoint.
 
-    Processes started by ``accelerate launch`` share the lists of each step; the first of them writes.
+    Processes of one ``accelerate launch`` share the lists of each step; the first of them writes.
     `folder` gets ``log.jsonl`` (per step: step, loss, learning_rate, gradient_norm, perhaps dev), the
     checkpoint, and at the end ``model/``. `dev`, higher is better, is the measure for ``dev_every``.
     Gives the student in evaluation mode: its last state, or with `dev` the best.
 
-    Raises:
-        ValueError: The lists lack what the stage needs, or a step has fewer lists than processes.
-        FloatingPointError: A loss or gradient is not finite; names step and queries. State and lists
-            go to ``nonfinite.safetensors``; the last checkpoint stays.
+    ValueError where the lists lack what the stage needs. FloatingPointError for a loss or gradient that
+    is not finite names step and queries; state and lists go to ``nonfinite.safetensors``.
     """
     _check(lists, config, dev)
     folder.mkdir(parents=True, exist_ok=True)

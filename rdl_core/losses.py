@@ -37,7 +37,6 @@ from torch.nn import functional as F
 __all__ = ["LOSSES", "has_preference", "targets_from_ranks"]  # and every loss
 
 LOSSES: dict[str, Callable[..., Tensor]] = {}  #: Every loss by its name.
-
 _Positives = Literal["best", "all"]
 _Gain = Literal["exp2", "linear"]
 _Discount = Literal["log2", "reciprocal", "none"]
@@ -142,9 +141,9 @@ def listnet(scores, targets, mask, *, distribution: _Labels = "targets", tempera
     .. math:: \ell = -\sum_i P_i \log \operatorname{softmax}(s / T)_i, \qquad
         P = \operatorname{softmax}(t) \;\text{or}\; \operatorname{softmax}(1 / p)
 
-    ``distribution`` P: of the ``"targets"``, which for ranks puts most of its weight on the first three
-    passages, or of the much flatter ``"reciprocal_rank"``. T divides the student's scores only.
-    Reference: Cao et al., ICML 2007. Labels 1 / rank: the code of Sun et al. (RankGPT), EMNLP 2023.
+    ``distribution`` P: of ``"targets"`` (for ranks, the first three weigh most) or the much flatter
+    ``"reciprocal_rank"``. T divides the student's scores only. Reference: Cao et al., ICML 2007. Labels
+    1 / rank: the code of Sun et al. (RankGPT), EMNLP 2023.
     """
     wanted = targets if distribution == "targets" else 1 / _ranks(targets, mask)
     return (-_log_softmax(wanted, mask).exp() * _log_softmax(scores / temperature, mask)).sum(1)
@@ -247,9 +246,9 @@ def neural_ndcg(
         \hat P_{k \cdot} = \operatorname{softmax}_i
         \Bigl(\bigl((m + 1 - 2k) s_i - \textstyle\sum_j |s_i - s_j|\bigr) / T\Bigr)
 
-    ``sinkhorn_steps`` >= 0: how often the columns, then the rows, of :math:`\hat P` are scaled to
-    sum to one; each costs memory, and without them a passage may count repeatedly.
-    Reference: Pobrotyn and Białobrzeski, arXiv 2102.07831, 2021. NeuralSort: Grover et al., ICLR 2019.
+    ``sinkhorn_steps`` >= 0: how often columns, then rows, of :math:`\hat P` are scaled to sum to one;
+    each costs memory; without them a passage may count repeatedly. Reference: Pobrotyn and
+    Białobrzeski, arXiv 2102.07831, 2021. NeuralSort: Grover et al., ICLR 2019.
     """
     length = mask.sum(1)[:, None, None]
     position = torch.arange(1, scores.shape[1] + 1, device=scores.device)[:, None]

@@ -76,7 +76,7 @@ def token_budget_of(device: torch.device) -> int:
 def rerank_files(config: RerankConfig) -> None:
     """Write a run of a student's scores, which takes its name when it is whole.
 
-    Equal scores keep the order of the candidates. A shard also gets ``<out>.json``, for `merge_runs`.
+    Scores strictly decrease, equal ones in the candidates' order. A shard gets ``<out>.json``, too.
     """
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(every.candidates, config.tag)

@@ -72,7 +72,7 @@ def _sampler(draw: Callable[..., SampledLists]) -> Callable[..., SampledLists]:
 
 @_sampler
 def top(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
-    """Take the first :math:`L` eligible candidates (Schlatt et al., ECIR 2025); draws nothing."""
+    """Take the first :math:`L` eligible candidates (Schlatt et al., ECIR 2025, stage 2) without drawing."""
     keys = torch.arange(mask.shape[1], 0, -1, device=mask.device, dtype=torch.float32)
     return _highest(keys.expand_as(mask), mask, list_size)
 
@@ -134,8 +134,9 @@ def single_relevant(
     r"""Draw one relevant candidate and fill the list with non-relevant ones, both uniformly.
 
     Of :math:`P` eligible relevant and :math:`N` other candidates :math:`\pi_i = 1 / P` if relevant,
-    else :math:`\min(1, (L - 1) / N)`; if :math:`P = 0`, the row is empty. Positives that the first
-    stage missed may be appended as columns. Reference: Schlatt et al., ECIR 2025 (1 and 7 of 200).
+    else :math:`\min(1, (L - 1) / N)`; if :math:`P = 0`, the row is empty. To add positives that the
+    first stage missed, append columns, True in ``mask`` and ``relevant``: no rank moves.
+    Reference: Schlatt et al., ECIR 2025 (first stage: 1 relevant, 7 others of the top 200).
     """
     own = {"judged": torch.ones_like(mask), "teacher_rank": mask.int()}  # nothing to drop
     return denoised(mask, list_size, generator=generator, relevant=relevant, **own)

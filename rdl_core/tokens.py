@@ -50,8 +50,7 @@ class TokenStore:
         """Tokenise `total` texts chunk by chunk into a folder, and map it; resumes where it was killed.
 
         Special tokens are left out, texts cut to `max_tokens`. ``progress.json`` says how far the files
-        are whole, and becomes ``store.json`` at the end. That the texts are those of the killed build
-        is for the folder's manifest to tell (`rdl_core.files.resumable`).
+        are whole, and becomes ``store.json``. `rdl_core.files.resumable` sees if the texts changed.
         """
         encoder = _encoder(tokenizer, max_tokens)
         done = _resume(folder, encoder)
@@ -230,9 +229,8 @@ def pack(
 def plan_batches(lengths: Tensor, token_budget: int, *, workers: int = 1) -> list[Tensor]:
     """Indices of pairs of `lengths`, int64 ``[n]`` on the CPU, in batches of about equal cost.
 
-    A batch has at most `token_budget` tokens, each pair counted as long as the longest, or one pair.
-    The longest come first: memory runs out at the first batch or never. For several `workers`, batches
-    are smaller if some workers would have none in the last round.
+    A batch has at most `token_budget` tokens, each pair counted as long as the longest, or one pair;
+    fewer where some `workers` had none. The longest come first: memory runs out at once or never.
 
     >>> import torch
     >>> plan_batches(torch.tensor([3, 9, 4, 4]), token_budget=9)
