@@ -71,7 +71,7 @@ def engine(
     of `rdl_core.devices.PRECISIONS` or ``"int8"``: weights with a scale for each output, activations
     with one for each token, so that a score does not depend on its batch; the rest in float32. Batches
     are padded to a multiple of `fill` tokens; each of `workers` threads, by default one a core up to 8,
-    takes one. With `keep_pages` freed memory is kept. ``"int8"`` elsewhere: ValueError.
+    takes one. With `keep_pages` freed memory is kept. ValueError for ``"int8"`` without a CPU or oneDNN.
     """
     available = student.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if precision == "int8" and not available:
@@ -92,8 +92,8 @@ def _laid_out_copy(student: CrossEncoder, precision: str) -> CrossEncoder:
     copied = copy.deepcopy(student, shared).eval()
     names = {module: name for name, module in copied.model.named_modules()}
     as_they_are = {name.removesuffix(".weight") for name in copied.head_names()}
-    # Projections become one product, except in the last layer: its queries are of first positions alone,
-    # and `attend_first_to_states` reads its weights.
+    # Projections become one product, except in the last layer, whose queries are of first positions
+    # alone, and whose weights `attend_first_to_states` reads.
     attentions = [x for x in names if all(hasattr(x, n) for n in _Joined.NAMES)]
     as_they_are |= {names[x] for last in attentions[-1:] for x in (last.key, last.value)}
     for attention in attentions[:-1]:

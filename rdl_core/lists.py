@@ -104,5 +104,5 @@ def rows_of(ids: pd.Series, store_ids: pd.Index, what: str) -> np.ndarray:
     rows = row_of[:-1][number]
     if (rows < 0).any():
         told = f"expected every {what} id in the collection ({len(store_ids)} ids), but"
-        raise ValueError(f"{told} {ids[rows < 0].iloc[0]!r} is not: were they made for another?")
+        raise ValueError(f"{told} {ids[rows < 0].iloc[0]!r} is not: is it of another collection?")
     return rows
