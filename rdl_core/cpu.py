@@ -71,7 +71,7 @@ def engine(
     of `rdl_core.devices.PRECISIONS` or ``"int8"``: weights with a scale for each output, activations
     with one for each token, so that a score does not depend on its batch; the rest in float32. Batches
     are padded to a multiple of `fill` tokens; each of `workers` threads, by default one a core up to 8,
-    takes one. With `keep_pages` freed memory is kept. ValueError for ``"int8"`` without a CPU or oneDNN.
+    takes one. With `keep_pages` freed memory stays. ValueError for ``"int8"`` without CPU or oneDNN.
     """
     available = student.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if precision == "int8" and not available:

@@ -72,7 +72,7 @@ def _sampler(draw: Callable[..., SampledLists]) -> Callable[..., SampledLists]:
 
 @_sampler
 def top(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
-    """Take the first :math:`L` eligible candidates, not at random (Schlatt et al., ECIR 2025, stage 2)."""
+    """Take the first :math:`L` eligible candidates, not at random (Schlatt et al., ECIR 2025)."""
     keys = torch.arange(mask.shape[1], 0, -1, device=mask.device, dtype=torch.float32)
     return _highest(keys.expand_as(mask), mask, list_size)
 
