@@ -1,9 +1,8 @@
 """Attention over packed sequences: each token attends within its own sequence.
 
-By `varlen_attn` in half precision on CUDA; else by scaled dot-product attention over sequences that are
-unpacked for that one step. transformers' layers call it under the name `ATTENTION`.
-
-In shapes, `n` is the number of sequences and `t` that of the tokens in all of them together.
+By `varlen_attn` in half precision on CUDA; else by scaled dot-product attention over sequences unpacked
+for that step. transformers' layers call it under the name `ATTENTION`. In shapes, `n` is the number of
+sequences and `t` that of all their tokens.
 """
 
 from __future__ import annotations
@@ -42,9 +41,7 @@ class Layout:
         return sequence * self.packed.max_length + self.packed.position_ids
 
     def mask(self, window: int | None) -> Tensor:
-        """Bool ``[n, 1, 1 or max_length, max_length]``: True where a key is seen, of the whole sequence
-        or of a window to either side.
-        """
+        """Bool ``[n, 1, 1 or max_length, max_length]``: True where a key is seen."""
         places = torch.arange(self.packed.max_length, device=self.lengths.device)
         taken = places < self.lengths[:, None]
         if window is None:
@@ -61,13 +58,11 @@ class Layout:
         return (starts + torch.minimum(places, self.lengths[:, None] - 1)).flatten().long()
 
     def unpack(self, flat: Tensor) -> Tensor:
-        """``[t, heads, size]`` to ``[n, heads, max_length, size]``; the padding, masked later, is zeros
-        where a gradient is needed, else a token of the sequence, which takes one pass less.
-        """
+        """``[t, heads, size]`` to ``[n, heads, max_length, size]``; the padding is masked later."""
         n, length = len(self.lengths), self.packed.max_length
         if flat.requires_grad:
             padded = flat.new_zeros(n * length, *flat.shape[1:]).index_copy_(0, self.slots, flat)
-        else:
+        else:  # a token of the sequence as padding takes one pass less
             padded = flat.index_select(0, self.tokens)
         return padded.view(n, length, *flat.shape[1:]).transpose(1, 2)
 
@@ -98,8 +93,7 @@ def attend_first(
 ) -> Tensor:
     """Attention of each sequence's first position alone; ``[n, heads * size]``.
 
-    `query` is ``[n, heads, size]``; `key` and `value` are ``[t, heads, size]``. A ``sliding_window`` of
-    `module` is kept.
+    `query`: ``[n, heads, size]``; `key`, `value`: ``[t, heads, size]``. `module` may have a window.
     """
     scaling, window = query.shape[-1] ** -0.5, _window(module)
     # The kernel puts a single query at the end of its keys, so its window would be the wrong one.
@@ -138,9 +132,9 @@ def has_varlen(x: Tensor) -> bool:
 
 @contextmanager
 def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> Iterator[None]:
-    """Avoids the CPU's fused kernel in bfloat16 where its backward is slow: on one core, 18 sequences
-    of 105 tokens take 71 ms with it and 43 without; 8 of 256, 61 and 98. The other one would compute
-    in float32, for a tenth of the time and of the memory more, unless it is told not to.
+    """Avoids the CPU's fused bfloat16 kernel where its backward is slow: on one core, 18 sequences of
+    105 tokens take 71 ms with it, 43 without; 8 of 256, 61 and 98. The other kernel
+    must be told not to compute in float32, which takes a tenth more time and memory.
     """
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
     if not slow or layout.packed.max_length > _SHORT_TOKENS:

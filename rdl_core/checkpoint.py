@@ -39,10 +39,7 @@ def save(
 def load(
     path: Path, weights: Mapping[str, Tensor], optimiser: torch.optim.AdamW | None = None
 ) -> dict[str, Any]:
-    """Put a file's state into weights and optimiser, in place; gives the progress that was saved.
-
-    ValueError: the file is damaged, or of other weights.
-    """
+    """Put a file's state into weights and optimiser; gives its progress. ValueError if damaged."""
     try:
         with safe_open(path, "pt") as saved:
             metadata, names = saved.metadata(), set(saved.keys())
@@ -58,8 +55,8 @@ def load(
                             moment = saved.get_tensor(f"{key}.{name}").to(device)
                             optimiser.state[weight][key] = moment
     except Exception as error:  # safetensors has errors of its own, and others for a cut file
-        told = f"{path} is no whole checkpoint ({error})"
-        raise ValueError(f"{told}: delete it, and the stage begins again") from error
+        told = f"{path} is no whole checkpoint ({error}): delete it, and the stage begins again"
+        raise ValueError(told) from error
     return json.loads(metadata["progress"])
 
 

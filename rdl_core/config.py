@@ -1,7 +1,4 @@
-"""Every option of the library: the command line, YAML files and Python read these classes.
-
-A configuration checks itself when it is made. Importing this module needs no torch.
-"""
+"""Every option of the library, for the command line, YAML files and Python; imports no torch."""
 
 from __future__ import annotations
 

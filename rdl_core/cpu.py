@@ -1,10 +1,9 @@
 """A student laid out for scoring on a CPU: the same weights, arranged once for oneDNN's kernels.
 
 PyTorch arranges weights anew for each float32 product; arranged once, products take less time
-(`rdl bench engine` says how much), and the GELU behind one comes with it. As 8-bit integers, weights
-need a quarter of the memory traffic and use the integer instructions of CPUs with VNNI. Each core takes
-batches of its own and need not wait for others. The operators are those of ``torch.compile``, but need
-no C++ compiler. Without oneDNN the student stays as it is.
+(`rdl bench engine` says how much), with the GELU behind them. As 8-bit integers, weights need a quarter
+of the memory traffic. Each core takes batches of its own. The operators are those of ``torch.compile``,
+without its C++ compiler. Without oneDNN the student stays as it is.
 """
 
 from __future__ import annotations
@@ -70,17 +69,14 @@ def engine(
 
     The student does not change; it shares the weights that are not laid out anew. `precision` is a key
     of `rdl_core.devices.PRECISIONS` or ``"int8"``: weights with a scale for each output, activations
-    with one for each token, so that a score does not depend on its batch; attention, normalisation and
-    the head in float32. Batches are padded to a multiple of `fill` tokens; `workers` threads take one
-    each, by default as many as there are cores, up to 8. With `keep_pages` the C library keeps freed
-    memory for the next layer. ValueError for ``"int8"`` on another device, or without oneDNN.
+    with one for each token, so that a score does not depend on its batch; the rest in float32. Batches
+    are padded to a multiple of `fill` tokens; each of `workers` threads, by default one a core up to 8,
+    takes one. With `keep_pages` freed memory stays. ValueError for ``"int8"`` without CPU or oneDNN.
     """
     available = student.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if precision == "int8" and not available:
-        raise ValueError(
-            f"precision: int8 needs a CPU and PyTorch with oneDNN, got {student.device.type!r}: "
-            f"choose {' or '.join(PRECISIONS)}"
-        )
+        told = f"precision: int8 needs a CPU and PyTorch with oneDNN, got {student.device.type!r}"
+        raise ValueError(f"{told}: choose {' or '.join(PRECISIONS)}")
     if not available:
         return Engine(student.eval(), precision)
     if keep_pages:
@@ -96,8 +92,8 @@ def _laid_out_copy(student: CrossEncoder, precision: str) -> CrossEncoder:
     copied = copy.deepcopy(student, shared).eval()
     names = {module: name for name, module in copied.model.named_modules()}
     as_they_are = {name.removesuffix(".weight") for name in copied.head_names()}
-    # Projections to queries, keys and values become one product, but not in the last layer, which has
-    # queries of the first positions alone, and whose weights `attend_first_to_states` reads.
+    # Projections become one product, except in the last layer, whose queries are of first positions
+    # alone, and whose weights `attend_first_to_states` reads.
     attentions = [x for x in names if all(hasattr(x, n) for n in _Joined.NAMES)]
     as_they_are |= {names[x] for last in attentions[-1:] for x in (last.key, last.value)}
     for attention in attentions[:-1]:
@@ -175,10 +171,7 @@ class _Packed(nn.Module):
 
 
 class _Int8(nn.Module):
-    """A linear layer of 8-bit weights; each row of its input is quantised by its largest entry.
-
-    The input is overwritten where it comes `after_gelu`, as nobody else reads it.
-    """
+    """A linear layer of 8-bit weights; quantises each row of its input, overwritten if `after_gelu`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -206,6 +199,5 @@ class _Int8(nn.Module):
             integers, 1.0, 128, self.weight, self.scales, self.zeros, None, 1.0, 0, torch.float32,
             "none", [], "",
         )
-        torch.addcmul(self.bias, product, step, out=product)
-        result = product.view(*x.shape[:-1], -1)
+        result = torch.addcmul(self.bias, product, step, out=product).view(*x.shape[:-1], -1)
         return torch.ops.aten.gelu_(result) if self.gelu else result

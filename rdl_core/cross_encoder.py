@@ -1,12 +1,10 @@
 """The student: a cross-encoder over packed sequences.
 
 Weights and layers are those of transformers' ``AutoModelForSequenceClassification`` with one output,
-so that a saved folder loads anywhere. Only the way through them is ours: sequences come packed, end to
-end, so that no linear layer computes padding; attention stays within each (`rdl_core.attention`); the
-last layer computes the first position of each sequence, or all where the head takes their mean.
-Attention dropout is left out.
-
-In shapes, `n` is the number of sequences and `t` that of the tokens in all of them together.
+so that a saved folder loads anywhere. Sequences come packed, end to end, so that no linear layer
+computes padding; attention stays within each (`rdl_core.attention`), without dropout; the last layer
+computes first positions alone, or all where the head takes their mean. In shapes, `n` is the number of
+sequences and `t` that of all their tokens.
 """
 
 from __future__ import annotations
@@ -19,15 +17,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rdl_core.attention import ATTENTION, Layout, attend_first, attend_first_to_states, has_varlen
 from rdl_core.data.downloads import encoder_path
@@ -66,18 +60,14 @@ class CrossEncoder(nn.Module):
         self.template = PairTemplate.of(tokenizer)
         n_segments = getattr(model.config, "type_vocab_size", 0)
         if n_segments and (last := max(self.template.segments)) >= n_segments:
-            raise ValueError(
-                f"the tokenizer gives passages segment {last}, the model has {n_segments}, from 0: use "
-                "the tokenizer that the model was trained with"
-            )
+            told = f"gives passages segment {last}, the model has {n_segments}, from 0"
+            raise ValueError(f"the tokenizer {told}: use the one that the model was trained with")
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
         longest, special = min(tokenizer.model_max_length, table), self.template.n_tokens
         if (needed := query_tokens + passage_tokens + special) > longest:
-            raise ValueError(
-                f"expected at most {longest} tokens for this encoder, but query_tokens + "
-                f"passage_tokens + {special} special ones are {needed}: lower one of them"
-            )
+            told = f"query_tokens + passage_tokens + {special} special ones are {needed}"
+            raise ValueError(f"expected at most {longest} tokens a pair, but {told}: lower one of them")
 
     @classmethod
     def from_pretrained(
@@ -86,10 +76,9 @@ class CrossEncoder(nn.Module):
     ) -> CrossEncoder:  # fmt: skip
         """Load a student, or, unless it must be `trained`, an encoder whose head is drawn at random.
 
-        `name` is a folder, the folder of a training, a hub id, or the embedded encoder's name. Limits
-        of None are those that the model records, or else 32 and 256. Weights are read from safetensors
-        only, and no code that comes with a model is run. ValueError for no such model, more than one
-        output, no head, limits past the encoder's, or weights that changed since they were trained.
+        `name` is a folder, that of a training, a hub id, or the embedded encoder's name. Limits of None
+        are the recorded ones, or else 32 and 256. Only safetensors are read, and no code of a model is
+        run. ValueError for no such model, several outputs, no head, or weights that changed.
         """
         with _loading(name) as path:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -99,17 +88,14 @@ class CrossEncoder(nn.Module):
         if scores:
             _check_outputs(config, f"{name}: ")
         elif trained:
-            raise ValueError(
-                f"{name}: expected a trained cross-encoder (...ForSequenceClassification), got "
-                f"{', '.join(kinds)}, whose scores would be random: distil a student from it first"
-            )
+            expected = "expected a trained cross-encoder (...ForSequenceClassification), got"
+            told = f"{', '.join(kinds)}, whose scores would be random: distil a student from it first"
+            raise ValueError(f"{name}: {expected} {told}")
         weights = Path(model_path(name), _WEIGHTS)
         recorded_hash = manifest.get("files", {}).get(f"model/{_WEIGHTS}")
         if recorded_hash and weights.is_file() and content_hash(weights) != recorded_hash:
-            raise ValueError(
-                f"{weights} is damaged: its SHA-256 is not that of the weights that were trained: "
-                "restore the file, or train again in another folder"
-            )
+            told = f"{weights} is damaged: its SHA-256 is not that of the trained weights"
+            raise ValueError(f"{told}: restore the file, or train again in another folder")
         recorded = getattr(config, _KEY, None) or manifest.get("config", {})
         given = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
         limits = {key: given[key] or recorded.get(key, _LIMITS[key]) for key in _LIMITS}
@@ -127,9 +113,9 @@ class CrossEncoder(nn.Module):
         missing += sorted(str(x) for x in loaded["mismatched_keys"])
         if missing:
             raise ValueError(
-                f"{name}: expected its weights to be those of its config.json, but {len(missing)} are "
-                f"missing, of another shape or left over, such as {', '.join(missing[:3])}: its scores "
-                "would be random; save the model again, or use another"
+                f"{name}: expected the weights of its config.json, but {len(missing)} are missing, of "
+                f"another shape or left over, such as {', '.join(missing[:3])}: its scores would be "
+                "random; save the model again, or use another"
             )
         _log.info("%s: queries are cut to %d tokens, passages to %d", name, *limits.values())
         return student
@@ -151,10 +137,9 @@ class CrossEncoder(nn.Module):
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
         token_budget: int, precision: str = "float32",
     ) -> Tensor:  # fmt: skip
-        """Score pairs of rows, int64 ``[n]``, in batches of like length; float32 ``[n]``.
+        """Score pairs of rows, int64 ``[n]``, of stores on this model's device; float32 ``[n]``.
 
-        Differentiable unless gradients are off. The stores are on this model's device; a batch has at
-        most `token_budget` tokens; `precision` is a key of `PRECISIONS`.
+        Differentiable. A batch has at most `token_budget` tokens; `precision` is a key of `PRECISIONS`.
         """
         lengths = self.pair_lengths(queries, passages, query_rows, passage_rows)
         batches = [x.to(self.device) for x in plan_batches(lengths.cpu(), token_budget)]
@@ -225,31 +210,24 @@ def _loading(name: str | Path) -> Iterator[str]:
         yield model_path(name)
     except Exception as error:  # safetensors and tokenizers have errors of their own
         reason = str(error).partition("\n")[0]  # of several lines
-        raise ValueError(
-            f"{name} is no folder or hub id of a model that transformers loads ({reason})"
-        ) from None
+        told = f"{name} is no folder or hub id of a model that transformers loads ({reason})"
+        raise ValueError(told) from None
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     vocabulary, n_rows = tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings
     if vocabulary.keys() <= set(tokenizer.all_special_tokens):
-        raise ValueError(
-            f"the tokenizer knows no word, only {', '.join(vocabulary)}: is its file missing? Copy "
-            "tokenizer.json and tokenizer_config.json of the encoder into the folder"
-        )
+        told = f"the tokenizer knows no word, only {', '.join(vocabulary)}: is its file missing?"
+        raise ValueError(f"{told} Copy tokenizer.json and tokenizer_config.json of the encoder")
     if (last := max(vocabulary.values())) >= n_rows:
-        raise ValueError(
-            f"the tokenizer gives ids up to {last}, the model has {n_rows} word embeddings, from 0: "
-            "use the tokenizer that the model was trained with, or resize its embeddings"
-        )
+        told = f"gives ids up to {last}, the model has {n_rows} word embeddings, from 0"
+        raise ValueError(f"the tokenizer {told}: use the model's own, or resize its embeddings")
 
 
 def _check_outputs(config: PreTrainedConfig, where: str = "") -> None:
     if config.num_labels != 1:
-        raise ValueError(
-            f"{where}expected a model with one output, the score, got {config.num_labels} outputs: "
-            "choose another, or load it with num_labels=1"
-        )
+        told = f"expected a model with one output, the score, got {config.num_labels} outputs"
+        raise ValueError(f"{where}{told}: choose another, or load it with num_labels=1")
 
 
 def _first_position(model: PreTrainedModel) -> int:
@@ -302,27 +280,20 @@ def _encode_modernbert(model: PreTrainedModel, layout: Layout) -> Tensor:
     rotations = {kind: base.rotary_emb(hidden, places, kind) for kind in kinds}
     *layers, last = base.layers
     for layer in layers:
-        turn = rotations[layer.attention_type]
-        hidden = layer(hidden, layout=layout, position_embeddings=turn)
+        hidden = layer(hidden, layout=layout, position_embeddings=rotations[layer.attention_type])
     turn = rotations[last.attention_type]
-    if model.config.classifier_pooling == "cls":
-        return base.final_norm(_first_of_modernbert(last, hidden[0], turn, layout))
-    hidden = base.final_norm(last(hidden, layout=layout, position_embeddings=turn))
-    padded = layout.unpack(hidden.transpose(0, 1)) * layout.mask(None).mT
-    return padded.sum(2).squeeze(1) / layout.lengths[:, None]
-
-
-def _first_of_modernbert(
-    layer: nn.Module, hidden: Tensor, turn: tuple[Tensor, Tensor], layout: Layout
-) -> Tensor:
-    """A layer's output at the first position of each sequence."""
-    attention, starts = layer.attn, layout.packed.cu_seqlens[:-1]
-    projected = attention.Wqkv(layer.attn_norm(hidden)).unflatten(-1, (3, -1, attention.head_dim))
+    if model.config.classifier_pooling != "cls":
+        hidden = base.final_norm(last(hidden, layout=layout, position_embeddings=turn))
+        padded = layout.unpack(hidden.transpose(0, 1)) * layout.mask(None).mT
+        return padded.sum(2).squeeze(1) / layout.lengths[:, None]
+    # Of the last layer, only the first position of each sequence is computed.
+    hidden, attention, starts = hidden[0], last.attn, packed.cu_seqlens[:-1]
+    projected = attention.Wqkv(last.attn_norm(hidden)).unflatten(-1, (3, -1, attention.head_dim))
     query, key, value = projected.unbind(1)
     query, key = apply_rotary_pos_emb(query, key, *(x[0] for x in turn))
     attended = attend_first(attention, query.index_select(0, starts), key, value, layout)
     first = hidden.index_select(0, starts) + attention.out_drop(attention.Wo(attended))
-    return first + layer.mlp(layer.mlp_norm(first))
+    return base.final_norm(first + last.mlp(last.mlp_norm(first)))
 
 
 def _head_modernbert(model: PreTrainedModel, pooled: Tensor) -> Tensor:

@@ -14,10 +14,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-__all__ = [
-    "PRECISIONS", "default_device", "device_name", "fitting", "keep_freed_pages", "processes",
-    "resolve_precision",
-]  # fmt: skip
+__all__ = ["PRECISIONS", "default_device", "device_name", "fitting", "keep_freed_pages", "processes",
+           "resolve_precision"]  # fmt: skip
 
 _T = TypeVar("_T")
 _LEAST_TOKENS = 256
@@ -61,16 +59,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def keep_freed_pages() -> None:
-    """Have glibc keep freed memory: it hands back what is free beyond twice the largest block, of those
-    up to 32 MiB, that it mapped by itself and that was given back. Elsewhere, nothing happens.
-    """
+    """Have glibc keep freed memory, up to twice the largest block (of at most 32 MiB) given back."""
     torch.empty(30 * 2**20, dtype=torch.uint8)  # untouched, it costs no memory
 
 
 def fitting(compute: Callable[..., _T], token_budget: int) -> tuple[_T, int]:
-    """Compute with a ``token_budget``, halved after each out-of-memory error; gives the last one, too.
-
-    What `compute` did before memory ran out is done again. MemoryError where 256 tokens are too many.
+    """Compute with a ``token_budget``, anew with half of it after each out-of-memory error; gives the
+    last one, too. MemoryError where 256 tokens are too many.
     """
     while True:
         try:
@@ -79,12 +74,9 @@ def fitting(compute: Callable[..., _T], token_budget: int) -> tuple[_T, int]:
             if not (should_reduce_batch_size(error) or _ONEDNN_OUT_OF_MEMORY in str(error)):
                 raise
             if token_budget <= _LEAST_TOKENS:
-                raise MemoryError(
-                    f"the device lacks the memory for {token_budget} tokens at once ({error}): free "
-                    "some, shorten passages, or choose a smaller encoder"
-                ) from error
+                told = f"the device lacks the memory for {token_budget} tokens at once ({error})"
+                raise MemoryError(f"{told}: free some, or choose a smaller encoder") from error
         # After the except block: the error holds on to all that had been allocated.
         clear_device_cache(garbage_collection=True)
-        halved = token_budget // 2
-        _log.warning("out of memory with %d tokens at once; going on with %d", token_budget, halved)
-        token_budget = halved
+        before, token_budget = token_budget, token_budget // 2
+        _log.warning("out of memory with %d tokens at once; going on with %d", before, token_budget)

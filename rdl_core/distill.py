@@ -1,8 +1,7 @@
 """Distillation, top down: the recipe (`two_stages`), a stage (`distill`), a step, and from files.
 
-Every random draw is seeded from the stage's seed and its own place. A resumed run thus needs weights
-and optimiser alone and ends with the same weights, byte for byte on a CPU, as one that never stopped;
-and the lists of a step do not depend on the number of processes that share them.
+Every random draw is seeded from the stage's seed and its own place. So a resumed run ends with the same
+weights, byte for byte on a CPU, and a step's lists do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -57,13 +56,10 @@ def two_stages(
 
     First contrastive: the student learns to tell the relevant passage from hard negatives (lists with
     ``relevance``). Then listwise: it learns the LLM's order of a first stage's top passages (lists with
-    ``teacher_rank``). Resumes where it was killed.
-
-    Changes the student, which starts with a fresh head, in place; gives it in evaluation mode. `folder`
-    gets ``contrastive/`` and ``listwise/``, as `distill` writes them.
+    ``teacher_rank``). The student, with a fresh head, is changed in place and returned in evaluation
+    mode. `folder` gets ``contrastive/`` and ``listwise/``; resumes where it was killed.
     """
-    stages = (("contrastive", judged, contrastive), ("listwise", ranked, listwise))
-    for name, lists, config in stages:
+    for name, lists, config in (("contrastive", judged, contrastive), ("listwise", ranked, listwise)):
         identity = {"stage": asdict(config), "seed": seed, "lists": _digest(lists)}
         with _held(Path(folder) / name, identity) as work:
             if work.manifest is None:
@@ -82,22 +78,13 @@ def distill(
 ) -> CrossEncoder:  # fmt: skip
     """Train a student, in place, on ranked lists: one stage; resumes from the folder's checkpoint.
 
-    Processes started by ``accelerate launch`` share the lists of each step; the first of them writes.
+    Processes of one ``accelerate launch`` share the lists of each step; the first of them writes.
+    `folder` gets ``log.jsonl`` (per step: step, loss, learning_rate, gradient_norm, perhaps dev), the
+    checkpoint, and at the end ``model/``. `dev`, higher is better, is the measure for ``dev_every``.
+    Gives the student in evaluation mode: its last state, or with `dev` the best.
 
-    Args:
-        lists: With what the sampler and the targets of the stage need.
-        seed: Draws of queries, lists and dropout follow from it.
-        folder: Gets ``log.jsonl`` (per step: step, loss, learning_rate, gradient_norm, dev where it
-            was measured), the checkpoint, and at the end ``model/``.
-        dev: The measure that ``dev_every`` asks for, higher is better, of other queries.
-
-    Returns:
-        The student in evaluation mode: its last state, or with `dev` the best that was measured.
-
-    Raises:
-        ValueError: The lists lack something, or there are more processes than lists in a step.
-        FloatingPointError: A loss or gradient is not finite; names step and queries. State and lists
-            go to ``nonfinite.safetensors``; the last checkpoint stays.
+    ValueError where the lists lack what the stage needs. FloatingPointError for a loss or gradient that
+    is not finite names step and queries; state and lists go to ``nonfinite.safetensors``.
     """
     _check(lists, config, dev)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,10 +108,7 @@ def distill(
 def draw(
     lists: RankedLists, config: StageConfig, *, seed: int, step: int
 ) -> tuple[RankedLists, SampledLists]:
-    """The queries of a step, ``[queries_per_step, depth]``, and a training list drawn from each.
-
-    Each query comes once before any comes again. Steps count from 0.
-    """
+    """The queries of a step, counted from 0, and a list of each; all come before one comes again."""
     n, size, device = len(lists), config.queries_per_step, lists.mask.device
     places = range(step * size, (step + 1) * size)
     which = torch.stack([_shuffled(n, seed, place // n)[place % n] for place in places])
@@ -136,17 +120,15 @@ def draw(
     between = (batch.relevance > 0) & ~relevant
     eligible = batch.mask & ~between if "relevant" in wanted else batch.mask
     generator = torch.Generator(device).manual_seed(seed_of(seed, "lists", step))
-    sampler = SAMPLERS[config.sampler]
-    own = wanted | config.sampler_options
-    return batch, sampler(eligible, config.list_size, generator=generator, **own)
+    options = wanted | config.sampler_options | {"generator": generator}
+    return batch, SAMPLERS[config.sampler](eligible, config.list_size, **options)
 
 
 def targets(lists: RankedLists, sampled: SampledLists, config: StageConfig) -> Tensor:
     """Targets of the drawn passages, float32 ``[batch, list_size]``; the unranked are last."""
     if config.targets == "teacher":
         ranks = lists.teacher_rank.gather(1, sampled.indices)
-        last = torch.iinfo(torch.int32).max
-        return targets_from_ranks(ranks.where(ranks > 0, last), sampled.mask)
+        return targets_from_ranks(ranks.where(ranks > 0, 2**31 - 1), sampled.mask)
     if config.targets == "scores":
         return config.score_scale * lists.teacher_score.gather(1, sampled.indices)
     grades = lists.relevance.gather(1, sampled.indices)
@@ -196,9 +178,8 @@ class Training:
     def step(self, lists: RankedLists, sampled: SampledLists, *, seed: int) -> tuple[float, float]:
         """One optimiser step on lists from `draw`, shared by all processes; loss and gradient norm.
 
-        A listwise loss needs the scores of whole lists, but not their activations. A step too long to
-        hold these is scored twice: without a graph, for the loss and its gradient by each score; then
-        batch by batch with one, to carry that gradient on (Gao et al., RepL4NLP 2021).
+        A step whose activations are too many to hold is scored twice: without a graph, for the loss and
+        its gradient by each score; then batch by batch with one (Gao et al., RepL4NLP 2021).
         """
         goals = targets(lists, sampled, self.config)
         n_lists = has_preference(goals, sampled.mask).sum().clamp(min=1)
@@ -244,16 +225,15 @@ class Training:
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             drawn = {"query_rows": query_rows, "passage_rows": passage_rows, "mask": sampled.mask}
             self.save(_NONFINITE, targets=goals, **drawn)
-            rows = lists.query_rows.tolist()
-            names = [lists.query_ids[row] for row in rows] if len(lists.query_ids) else rows
-            what = "queries" if len(lists.query_ids) else "query rows"
+            what, names = "query rows", lists.query_rows.tolist()
+            if len(lists.query_ids):
+                what, names = "queries", [lists.query_ids[row] for row in names]
             remedy = "lower learning_rate or set max_gradient_norm"
             if not goals[sampled.mask].isfinite().all():
                 remedy = "the targets are not finite: correct the teacher's scores"
             raise FloatingPointError(
                 f"loss {loss.item()}, gradient norm {norm.item()} at step {self.progress['step']}, "
-                f"{what} {', '.join(map(str, names))}: {remedy}; state and lists are in "
-                f"{self.folder / _NONFINITE}, checkpoint and log beside it"
+                f"{what} {', '.join(map(str, names))}: {remedy}; state: {self.folder / _NONFINITE}"
             )
         self.optimiser.step()
         self.progress["step"] += 1
@@ -328,10 +308,9 @@ def _log_of_steps(folder: Path, start: int) -> TextIO:
 
 
 def _digest(lists: RankedLists) -> str:
-    tables = (lists.passage_rows, lists.teacher_rank, lists.teacher_score, lists.relevance)
     data = hashlib.sha256()
-    for table in (lists.query_rows, *tables):
-        data.update(table.cpu().contiguous().numpy())
+    for name in ("query_rows", "passage_rows", "teacher_rank", "teacher_score", "relevance"):
+        data.update(getattr(lists, name).cpu().contiguous().numpy())
     return data.hexdigest()
 
 
@@ -344,13 +323,12 @@ def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> Non
          "targets: the lists have no teacher_rank: let a teacher rank first, or use 'judgments'"),
         (config.targets == "scores" and unscored.any(),
          f"targets: {int(unscored.sum())} of {int(lists.mask.sum())} passages have no finite "
-         "teacher_score: give them, or train on targets 'teacher', which takes ranks"),
+         "teacher_score: give them, or train on targets 'teacher'"),
         (by_judgments and not (lists.relevance >= config.positive_grade).any(),
          f"no passage is judged {config.positive_grade} or more, which sampler {config.sampler!r} and "
          f"targets {config.targets!r} need: give lists with judgments, or lower positive_grade"),
         ((dev is None) != (config.dev_every == 0),
-         f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every} and "
-         f"{'no' if dev is None else 'a'} measure: give both or neither"),
+         f"dev_every: expected a dev measure if and only if it is not 0, got {config.dev_every}"),
         (n_processes > n_lists,
          f"queries_per_step: expected a list for each of {n_processes} processes, got {n_lists}: "
          "raise it or start fewer processes"),
@@ -360,30 +338,28 @@ def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> Non
             raise ValueError(message)
     whole = torch.arange(lists.mask.shape[1], device=lists.mask.device).expand(lists.mask.shape)
     if not has_preference(targets(lists, SampledLists(whole, lists.mask), config), lists.mask).any():
-        raise ValueError(
-            "no list has two passages of different targets, so that nothing can be learnt: check what "
-            "ranked or judged them"
-        )
-
-
-# --- from files -----------------------------------------------------------------------------------
+        told = "no list has two passages of different targets: nothing can be learnt"
+        raise ValueError(f"{told}; check what ranked or judged them")
 
 
 def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     """Train a student on a file of ranked lists, or go on with it, or give it if it is finished.
 
-    `folder` is new, empty, or was begun with the same configuration and data. It gets the tokens of the
-    texts, what `distill` writes, and the files of `resumable`.
-
-    Raises:
-        ValueError: A file, text or model is missing or does not fit; or `resumable` refuses.
+    `folder` is new, empty, or was begun with the same configuration and data, else ValueError. It gets
+    the texts' tokens, what `distill` writes, and the files of `resumable`.
     """
     folder = Path(folder)
     corpus = read_corpus(config.lists, format=config.format, collection=config.collection)
     torch.manual_seed(config.seed)  # the head's first weights
     limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
     student = CrossEncoder.from_pretrained(config.encoder, **limits).to(default_device())
-    stage = _stage_of(config, corpus, student)
+    stage = checked(StageConfig, {"precision": "auto"} | config.training, what="training")
+    if stage.dev_every:
+        raise ValueError("dev_every: this command measures no dev queries: leave it out")
+    if "steps" not in config.training:  # every list three times
+        steps = math.ceil(3 * len(corpus.ids("query_id")) / stage.queries_per_step)
+        stage = replace(stage, steps=steps)
+    stage = replace(stage, precision=resolve_precision(stage.precision, student.device))
     with _held(folder, _identity(config, stage, student, corpus)) as work:
         if work.manifest is not None:
             _log.info("%s: finished before", folder)
@@ -422,16 +398,6 @@ def _held(folder: Path, identity: dict) -> Iterator[Work]:
         processes().wait_for_everyone()
         path = folder / MANIFEST
         yield Work(folder, identity, read_json(path) if path.exists() else None)
-
-
-def _stage_of(config: DistillConfig, corpus: Corpus, student: CrossEncoder) -> StageConfig:
-    stage = checked(StageConfig, {"precision": "auto"} | config.training, what="training")
-    if stage.dev_every:
-        raise ValueError("dev_every: this command measures no dev queries: leave it out")
-    if "steps" not in config.training:
-        n_drawn = 3 * len(corpus.ids("query_id"))  # every list three times
-        stage = replace(stage, steps=math.ceil(n_drawn / stage.queries_per_step))
-    return replace(stage, precision=resolve_precision(stage.precision, student.device))
 
 
 def _identity(config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus) -> dict:

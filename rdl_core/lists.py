@@ -33,28 +33,19 @@ class RankedLists:
 
     queries: TokenStore
     passages: TokenStore
-    query_rows: Tensor
-    """int64 ``[n]``: row of each query in `queries`."""
-    passage_rows: Tensor
-    """int64 ``[n, depth]``: row of each candidate in `passages`."""
-    teacher_rank: Tensor
-    """int64 ``[n, depth]``: 1 is best; 0 where no teacher ranked or `mask` is False."""
-    teacher_score: Tensor
-    """float32 ``[n, depth]``: higher is better; NaN where no teacher scored or `mask` is False."""
-    relevance: Tensor
-    """int64 ``[n, depth]``: judged grade; -1 where nobody judged or `mask` is False."""
-    mask: Tensor
-    """bool ``[n, depth]``: True for a real candidate."""
-    query_ids: Sequence[str] = ()
-    """Ids of the rows of `queries`, for messages."""
+    query_rows: Tensor  #: int64 ``[n]``: row of each query in `queries`.
+    passage_rows: Tensor  #: int64 ``[n, depth]``: row of each candidate in `passages`.
+    teacher_rank: Tensor  #: int64 ``[n, depth]``: 1 is best; 0 where not ranked or masked.
+    teacher_score: Tensor  #: float32 ``[n, depth]``: higher is better; NaN where not scored or masked.
+    relevance: Tensor  #: int64 ``[n, depth]``: judged grade; -1 where not judged or masked.
+    mask: Tensor  #: bool ``[n, depth]``: True for a real candidate.
+    query_ids: Sequence[str] = ()  #: Ids of the rows of `queries`, for messages.
 
     @classmethod
     def from_frame(cls, candidates: pd.DataFrame, corpus: TokenCorpus) -> RankedLists:
         """Make tensors from ``query_id``, ``doc_id``, ``rank`` (1 is best) and, where known,
-        ``teacher_rank``, ``teacher_score``, ``relevance``; any order of rows.
-
-        Raises:
-            ValueError: A column is missing, the corpus lacks an id, or a query has a passage twice.
+        ``teacher_rank``, ``teacher_score``, ``relevance``; any order of rows. ValueError where a column
+        is missing, the corpus lacks an id, or a query has a passage twice.
         """
         if missing := {"query_id", "doc_id", "rank"} - set(candidates.columns):
             raise ValueError(f"expected columns query_id, doc_id, rank; missing: {sorted(missing)}")
@@ -83,12 +74,11 @@ class RankedLists:
     def concat(cls, parts: Sequence[RankedLists]) -> RankedLists:
         """Lists of several sets over one corpus, padded to the deepest; a query may be in several."""
         depth = max(lists.mask.shape[1] for lists in parts)
-        tables = {}
+        tables = {"query_rows": torch.cat([lists.query_rows for lists in parts])}
         for name, empty in _EMPTY.items():
             padded = [pad(getattr(x, name), (0, depth - x.mask.shape[1]), value=empty) for x in parts]
             tables[name] = torch.cat(padded)
-        query_rows = torch.cat([lists.query_rows for lists in parts])
-        return replace(parts[0], query_rows=query_rows, **tables)
+        return replace(parts[0], **tables)
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -104,11 +94,7 @@ class RankedLists:
 
 
 def rows_of(ids: pd.Series, store_ids: pd.Index, what: str) -> np.ndarray:
-    """Row of each id in a store, int64 ``[n]``; repeats are allowed.
-
-    Raises:
-        ValueError: An id is not among `store_ids`; names it as a `what`, query or passage.
-    """
+    """Row of each id, repeats too, in a store; int64 ``[n]``; ValueError names a `what` it lacks."""
     # The store's ids are looked up among the wanted: a hash table of millions is slow to build.
     number, wanted = pd.factorize(ids)
     stored, sought = (pa.array(x.astype("str"), pa.large_string()) for x in (store_ids, wanted))
@@ -117,8 +103,6 @@ def rows_of(ids: pd.Series, store_ids: pd.Index, what: str) -> np.ndarray:
     row_of[places] = np.arange(len(places))  # the last place is nobody's
     rows = row_of[:-1][number]
     if (rows < 0).any():
-        raise ValueError(
-            f"expected every {what} id to be in the collection ({len(store_ids)} ids), but "
-            f"{ids[rows < 0].iloc[0]!r} is not: were the candidates made for another collection?"
-        )
+        told = f"expected every {what} id in the collection ({len(store_ids)} ids), but"
+        raise ValueError(f"{told} {ids[rows < 0].iloc[0]!r} is not: is it of another collection?")
     return rows

@@ -3,25 +3,19 @@ r"""Ranking losses as plain functions of two tensors, ``[batch, n]``; dimension 
 Every loss is ``name(scores, targets, *, mask=None, reduction="mean", **own)``, in :data:`LOSSES`:
 
 - ``scores``: student logits, higher is better. Half precision is raised to float32; float64 stays.
-- ``targets``: finite, higher is better, without gradient: relevance grades, teacher scores, or
-  :func:`targets_from_ranks`. Losses that need ranks take them from the targets, tied ones averaged:
-  :math:`p_i = 1 + |\{j: t_j > t_i\}| + \frac12 |\{j \ne i: t_j = t_i\}|`.
-- ``mask`` bool: True = real passage; None = all are. A masked entry may hold anything, NaN
-  included: it changes nothing, counts nowhere, and its gradient is exactly 0.
+- ``targets``: finite, higher is better, no gradient: grades, scores, :func:`targets_from_ranks`.
+  Their ranks average ties: :math:`p_i = 1 + |\{j: t_j > t_i\}| + \frac12 |\{j \ne i: t_j = t_i\}|`.
+- ``mask`` bool: True = real passage; None = all. What is masked, NaN too, changes nothing; gradient 0.
 - ``reduction``: ``"none"`` gives ``[batch]``; ``"mean"`` the mean over the lists with a preference.
-
-Options that several losses share:
-
 - ``temperature`` T > 0 divides the scores; a small T makes smoothed ranks hard and gradients rare.
 - ``positives``, the set P: passages at the list's ``"best"`` target, or ``"all"`` above its lowest.
 - ``gain`` of a target t, negative counts as 0: ``"exp2"``, :math:`2^t - 1`, safe for any t, or
   ``"linear"``, t. :math:`G_i` is the gain divided by the ideal DCG; without a gain, a list costs 0.
 
-A list without a preference (all passages tied or masked, or only one) teaches no order: its loss and
-gradient are 0, and the mean does not count it. Pointwise and pairwise losses are means over a list's
-items or pairs, where some papers take sums; listwise losses are one number per list, as published.
-
-All raise ``ValueError`` for a wrong shape or value, ``TypeError`` for a wrong dtype or unknown option.
+A list without a preference (all passages tied or masked, or only one) has loss and gradient 0, and the
+mean does not count it. Pointwise and pairwise losses are means over a list's items or pairs, where some
+papers take sums; listwise losses are one number per list, as published. ``ValueError``: wrong shape or
+value; ``TypeError``: wrong dtype or unknown option.
 
 >>> import torch
 >>> from rdl_core.losses import ranknet, targets_from_ranks
@@ -43,7 +37,6 @@ from torch.nn import functional as F
 __all__ = ["LOSSES", "has_preference", "targets_from_ranks"]  # and every loss
 
 LOSSES: dict[str, Callable[..., Tensor]] = {}  #: Every loss by its name.
-
 _Positives = Literal["best", "all"]
 _Gain = Literal["exp2", "linear"]
 _Discount = Literal["log2", "reciprocal", "none"]
@@ -52,10 +45,9 @@ _LambdaWeights = Literal["lambdarank", "ndcg1", "ndcg2", "ndcg2pp", "arp1", "arp
 
 
 def _loss(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make a loss of ``formula(scores, targets, mask, *, own options)``, registered by its name.
+    """Register a loss made of ``formula(scores, targets, mask, *, options)``, which gives ``[batch]``.
 
-    The formula gets checked float32 or float64 tensors, 0 where masked, and every list without a
-    preference wholly masked, for which any number will do in the ``[batch]`` that it returns.
+    It gets float32 or float64, 0 where masked; lists without a preference are wholly masked.
     """
 
     def loss(
@@ -72,9 +64,8 @@ def _loss(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
         mask = _check(scores, "scores", mask)
         if not scores.is_floating_point():
             raise TypeError(f"scores must be floating, got {scores.dtype}; use scores.float()")
-        if targets.shape != scores.shape:
-            shapes = f"{tuple(scores.shape)}, got {tuple(targets.shape)}"
-            raise ValueError(f"targets must have the shape of scores, {shapes}")
+        if (got := tuple(targets.shape)) != (shape := tuple(scores.shape)):
+            raise ValueError(f"targets must have the shape of scores, {shape}, got {got}")
         dtype = torch.promote_types(scores.dtype, torch.float32)
         scores, targets = scores.to(dtype), targets.detach().to(dtype)
         counts = has_preference(targets, mask)
@@ -85,9 +76,8 @@ def _loss(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     common = list(inspect.signature(loss).parameters.values())[:-1]
     own = [p for p in inspect.signature(formula).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    choices = {
-        p.name: get_args(p.annotation) for p in common + own if get_origin(p.annotation) is Literal
-    }
+    literals = [p for p in common + own if get_origin(p.annotation) is Literal]
+    choices = {p.name: get_args(p.annotation) for p in literals}
     loss.__signature__ = inspect.Signature(common + own, return_annotation=Tensor)
     # Code of its own: tracebacks then name the loss, and torch.compile keeps a cache for each.
     loss.__code__ = loss.__code__.replace(co_name=formula.__name__)
@@ -103,8 +93,8 @@ def ranknet(scores, targets, mask, *, weighting: Literal["uniform", "inverse_ran
     .. math:: \ell = \operatorname{mean}_{t_i > t_j} w_{ij} \log(1 + e^{-(s_i - s_j)})
 
     ``weighting``: ``"uniform"``, 1, or ``"inverse_rank_sum"``, :math:`w_{ij} = 1 / (p_i + p_j)`.
-    Reference: Burges et al., ICML 2005, who also take tied pairs, with a target probability of 1/2.
-    Weights: Gangi Reddy et al. (FIRST), EMNLP 2024; not normalised.
+    Reference: Burges et al., ICML 2005, who also take tied pairs, at probability 1/2. Weights: Gangi
+    Reddy et al. (FIRST), EMNLP 2024; not normalised.
     """
     loss = F.softplus(-_differences(scores))
     if weighting == "inverse_rank_sum":
@@ -139,8 +129,7 @@ def info_nce(scores, targets, mask, *, positives: _Positives = "best", temperatu
     Positives do not compete with one another; with one of them it is softmax cross-entropy.
     Reference: van den Oord et al., arXiv 1807.03748, 2018. LCE: Gao et al., ECIR 2021.
     """
-    positive = _positives(targets, mask, positives)
-    scores = scores / temperature
+    positive, scores = _positives(targets, mask, positives), scores / temperature
     negatives = _filled(scores, mask & ~positive).logsumexp(-1)
     return _mean(F.softplus(negatives[:, None] - scores), positive)
 
@@ -152,13 +141,12 @@ def listnet(scores, targets, mask, *, distribution: _Labels = "targets", tempera
     .. math:: \ell = -\sum_i P_i \log \operatorname{softmax}(s / T)_i, \qquad
         P = \operatorname{softmax}(t) \;\text{or}\; \operatorname{softmax}(1 / p)
 
-    ``distribution`` P: of the ``"targets"``, which for ranks puts most of its weight on the first three
-    passages, or of the much flatter ``"reciprocal_rank"``. T divides the student's scores only.
-    Reference: Cao et al., ICML 2007. Labels 1 / rank: the code of Sun et al. (RankGPT), EMNLP 2023.
+    ``distribution`` P: of ``"targets"`` (for ranks, the first three weigh most) or the much flatter
+    ``"reciprocal_rank"``. T divides the student's scores only. Reference: Cao et al., ICML 2007. Labels
+    1 / rank: the code of Sun et al. (RankGPT), EMNLP 2023.
     """
     wanted = targets if distribution == "targets" else 1 / _ranks(targets, mask)
-    cross_entropy = -_log_softmax(wanted, mask).exp() * _log_softmax(scores / temperature, mask)
-    return cross_entropy.sum(1)
+    return (-_log_softmax(wanted, mask).exp() * _log_softmax(scores / temperature, mask)).sum(1)
 
 
 @_loss
@@ -167,8 +155,7 @@ def list_mle(scores, targets, mask):
 
     .. math:: \ell = \sum_i \Bigl(\log \sum_{j = i \,\vee\, t_j < t_i} e^{s_j} - s_i\Bigr)
 
-    Tied passages do not compete; with one positive among equals it is :func:`info_nce`.
-    Reference: Xia et al., ICML 2008.
+    Tied passages do not compete; one positive: :func:`info_nce`. Reference: Xia et al., ICML 2008.
     """
     return _choice_losses(scores, targets, mask).sum(1)
 
@@ -201,7 +188,6 @@ def lambda_loss(
     With the rank :math:`r_i` of passage i by score, :math:`D_i = \log_2(1 + r_i)` and
     :math:`\delta_{ij} = 1 / \log_2(1 + |r_i - r_j|) - 1 / \log_2(2 + |r_i - r_j|)`, the ``weighting``
     :math:`w_{ij}` of pairs with :math:`t_i > t_j` (ndcg1, arp1: of all pairs), without gradient, is
-
     ``lambdarank``: :math:`|1/D_i - 1/D_j| |G_i - G_j|`; ``ndcg1``: :math:`G_i / D_i`; ``ndcg2``:
     :math:`\delta_{ij} \, |G_i - G_j|`; ``ndcg2pp``: lambdarank's plus :math:`\mu` (``mu`` >= 0) times
     ndcg2's; ``arp1``: :math:`\max(t_i, 0)`; ``arp2``: :math:`t_i - t_j`. ``scale``: :math:`\sigma` > 0.
@@ -260,9 +246,9 @@ def neural_ndcg(
         \hat P_{k \cdot} = \operatorname{softmax}_i
         \Bigl(\bigl((m + 1 - 2k) s_i - \textstyle\sum_j |s_i - s_j|\bigr) / T\Bigr)
 
-    ``sinkhorn_steps`` >= 0: how often the columns, then the rows, of :math:`\hat P` are scaled to
-    sum to one; each costs memory, and without them a passage may count repeatedly.
-    Reference: Pobrotyn and Białobrzeski, arXiv 2102.07831, 2021. NeuralSort: Grover et al., ICLR 2019.
+    ``sinkhorn_steps`` >= 0: how often columns, then rows, of :math:`\hat P` are scaled to sum to one;
+    each costs memory; without them a passage may count repeatedly. Reference: Pobrotyn and
+    Białobrzeski, arXiv 2102.07831, 2021. NeuralSort: Grover et al., ICLR 2019.
     """
     length = mask.sum(1)[:, None, None]
     position = torch.arange(1, scores.shape[1] + 1, device=scores.device)[:, None]
@@ -284,9 +270,8 @@ def margin_mse(scores, targets, mask, *, margin: float | None = None):
 
     .. math:: \ell = \operatorname{mean}_{t_i > t_j} \bigl((s_i - s_j) - m_{ij}\bigr)^2
 
-    ``margin`` > 0 is the same for every pair; None takes the teacher's, :math:`m_{ij} = t_i - t_j`, and
-    the targets must then be on the scale of the scores.
-    Reference: Hofstätter et al., arXiv 2010.02666, 2020 (one positive and one negative a query).
+    ``margin`` > 0 is for every pair; None takes :math:`m_{ij} = t_i - t_j`, with targets on the scores'
+    scale. Reference: Hofstätter et al., arXiv 2010.02666, 2020 (one positive and one negative a query).
     """
     wanted = _differences(targets) if margin is None else margin
     return _mean((_differences(scores) - wanted) ** 2, _ordered_pairs(targets, mask))
@@ -329,9 +314,8 @@ def hinge(
     .. math:: \ell = \operatorname{mean}_{t_i > t_j} \max(0, m - (s_i - s_j))
         \quad\text{or}\quad \operatorname{mean}_i \max(0, m - y_i s_i), \; y_i = \pm 1
 
-    ``comparison``: ``"pairwise"``, the first formula, or ``"pointwise"``: positives have y = 1.
-    ``margin``: :math:`m` > 0, in units of the scores.
-    Reference: pairwise, Joachims (ranking SVM), KDD 2002.
+    ``comparison``: ``"pairwise"``, the first, or ``"pointwise"``, where positives have y = 1.
+    ``margin``: :math:`m` > 0, in units of scores. Reference: Joachims (ranking SVM), KDD 2002.
     """
     if comparison == "pairwise":
         return _mean(F.relu(margin - _differences(scores)), _ordered_pairs(targets, mask))
@@ -342,20 +326,15 @@ def hinge(
 def targets_from_ranks(teacher_rank: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Turn teacher ranks, 1 = best, into targets, float32 (float64 for float64), 0 where masked.
 
-    Of :math:`m` real passages, :math:`t_i = m - p_i + 1`: gaps left by sampling are closed, tied ranks
-    averaged.
+    Of :math:`m` real passages, :math:`t_i = m - p_i + 1`: gaps are closed, tied ranks averaged.
     """
     mask = _check(teacher_rank, "teacher_rank", mask)
     rank = teacher_rank.to(torch.promote_types(teacher_rank.dtype, torch.float32))
-    worst_first = _ranks(rank.masked_fill(~mask, 0), mask)  # 1 = largest rank
-    return worst_first.masked_fill(~mask, 0)
+    return _ranks(rank.masked_fill(~mask, 0), mask).masked_fill(~mask, 0)  # 1 = largest rank
 
 
 def has_preference(targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Tell which lists count in the mean: ``[batch]`` bool, two real passages' targets differ.
-
-    The sum of ``loss(..., reduction="none")`` divided by their number is the mean, also of pieces.
-    """
+    """Tell which lists the mean counts, ``[batch]`` bool: those with two different real targets."""
     mask = _check(targets, "targets", mask)
     return _positives(targets.to(torch.promote_types(targets.dtype, torch.float32)), mask, "all").any(1)
 
@@ -364,9 +343,7 @@ def _check(values: Tensor, name: str, mask: Tensor | None) -> Tensor:
     """Check a tensor and its mask; gives the mask."""
     shape = tuple(values.shape)
     if len(shape) != 2 or shape[1] == 0:
-        raise ValueError(
-            f"{name} must be 2-D, [batch, n] with n >= 1, got shape {shape}; use x[None]"
-        )
+        raise ValueError(f"{name} must be 2-D, [batch, n], n >= 1, got shape {shape}; use x[None]")
     if mask is None:
         return torch.ones_like(values, dtype=torch.bool)
     if mask.dtype != torch.bool:

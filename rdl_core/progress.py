@@ -39,10 +39,7 @@ def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> It
 
 
 def log_plainly() -> None:
-    """Show the messages of this project, and of notebooks that it runs, on standard error.
-
-    For programs and notebooks to call once.
-    """
+    """Show messages of this project, and of notebooks it runs, on standard error; to call once."""
     for name in ("rdl_core", "rdl_study", "papermill"):
         handler, logger = logging.StreamHandler(), logging.getLogger(name)
         form = "%(message)s" if name == "papermill" else "%(asctime)s %(message)s"

@@ -41,11 +41,10 @@ def rerank(
 ) -> pd.DataFrame:  # fmt: skip
     """Score candidates ``query_id, doc_id, rank``, whose texts are in the corpus.
 
-    Gives ``query_id, doc_id, score``, grouped by query; equal scores are settled by
-    `rdl_core.evaluate.settle_ties`, not here. Scores are float32 in each `precision`: a key of
-    `rdl_core.devices.PRECISIONS`, or on a CPU ``"int8"``. A batch has at most `token_budget` tokens,
-    halved after each out-of-memory error; None takes what suits the device. ValueError for an id that
-    the corpus does not have, or a score that is not finite.
+    Gives ``query_id, doc_id, score`` (float32), grouped by query; ties are for
+    `rdl_core.evaluate.settle_ties`. `precision` is a key of `rdl_core.devices.PRECISIONS`, or on a CPU
+    ``"int8"``. A batch has at most `token_budget` tokens, halved after each out-of-memory error; None
+    suits the device. ValueError for an id that the corpus lacks, or a score that is not finite.
     """
     lists = RankedLists.from_frame(candidates, corpus)
     query_rows = lists.query_rows.repeat_interleave(lists.mask.shape[1])[lists.mask.flatten()]
@@ -64,10 +63,8 @@ def rerank(
     query_ids = corpus.query_ids.to_numpy(object)[query_rows.numpy()]
     doc_ids = corpus.doc_ids.to_numpy(object)[passage_rows.numpy()]
     if len(broken := query_ids[~np.isfinite(score)]):
-        raise ValueError(
-            f"the student scored nan or infinity for query {broken[0]!r}: its weights are broken; "
-            "train it again with a lower learning rate"
-        )
+        told = f"the student scored nan or infinity for query {broken[0]!r}"
+        raise ValueError(f"{told}: its weights are broken; train it again with a lower learning rate")
     return pd.DataFrame({"query_id": query_ids, "doc_id": doc_ids, "score": score})
 
 
@@ -77,10 +74,9 @@ def token_budget_of(device: torch.device) -> int:
 
 
 def rerank_files(config: RerankConfig) -> None:
-    """Write a run of a student's scores, some queries at a time; it takes its name when it is whole.
+    """Write a run of a student's scores, which takes its name when it is whole.
 
-    Scores strictly decrease; equal ones keep the order of the candidates. Beside the run of a shard
-    lies ``<out>.json``, which `merge_runs` reads.
+    Scores strictly decrease, equal ones in the candidates' order. A shard gets ``<out>.json``, too.
     """
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(every.candidates, config.tag)
@@ -114,9 +110,8 @@ def rerank_files(config: RerankConfig) -> None:
 
 
 def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:
-    """Make one run of those of all shards, as if one process had made it; gives its number of queries.
-
-    ValueError for a shard that is missing, there twice, made of something else, or changed since.
+    """Make one run of those of all shards; gives its number of queries. ValueError for shards that are
+    missing, there twice, made of something else, or changed since.
     """
     records = {Path(shard): _shard_record(Path(shard)) for shard in shards}
     identity = whole(records)
@@ -131,10 +126,8 @@ def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:
 def _shard_record(shard: Path) -> dict:
     record = shard.with_name(f"{shard.name}.json")
     if not (shard.is_file() and record.is_file()):
-        raise ValueError(
-            f"{shard} is no run of a shard with {record.name} beside it: bring both, or run rdl rerank "
-            "--shard again"
-        )
+        told = f"{shard} is no run of a shard with {record.name} beside it"
+        raise ValueError(f"{told}: bring both, or run rdl rerank --shard again")
     identity = read_json(record)
     if identity.pop("sha256") != content_hash(shard):
         raise ValueError(f"{shard} changed since {record.name} was written: run rdl rerank again")

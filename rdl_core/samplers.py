@@ -7,13 +7,11 @@ Every sampler is ``name(mask, list_size, *, generator, **own)``, in :data:`SAMPL
 - ``generator``: the only source of randomness, on the device of ``mask``.
 
 Some take tensors ``[batch, depth]`` besides, which :func:`needs` names: ``relevant`` and ``judged``,
-bool, and ``teacher_rank``, numbers, 1 = best, 0 = unranked. All raise ``ValueError`` for an argument of
-another shape, dtype, size or device. No value is read, so nothing waits for the device; for given
-shapes a generator advances alike whatever the data.
-
-In the formulas :math:`M` is the set of eligible candidates, :math:`n = |M|`, :math:`L` the list
-size, :math:`r_i` the first-stage rank of candidate :math:`i` (column + 1) and :math:`\pi_i` the
-probability that the list holds :math:`i \in M`.
+bool, and ``teacher_rank``, numbers, 1 = best, 0 = unranked. ``ValueError`` for another shape, dtype,
+size or device. No value is read, so nothing waits for the device, and a generator advances alike
+whatever the data. In the formulas :math:`M` is the set of eligible candidates, :math:`n = |M|`,
+:math:`L` the list size, :math:`r_i` the first-stage rank of candidate :math:`i` (column + 1) and
+:math:`\pi_i` the probability that the list holds :math:`i \in M`.
 
 >>> import torch
 >>> from rdl_core.samplers import random
@@ -50,7 +48,21 @@ def _sampler(draw: Callable[..., SampledLists]) -> Callable[..., SampledLists]:
 
     @functools.wraps(draw)
     def checked(mask: Tensor, list_size: int, *, generator: Generator, **own):
-        _check(mask, list_size, generator, {key: own[key] for key in _TENSORS & own.keys()})
+        shape, device = list(mask.shape), mask.device
+        if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] < 1:
+            raise ValueError(f"expected mask as bool [batch, depth >= 1], got {mask.dtype} {shape}")
+        if not isinstance(list_size, int) or list_size < 1:
+            raise ValueError(f"expected list_size as an int >= 1, got {list_size!r}")
+        where = getattr(generator, "device", None)
+        if where is None or where.type != device.type:
+            raise ValueError(f"expected a generator on {device} like the mask, got one on {where}")
+        for name in _TENSORS & own.keys():
+            tensor, kind = own[name], "numbers" if name == "teacher_rank" else "bool"
+            like = (tensor.shape, tensor.device) == (mask.shape, device)
+            if not like or (tensor.dtype == torch.bool) != (kind == "bool"):
+                expected = f"expected {name} as {kind} {shape} on {device} like the mask"
+                got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+                raise ValueError(f"{expected}, got {got}")
         return draw(mask, list_size, generator=generator, **own)
 
     SAMPLERS[draw.__name__] = checked
@@ -60,10 +72,7 @@ def _sampler(draw: Callable[..., SampledLists]) -> Callable[..., SampledLists]:
 
 @_sampler
 def top(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
-    """Take the first :math:`L` eligible candidates; the generator is not advanced.
-
-    Reference: Schlatt et al., ECIR 2025 (second stage: the whole first-stage top 100).
-    """
+    """Take the first :math:`L` eligible candidates, not at random (Schlatt et al., ECIR 2025)."""
     keys = torch.arange(mask.shape[1], 0, -1, device=mask.device, dtype=torch.float32)
     return _highest(keys.expand_as(mask), mask, list_size)
 
@@ -109,15 +118,12 @@ def stratified(mask: Tensor, list_size: int, *, generator: Generator) -> Sampled
 def hard(mask: Tensor, list_size: int, *, generator: Generator, first: int, last: int) -> SampledLists:
     r"""Draw uniformly from the eligible candidates of first-stage ranks ``first`` to ``last``.
 
-    Of :math:`m` eligible ones, both ends counted, each has :math:`\pi_i = \min(1, L / m)`. ValueError
-    unless 1 <= first <= last <= depth.
+    Of :math:`m` of them, each has :math:`\pi_i = \min(1, L / m)`. Needs 1 <= first <= last <= depth.
     """
-    if not 1 <= first <= last <= mask.shape[1]:
-        raise ValueError(
-            f"expected ranks 1 <= first <= last <= depth = {mask.shape[1]}, got first={first}, "
-            f"last={last}; narrow or move the window"
-        )
-    window = pad(mask[:, first - 1 : last], (first - 1, mask.shape[1] - last))
+    if not 1 <= first <= last <= (depth := mask.shape[1]):
+        expected = f"expected ranks 1 <= first <= last <= depth = {depth}"
+        raise ValueError(f"{expected}, got first={first}, last={last}; narrow or move the window")
+    window = pad(mask[:, first - 1 : last], (first - 1, depth - last))
     return _highest(_uniform(mask, generator), window, list_size)
 
 
@@ -129,7 +135,7 @@ def single_relevant(
 
     Of :math:`P` eligible relevant and :math:`N` other candidates :math:`\pi_i = 1 / P` if relevant,
     else :math:`\min(1, (L - 1) / N)`; if :math:`P = 0`, the row is empty. To add positives that the
-    first stage missed, append them as columns, True in ``mask`` and ``relevant``: no rank moves.
+    first stage missed, append columns, True in ``mask`` and ``relevant``: no rank moves.
     Reference: Schlatt et al., ECIR 2025 (first stage: 1 relevant, 7 others of the top 200).
     """
     own = {"judged": torch.ones_like(mask), "teacher_rank": mask.int()}  # nothing to drop
@@ -166,25 +172,6 @@ def needs(name: str) -> frozenset[str]:
     if name not in SAMPLERS:
         raise ValueError(f"expected a sampler of {', '.join(SAMPLERS)}, got {name!r}; choose one")
     return _TENSORS.intersection(inspect.signature(SAMPLERS[name]).parameters)
-
-
-def _check(mask: Tensor, list_size: int, generator: Generator, tensors: dict[str, Tensor]) -> None:
-    shape, device = list(mask.shape), mask.device
-    if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] < 1:
-        raise ValueError(f"expected mask as bool [batch, depth >= 1], got {mask.dtype} {shape}")
-    if not isinstance(list_size, int) or list_size < 1:
-        raise ValueError(f"expected list_size as an int >= 1, got {list_size!r}")
-    where = getattr(generator, "device", None)
-    if where is None or where.type != device.type:
-        raise ValueError(f"expected a generator on {device} like the mask, got one on {where}")
-    for name, tensor in tensors.items():
-        as_bool = name != "teacher_rank"
-        like = (tensor.shape, tensor.device) == (mask.shape, device)
-        if not like or (tensor.dtype == torch.bool) != as_bool:
-            raise ValueError(
-                f"expected {name} as {'bool' if as_bool else 'numbers'} {shape} on {device} like the "
-                f"mask, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            )
 
 
 def _uniform(like: Tensor, generator: Generator) -> Tensor:

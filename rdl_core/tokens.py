@@ -1,10 +1,8 @@
 """Text as tokens: tokenised once, kept flat, gathered and packed on the device.
 
 A `TokenStore` holds texts as one vector of token ids and one of offsets, on disk as two memory-mapped
-files; rows are gathered by arithmetic on the offsets. `pack` builds the sequences that a cross-encoder
-reads, ``[CLS] query [SEP] passage [SEP]``, end to end in one vector, without padding.
-
-In shapes, `n` is the number of pairs and `t` that of the tokens in all of them together.
+files. `pack` builds the sequences that a cross-encoder reads, ``[CLS] query [SEP] passage [SEP]``, end
+to end, without padding. In shapes, `n` is the number of pairs and `t` that of all their tokens.
 """
 
 from __future__ import annotations
@@ -41,10 +39,8 @@ _CHUNK, _CHUNK_CHARACTERS = 4096, 2**22
 class TokenStore:
     """Token ids of many texts, without special tokens, as ragged rows."""
 
-    flat: Tensor
-    """int16 ``[tokens]``: ids modulo 2**16, or int32 where the vocabulary is larger."""
-    offsets: Tensor
-    """int64 ``[rows + 1]``: row ``i`` is ``flat[offsets[i]:offsets[i + 1]]``."""
+    flat: Tensor  #: int16 ``[tokens]``: ids modulo 2**16, or int32 where the vocabulary is larger.
+    offsets: Tensor  #: int64 ``[rows + 1]``: row ``i`` is ``flat[offsets[i]:offsets[i + 1]]``.
 
     @classmethod
     def build(
@@ -53,10 +49,8 @@ class TokenStore:
     ) -> TokenStore:  # fmt: skip
         """Tokenise `total` texts chunk by chunk into a folder, and map it; resumes where it was killed.
 
-        Special tokens are left out, and texts cut to `max_tokens`. ``progress.json`` records how far
-        ``tokens.bin`` and ``offsets.bin`` are whole, and becomes ``store.json`` at the end. That the
-        texts are those of the killed build is for the folder's manifest to tell
-        (`rdl_core.files.resumable`).
+        Special tokens are left out, texts cut to `max_tokens`. ``progress.json`` says how far the files
+        are whole, and becomes ``store.json``. `rdl_core.files.resumable` sees if the texts changed.
         """
         encoder = _encoder(tokenizer, max_tokens)
         done = _resume(folder, encoder)
@@ -108,7 +102,7 @@ class TokenStore:
 
     def to(self, device: torch.device | str) -> TokenStore:
         """The store on another device."""
-        return TokenStore(flat=self.flat.to(device), offsets=self.offsets.to(device))
+        return TokenStore(self.flat.to(device), self.offsets.to(device))
 
     def lengths(self, rows: Tensor, max_tokens: int) -> Tensor:
         """Tokens in each row, at most `max_tokens`; int64, shaped like `rows`."""
@@ -146,8 +140,7 @@ class PairTemplate:
     before: tuple[int, ...]
     between: tuple[int, ...]
     after: tuple[int, ...]
-    segments: tuple[int, int]
-    """Segment id of the query, ``between`` included, and of the passage."""
+    segments: tuple[int, int]  #: Segment ids of the query, ``between`` included, and of the passage.
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
@@ -161,37 +154,29 @@ class PairTemplate:
         query, passage = text_of.index(0), text_of.index(1)
         first, second = segments[query], segments[passage]
         if segments != [first] * passage + [second] * (len(ids) - passage):
-            raise ValueError(
-                f"expected segments {first} up to the passage, then {second}, got {segments} for "
-                f"tokens {ids}: use an encoder of BERT's or RoBERTa's form"
-            )
+            got = f"{segments} for tokens {ids}: use an encoder of BERT's or RoBERTa's form"
+            raise ValueError(f"expected segments {first} up to the passage, then {second}, got {got}")
         between, after = ids[query + text_of.count(0) : passage], ids[passage + text_of.count(1) :]
         return cls(tuple(ids[:query]), tuple(between), tuple(after), (first, second))
 
     @property
     def n_tokens(self) -> int:
         """Special tokens per pair."""
-        return len(self.before) + len(self.between) + len(self.after)
+        return len(self.before + self.between + self.after)
 
 
 @dataclass(frozen=True)
 class Packed:
     """Sequences end to end, as variable-length attention takes them."""
 
-    input_ids: Tensor
-    """int64 ``[t]``; so are positions, from 0 in every sequence, and segments."""
-    position_ids: Tensor
+    input_ids: Tensor  #: int64 ``[t]``, as the next two.
+    position_ids: Tensor  #: From 0 in every sequence.
     segment_ids: Tensor
-    cu_seqlens: Tensor
-    """int32 ``[n + 1]``: where each sequence starts, and the end of the last."""
-    max_length: int
-    """Tokens in the longest sequence."""
+    cu_seqlens: Tensor  #: int32 ``[n + 1]``: where each sequence starts, and the end of the last.
+    max_length: int  #: Tokens in the longest sequence.
 
     def filled(self, multiple: int, lengths: int = 1) -> Packed:
-        """The same with sequences of padding behind it, up to a multiple of so many tokens.
-
-        Attention lays sequences out in a multiple of `lengths` places.
-        """
+        """With padding behind it, up to a multiple of tokens; `max_length` becomes one of `lengths`."""
         n_tokens, longest, device = len(self.input_ids), self.max_length, self.input_ids.device
         more, width = -n_tokens % multiple, -(-longest // lengths) * lengths
         if (more, width) == (0, longest):
@@ -208,9 +193,7 @@ def pack(
     queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
     template: PairTemplate, query_tokens: int, passage_tokens: int,
 ) -> Packed:  # fmt: skip
-    """Build the sequences of pairs of rows, int64 ``[n]``, on the device that holds the stores.
-
-    Texts are cut to `query_tokens` and `passage_tokens`. The host waits for the device once.
+    """Build the sequences of pairs of rows, int64 ``[n]``, cut to so many tokens, where the stores are.
 
     >>> import torch
     >>> template = PairTemplate(before=(1,), between=(2,), after=(2,), segments=(0, 1))
@@ -246,9 +229,8 @@ def pack(
 def plan_batches(lengths: Tensor, token_budget: int, *, workers: int = 1) -> list[Tensor]:
     """Indices of pairs of `lengths`, int64 ``[n]`` on the CPU, in batches of about equal cost.
 
-    A batch has at most `token_budget` tokens, each pair counted as long as the longest, or one pair.
-    The longest come first: memory runs out at the first batch or never. Where `workers` compute batches
-    at a time, these are smaller if some workers would have none in the last round.
+    A batch has at most `token_budget` tokens, each pair counted as long as the longest, or one pair;
+    fewer where some `workers` had none. The longest come first: memory runs out at once or never.
 
     >>> import torch
     >>> plan_batches(torch.tensor([3, 9, 4, 4]), token_budget=9)
@@ -326,9 +308,8 @@ def _tokenise(texts: list[str], encoder: Tokenizer, dtype: str) -> tuple[np.ndar
 
 def _ragged_positions(starts: Tensor, lengths: Tensor, n_tokens: int) -> Tensor:
     """``starts[i], starts[i] + 1, ...`` for `lengths[i]` places each, end to end; int64 ``[t]``."""
-    shift = starts - (lengths.cumsum(0) - lengths)
-    places = torch.arange(n_tokens, device=starts.device)
-    return places + shift.repeat_interleave(lengths, output_size=n_tokens)
+    shift = (starts - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths, output_size=n_tokens)
+    return torch.arange(n_tokens, device=starts.device) + shift
 
 
 def _put_special(input_ids: Tensor, starts: Tensor, special: tuple[int, ...]) -> None:
