@@ -4,8 +4,6 @@ Other packages, such as the study, add commands through the entry points ``rdl.c
 command needs is imported when it runs, so that ``--help`` is quick.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -7,8 +7,6 @@ References: McSherry and Najork, ECIR 2008 (ties); Smucker et al., CIKM 2007 (t-
 Scandinavian Journal of Statistics 1979; Schuirmann, J. Pharmacokinetics and Biopharmaceutics 1987.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

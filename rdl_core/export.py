@@ -4,8 +4,6 @@ The folder holds what transformers and sentence-transformers read, ``onnx/model.
 onnxruntime, whose scores are compared with PyTorch's, and a model card.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import random

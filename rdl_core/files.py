@@ -4,8 +4,6 @@ Such a folder has ``config.json`` from its start, the identity of the work: all 
 result; and ``manifest.json`` from its end: identity, circumstances, and a hash of every file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -26,10 +24,8 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = [
-    "Work", "checked", "content_hash", "partial", "read_json", "read_settings", "read_yaml",
-    "resumable", "versions", "write_json",
-]  # fmt: skip
+__all__ = ["Work", "checked", "content_hash", "partial", "read_json", "read_settings", "read_yaml",
+           "resumable", "versions", "write_json"]  # fmt: skip
 
 CONFIG, MANIFEST, _LOCK = "config.json", "manifest.json", ".lock"
 _MISFITS = {

@@ -31,9 +31,8 @@ from rdl_core.data import published, pydocs
 from rdl_core.data.downloads import fetch
 from rdl_core.data.formats import read_candidates, read_passages, read_qrels, read_queries
 
-__all__ = [
-    "Collection", "Corpus", "Texts", "crops", "fingerprint", "load", "read_corpus", "read_judgments",
-]  # fmt: skip
+__all__ = ["Collection", "Corpus", "Texts", "crops", "fingerprint", "load", "read_corpus",
+           "read_judgments"]  # fmt: skip
 
 _PARTS = ("queries", "docs", "qrels")
 _CHUNK = 2**16  # passages read at once

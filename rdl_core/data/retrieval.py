@@ -7,8 +7,6 @@ Reference: Robertson & Zaragoza, Foundations and Trends in IR 2009 (BM25); Lù, 
 Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import sys

@@ -9,8 +9,6 @@ identifiers in brackets count: if digits did, "20 passages are provided" would b
 Reading(order=(2, 0, 1), n_missing=1, n_repeated=1, n_unknown=0)
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -5,8 +5,6 @@ later each time. What will not (a wrong key, an unknown model, no credit) stops 
 on their way are still handed out. The key is read from the environment and never shown.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

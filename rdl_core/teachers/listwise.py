@@ -12,8 +12,6 @@ Reference: Sun et al., EMNLP 2023.
 [range(2, 5), range(0, 3)]
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

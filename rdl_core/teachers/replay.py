@@ -1,7 +1,5 @@
 """Recorded answers: a log, so that nothing is asked twice, and a teacher that replays recordings."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

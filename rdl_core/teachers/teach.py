@@ -8,8 +8,6 @@
 - ``report.json``: what had to be repaired, tokens and cost, in all and for each query.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence
