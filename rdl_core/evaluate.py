@@ -88,9 +88,8 @@ def per_query(
 def settle_ties(run: pd.DataFrame, first_stage: pd.DataFrame | None = None) -> pd.DataFrame:
     """Order each query's passages, best first, and make their scores strictly decrease in float32.
 
-    trec_eval breaks ties in float32 by document id, which can flatter a constant scorer. Here they keep
-    the ``rank`` of `first_stage`, else the run's own ``rank``, else the order of rows. Files need nine
-    significant digits (``"%.9g"``): six lose the order.
+    trec_eval breaks ties in float32 by document id. Here they keep the ``rank`` of `first_stage`, else
+    the run's own ``rank``, else the order of rows. Files need nine significant digits (``"%.9g"``).
     """
     scores, ranks = _numbers("run", run, "score"), np.arange(len(run))
     if first_stage is not None:
@@ -163,7 +162,6 @@ class Equivalence:
     p_value: float  #: The larger p-value of the two one-sided tests.
     margin: float  #: Smallest difference that matters, in units of the measure.
     alpha: float  #: Level of the test.
-
     equivalent: bool  #: Whether a difference of `margin` or more, either way, is rejected.
 
 
@@ -194,8 +192,7 @@ def evaluate_files(config: EvaluateConfig) -> str:
     """`rdl evaluate`: measure runs in files and compare them with one of them, by default the first.
 
     Returns a table as text for each measure: `compare`'s, with ``p_tost`` and ``equivalent``. A run has
-    the name of its file, or its path where names repeat. Scores are made from ranks: a file that kept
-    another system's scores counts by its own order.
+    the name of its file, or its path where names repeat. Ranks count, not scores a file may have kept.
     """
     names = [Path(path).name.removesuffix(".gz").rpartition(".")[0] for path in config.runs]
     if len(set(names)) < len(names) or not all(names):
@@ -232,11 +229,9 @@ def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:
     columns, has = [*_IDS, column], list(frame.columns)
     _expect(set(columns) <= set(has), f"{name} with columns {columns}", has, "rename or add columns")
     for key in _IDS:
-        missing = frame[key].isna().sum()
-        _expect(
-            is_string_dtype(frame[key]) and not missing, f"{name} with {key} as strings",
-            f"{frame[key].dtype}, {missing} missing", "read ids as str, drop empty rows",
-        )  # fmt: skip
+        missing, dtype = frame[key].isna().sum(), frame[key].dtype
+        good, got = is_string_dtype(frame[key]) and not missing, f"{dtype}, {missing} missing"
+        _expect(good, f"{name} with {key} as strings", got, "read ids as str, drop empty rows")
     values = pd.to_numeric(frame[column], errors="coerce").to_numpy(float, na_value=np.nan)
     for wrong, what in (
         (frame.duplicated(_IDS), "each passage once in a query"),
