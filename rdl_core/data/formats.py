@@ -208,7 +208,8 @@ def _opened(path: str | Path) -> Iterator[IO[bytes]]:
     try:
         with open(path, "rb") as raw:
             packed = str(path).endswith(".gz") or raw.peek(2).startswith(b"\x1f\x8b")
-            yield gzip.open(raw) if packed else raw
+            with gzip.open(raw) if packed else raw as file:
+                yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         _refuse(path, "a whole gzip file", error, "fetch or pack it again")
 
