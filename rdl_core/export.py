@@ -28,8 +28,7 @@ from rdl_core.data.collections import read_corpus
 
 __all__ = ["TOLERANCE", "as_markdown", "export", "export_files", "quantise_weights"]
 
-#: Largest difference between scores of the ONNX file and of PyTorch.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  #: Largest difference between scores of the ONNX file and of PyTorch.
 _PAIRS_OF_FILE = 256
 _ONE_FILE_BYTES = 2**30  # an ONNX file may have 2 GiB; larger weights go into a file beside it
 _FLOAT = onnx.TensorProto.FLOAT

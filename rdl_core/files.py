@@ -101,7 +101,7 @@ def read_settings(kind: type[_T], path: Path) -> _T:
 
 
 def checked(kind: type[_T], values: object, *, what: str) -> _T:
-    """A configuration from a mapping of its fields; numbers may be strings, as YAML's ``1e-5`` is one.
+    """A configuration from its fields; numbers may be strings, as YAML's ``1e-5`` is one.
 
     ValueError has a line for each field that does not fit; `what` says where the values come from.
     """

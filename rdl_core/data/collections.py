@@ -122,10 +122,7 @@ class Collection:
 
 @lru_cache(maxsize=8)
 def load(collection_id: str) -> Collection:
-    """Open a collection: an id that ir_datasets knows, one of ours, a folder; any with ``/crops``.
-
-    Raises ValueError for an unknown id, and lists ours, or a folder without queries and passages.
-    """
+    """Open a collection; ValueError for an unknown id, or a folder without queries and passages."""
     base, _, last = collection_id.rpartition("/")
     if collection_id in _OURS:
         return Collection(collection_id, _OURS[collection_id])
@@ -292,10 +289,10 @@ def _indexed(collection_id: str) -> Collection:
         except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
             tried = error.args[1] if len(error.args) == 2 else [(error, None)]
             places = ", ".join(f"at {source} ({type(why).__name__})" for source, why in tried)
-            raise ValueError(
-                f"{part} of collection {collection_id!r} are neither in {ir_datasets.util.home_path()} "
-                f"nor {places}: set IR_DATASETS_HOME to a copy of that folder made with a network"
-            ) from error
+            home = ir_datasets.util.home_path()
+            told = f"{part} of collection {collection_id!r} are neither in {home} nor {places}"
+            remedy = "set IR_DATASETS_HOME to a copy of that folder made with a network"
+            raise ValueError(f"{told}: {remedy}") from error
 
     parts = {part: partial(read, part) for part in _PARTS if getattr(dataset, f"has_{part}")()}
     return Collection(collection_id, parts, find)

@@ -308,7 +308,7 @@ def _json(path: str | Path) -> Iterator[tuple[int, Any]]:
             yield number, value
             number += text.count("\n", start, at)
     if depth:
-        got = f"{abs(depth)} missing" if depth > 0 else f"{-depth} too many"
+        got = f"{depth} missing" if depth > 0 else f"{-depth} too many"
         _refuse(f"{path}, line {number}", "a ] for each [", got, "is the file whole?")
 
 
@@ -474,8 +474,8 @@ def _once(frame: pd.DataFrame, key: list[str], at: _Places, what: str) -> pd.Dat
 
 def _from_columns(frame: pd.DataFrame, at: _Places) -> pd.DataFrame:
     if not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        _refuse(at(), "each column once", f"{twice!r} twice", "rename or remove one")
+        got = f"{frame.columns[frame.columns.duplicated()][0]!r} twice"
+        _refuse(at(), "each column once", got, "rename or remove one")
     used = {name: next((x for x in own[0] if x in frame), None) for name, own in _COLUMNS.items()}
     for name in ("query_id", "doc_id"):
         if used[name] is None:
@@ -527,8 +527,8 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
 #: What a record of a format looks like, its reader, and sets of keys that tell it.
 Format = namedtuple("Format", "shape read keys", defaults=((),))
 _RUN_NAME = re.compile(r"\.(run|trec|res)(\.gz)?$")
-#: Formats of candidates by name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered
-#: by rank, its candidates (today) and ``lists`` by place. Lists without labels are a teacher's.
+#: By name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered by rank, candidates
+#: (today) and ``lists`` by place. Lists without labels are a teacher's.
 FORMATS = {
     "trec_run": Format("qid iter docid rank score tag, or qid docid [score]", read_run),
     "msmarco_run": Format("qid pid rank", lambda path: read_run(path, third="rank")),

@@ -30,8 +30,7 @@ from rdl_core.files import content_hash
 __all__ = ["FIRST_STAGES", "JUDGED", "TEACHERS", "YEARS", "file_hashes", "first_stage",
            "ranked_queries", "teacher_runs", "teachers_of", "texts"]  # fmt: skip
 
-#: ir_datasets id of Rank-DistiLLM's training queries.
-JUDGED = "msmarco-passage/train/judged"
+JUDGED = "msmarco-passage/train/judged"  #: ir_datasets id of Rank-DistiLLM's training queries.
 YEARS = (2019, 2020, 2022)  # of TREC DL, with published lists
 _FOLDERS = {  # of TREC DL's first stages; 2022 has the first three
     "bm25": "BM25", "bm25_rm3": "BM25_RM3", "splade": "SPLADE_P_P_ENSEMBLE_DISTIL",

@@ -32,8 +32,7 @@ __all__ = ["PACKAGES", "SPLITS", "Entry", "Frames", "build", "load", "parse_docs
 
 #: Libraries the project depends on anyway; the standard library comes on top.
 PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "seaborn", "sklearn")
-#: Share of the queries in each split, in the order in which the hash of a name is cut.
-SPLITS = {"train": 0.80, "dev": 0.05, "test": 0.15}
+SPLITS = {"train": 0.80, "dev": 0.05, "test": 0.15}  #: Share of the queries in each split, in order.
 _QUERY_WORDS, _PASSAGE_WORDS = range(4, 31), range(15, 91)
 _SKIPPED_FOLDERS = set(  # tests, and copies of other people's packages
     "__pycache__ _vendor externals idlelib lib2to3 site-packages test testing tests".split()
@@ -141,8 +140,7 @@ def _plain(text: str) -> str:
 
 def _cut_see_also(text: str) -> tuple[tuple[str, ...], str]:
     """Names in a numpydoc "See Also" section, and the text without that section."""
-    section = next((x for x in _SECTION.finditer(text) if x[1] == "See Also"), None)
-    if section is None:
+    if not (section := next((x for x in _SECTION.finditer(text) if x[1] == "See Also"), None)):
         return (), text
     following = _SECTION.search(text, section.end())
     end = following.start() if following else len(text)

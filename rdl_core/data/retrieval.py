@@ -3,8 +3,7 @@
 All take queries (``query_id``, ``query``) and passages (``doc_id``, ``text``) and give ``query_id``,
 ``doc_id``, ``rank`` (1 is best) and ``score``, at most `depth` rows per query.
 
-Reference: Robertson & Zaragoza, Foundations and Trends in IR 2009 (BM25); Lù, 2024 (bm25s);
-Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
+Reference: Robertson & Zaragoza, FnTIR 2009 (BM25); Lù, 2024 (bm25s); Reimers & Gurevych, EMNLP 2019.
 """
 
 import hashlib
@@ -38,10 +37,8 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
     """
     bars, stemmer, index = sys.stderr.isatty(), Stemmer("english"), bm25s.BM25(k1=1.2, b=0.75)
     options = {"stopwords": "en", "stemmer": stemmer, "show_progress": False}
-    words, query_words = (
-        bm25s.tokenize(list(map(bigrams, texts)), **options)
-        for texts in (passages["text"], queries["query"])
-    )
+    texts = passages["text"], queries["query"]
+    words, query_words = (bm25s.tokenize(list(map(bigrams, x)), **options) for x in texts)
     if not (query_words.ids and words.vocab):  # which bm25s does not take
         if len(passages):
             _log.warning("BM25: no passage or no query has a word, so that there are no candidates")
