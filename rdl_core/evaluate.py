@@ -121,7 +121,8 @@ def compare(
     `values` have a row for each query (index ``query_id``) and a column for each system; all but the
     baseline are the family of tests, with level `alpha`. All share the bootstrap's draws. Returns for
     each ``system``: ``n_queries``; ``mean``, ``ci_low``, ``ci_high``; ``delta`` (minus the baseline),
-    ``delta_low``, ``delta_high``; ``p_value``, ``p_holm``, ``significant``; NaN where one query is all.
+    ``delta_low``, ``delta_high``; ``p_value``, ``p_holm``, ``significant``. One query has no intervals
+    and p-values: NaN.
     """
     _expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
     values = _checked_values(values, [*values.columns, baseline])

@@ -527,8 +527,8 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
 #: What a record of a format looks like, its reader, and sets of keys that tell it.
 Format = namedtuple("Format", "shape read keys", defaults=((),))
 _RUN_NAME = re.compile(r"\.(run|trec|res)(\.gz)?$")
-#: By name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered by rank, candidates
-#: (today) and ``lists`` by place. Lists without labels are a teacher's.
+#: Formats by name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered by rank,
+#: candidates (today) and ``lists`` by place. Lists without labels are a teacher's.
 FORMATS = {
     "trec_run": Format("qid iter docid rank score tag, or qid docid [score]", read_run),
     "msmarco_run": Format("qid pid rank", lambda path: read_run(path, third="rank")),
