@@ -1,10 +1,7 @@
 """The command `rdl`: its commands are made from the fields of configurations (`rdl_core.config`).
 
-Other packages, such as the study, add commands through the entry points ``rdl.commands``. What a
-command needs is imported when it runs, so that ``--help`` is quick.
+Other packages add commands by entry points ``rdl.commands``. What a command needs is imported when run.
 """
-
-from __future__ import annotations
 
 import errno
 import json
@@ -33,8 +30,6 @@ def command(
 ) -> Callable[[Callable[..., str | None]], click.Command]:
     """Make a command of a function, whose docstring is its help; what it returns is printed.
 
-    Click's own decorators, below this one, add parameters that no configuration has.
-
     Args:
         kind: Configuration whose fields become options; the function gets one as ``config``.
         positional: Fields that are given without a name, in this order; the last may be several.
@@ -43,6 +38,7 @@ def command(
     """
 
     def decorate(function: Callable[..., str | None]) -> click.Command:
+        # Click's own decorators, below this one, add parameters that no configuration has.
         fields, more = _fields(kind), getattr(function, "__click_params__", [])[::-1]
         for name, classes in nested.items():
             field, first = fields.pop(name), next(iter(classes))
@@ -137,15 +133,10 @@ def refusals() -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             message = f"No such file: {where}"
         elif number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            message = (
-                f"{where or 'a file'} was not written, the disk is full ({os.strerror(number)}): free "
-                "some space and run the command again, which goes on with what is finished"
-            )
+            told = f"{where or 'a file'} was not written, the disk is full ({os.strerror(number)})"
+            message = f"{told}: free some space and run the command again, which goes on"
         click.echo(f"error: {message}", err=True)
         raise click.exceptions.Exit(2) from None
-
-
-# --- the library's commands -----------------------------------------------------------------------
 
 
 @command(c.DistillConfig, "lists", training={"": c.StageConfig})
@@ -254,7 +245,6 @@ app = _Commands(
     "rdl", commands=[teach, distill, rerank, evaluate, export, merge, fetch], no_args_is_help=True,
     help="Rank-DistiLLM: distil an LLM's rankings into cross-encoders.",
 )  # fmt: skip
-
 
 if __name__ == "__main__":
     app()

@@ -7,8 +7,6 @@ References: McSherry and Najork, ECIR 2008 (ties); Smucker et al., CIKM 2007 (t-
 Scandinavian Journal of Statistics 1979; Schuirmann, J. Pharmacokinetics and Biopharmaceutics 1987.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,8 +54,7 @@ def per_query(
         _log.warning("%d passages tie with another of their query: use settle_ties", n_tied)
     if len(run) and kept[_IDS].merge(qrels[_IDS]).empty:
         _log.warning("no passage of the run is judged: do run and qrels use the same ids?")
-    # gdeval (ERR) misreads query ids that are no numbers, and any id with a blank. Names of passages
-    # keep their order, which decides ties.
+    # gdeval (ERR) misreads query ids that are no numbers, and blanks. Passages' order decides ties.
     numbers = {query_id: str(n) for n, query_id in enumerate(sorted(set(qrels["query_id"])))}
     doc_ids = sorted({*qrels["doc_id"].unique(), *kept["doc_id"].unique()})
     if any(doc_id.split() != [doc_id] for doc_id in doc_ids):
@@ -90,9 +87,8 @@ def per_query(
 def settle_ties(run: pd.DataFrame, first_stage: pd.DataFrame | None = None) -> pd.DataFrame:
     """Order each query's passages, best first, and make their scores strictly decrease in float32.
 
-    trec_eval breaks ties in float32 by document id, which can flatter a constant scorer. Here they keep
-    the ``rank`` of `first_stage`, else the run's own ``rank``, else the order of rows. Files need nine
-    significant digits (``"%.9g"``): six lose the order.
+    trec_eval breaks ties in float32 by document id. Here they keep the ``rank`` of `first_stage`, else
+    the run's own ``rank``, else the order of rows. Files need nine significant digits (``"%.9g"``).
     """
     scores, ranks = _numbers("run", run, "score"), np.arange(len(run))
     if first_stage is not None:
@@ -123,10 +119,10 @@ def compare(
     """Compare systems with a baseline: paired t-tests, Holm's correction, 95 % bootstrap intervals.
 
     `values` have a row for each query (index ``query_id``) and a column for each system; all but the
-    baseline are the family of tests, with level `alpha`. The bootstrap's draws are the same for all.
-    Returns a row for each ``system``: ``n_queries``; ``mean``, ``ci_low``, ``ci_high``; ``delta``
-    (minus the baseline), ``delta_low``, ``delta_high``; ``p_value``, ``p_holm`` and ``significant``.
-    One query alone has no intervals and p-values: NaN.
+    baseline are the family of tests, with level `alpha`. All share the bootstrap's draws. Returns for
+    each ``system``: ``n_queries``; ``mean``, ``ci_low``, ``ci_high``; ``delta`` (minus the baseline),
+    ``delta_low``, ``delta_high``; ``p_value``, ``p_holm``, ``significant``. One query has no intervals
+    and p-values: NaN.
     """
     _expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
     values = _checked_values(values, [*values.columns, baseline])
@@ -165,7 +161,6 @@ class Equivalence:
     p_value: float  #: The larger p-value of the two one-sided tests.
     margin: float  #: Smallest difference that matters, in units of the measure.
     alpha: float  #: Level of the test.
-
     equivalent: bool  #: Whether a difference of `margin` or more, either way, is rejected.
 
 
@@ -196,8 +191,7 @@ def evaluate_files(config: EvaluateConfig) -> str:
     """`rdl evaluate`: measure runs in files and compare them with one of them, by default the first.
 
     Returns a table as text for each measure: `compare`'s, with ``p_tost`` and ``equivalent``. A run has
-    the name of its file, or its path where names repeat. Scores are made from ranks: a file that kept
-    another system's scores counts by its own order.
+    the name of its file, or its path where names repeat. Ranks count, not scores a file may have kept.
     """
     names = [Path(path).name.removesuffix(".gz").rpartition(".")[0] for path in config.runs]
     if len(set(names)) < len(names) or not all(names):
@@ -234,11 +228,9 @@ def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:
     columns, has = [*_IDS, column], list(frame.columns)
     _expect(set(columns) <= set(has), f"{name} with columns {columns}", has, "rename or add columns")
     for key in _IDS:
-        missing = frame[key].isna().sum()
-        _expect(
-            is_string_dtype(frame[key]) and not missing, f"{name} with {key} as strings",
-            f"{frame[key].dtype}, {missing} missing", "read ids as str, drop empty rows",
-        )  # fmt: skip
+        missing, dtype = frame[key].isna().sum(), frame[key].dtype
+        good, got = is_string_dtype(frame[key]) and not missing, f"{dtype}, {missing} missing"
+        _expect(good, f"{name} with {key} as strings", got, "read ids as str, drop empty rows")
     values = pd.to_numeric(frame[column], errors="coerce").to_numpy(float, na_value=np.nan)
     for wrong, what in (
         (frame.duplicated(_IDS), "each passage once in a query"),

@@ -1,10 +1,7 @@
 """Export: a student as a folder that other libraries load unaided, with the same scores.
 
-The folder holds what transformers and sentence-transformers read, ``onnx/model.onnx`` for
-onnxruntime, whose scores are compared with PyTorch's, and a model card.
+It holds files of transformers and sentence-transformers, ``onnx/model.onnx``, and a model card.
 """
-
-from __future__ import annotations
 
 import logging
 import os
@@ -31,8 +28,7 @@ from rdl_core.data.collections import read_corpus
 
 __all__ = ["TOLERANCE", "as_markdown", "export", "export_files", "quantise_weights"]
 
-#: Largest difference between scores of the ONNX file and of PyTorch.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  #: Largest difference between scores of the ONNX file and of PyTorch.
 _PAIRS_OF_FILE = 256
 _ONE_FILE_BYTES = 2**30  # an ONNX file may have 2 GiB; larger weights go into a file beside it
 _FLOAT = onnx.TensorProto.FLOAT
@@ -99,12 +95,11 @@ def export(
     """Write a student for other libraries, to a new or empty folder, named so once it is whole.
 
     With `quantise` there is ``onnx/model_int8.onnx``, too (`quantise_weights`). The card has `record`,
-    the manifest of the training, and `measures`, Markdown. The student moves to the CPU; its
-    tokenizer's ``model_max_length`` becomes what it reads.
-
-    Returns how far scores of `pairs` of query and passage (none: random words) are from PyTorch's: for
-    each ONNX ``file`` ``n_pairs``, ``largest`` and ``mean`` difference, and ``spread``, the standard
-    deviation of PyTorch's. ValueError if ``model.onnx`` differs by more than `TOLERANCE`.
+    the training's manifest, and `measures`, Markdown. The student moves to the CPU; its tokenizer's
+    ``model_max_length`` becomes what it reads. Returns for each ONNX ``file`` how far scores of `pairs`
+    of query and passage (none: random words) are from PyTorch's: ``n_pairs``, ``largest`` and ``mean``
+    difference, ``spread`` (standard deviation of PyTorch's). ValueError if ``model.onnx`` differs by
+    more than `TOLERANCE`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -143,26 +138,22 @@ def export_files(config: ExportConfig) -> pd.DataFrame:
         except ValueError as error:  # pandas' own are some
             raise ValueError(f"{config.table} is not of rdl evaluate --table: {error}") from None
         measures = as_markdown(table.astype(object).fillna(""))
-    student = CrossEncoder.from_pretrained(
-        config.student, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,
-        trained=True,
-    )  # fmt: skip
+    own = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
+    student = CrossEncoder.from_pretrained(config.student, trained=True, **own)
     if config.candidates:
         corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
         first = corpus.candidates[:_PAIRS_OF_FILE]
         queries = corpus.queries.of(first["query_id"].tolist())
         pairs = list(zip(queries, corpus.passages.of(first["doc_id"].tolist()), strict=True))
-    return export(
-        student, config.out, quantise=config.quantise, pairs=pairs, measures=measures,
-        record=training_record(config.student),
-    )  # fmt: skip
+    own = {"quantise": config.quantise, "record": training_record(config.student)}
+    return export(student, config.out, pairs=pairs, measures=measures, **own)
 
 
 def quantise_weights(source: Path, target: Path) -> None:
     """Write an ONNX model with its matrices as 8-bit integers, a scale for each output or token.
 
-    It is floats again once it is loaded: a quarter of the bytes, the same memory and time. Scores of a
-    MiniLM changed by .03 at most; with `quantize_dynamic` by .12, for a tenth less time.
+    It is floats again once loaded: a quarter of the bytes, the same memory and time. A MiniLM's scores
+    changed by .03 at most; with `quantize_dynamic` by .12, for a tenth less time.
     """
     model = onnx.load(source)
     graph = model.graph
@@ -219,10 +210,8 @@ def _write_onnx(folder: Path, quantise: bool, pairs: Sequence[tuple[str, str]]) 
         name, away = str(file.relative_to(folder)), np.abs(scores - expected)
         rows.append((name, len(away), float(away.max()), float(away.mean()), float(expected.std())))
     if not (largest := rows[0][2]) <= TOLERANCE:  # nor NaN
-        raise ValueError(
-            f"expected ONNX scores within {TOLERANCE} of PyTorch's, got a difference of {largest}: "
-            f"report this architecture, {model.config.model_type}"
-        )
+        told = f"expected ONNX scores within {TOLERANCE} of PyTorch's, got {largest} away"
+        raise ValueError(f"{told}: report this architecture, {model.config.model_type}")
     return pd.DataFrame(rows, columns=["file", "n_pairs", "largest", "mean", "spread"])
 
 

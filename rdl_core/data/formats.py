@@ -2,12 +2,9 @@
 
 Candidates are ``query_id``, ``doc_id`` (str), ``rank`` (int64, 1 is best, counted anew), ``score``
 (float64, NaN where the file has none) and, where the file has them, ``query``, ``text`` (str),
-``relevance`` and ``teacher_rank`` (Int64, NA where nobody judged or ranked). Queries keep the order of
-the file, the best passage of each comes first. Misfits are refused with file and line, never left out.
-Text may be packed by gzip.
+``relevance`` and ``teacher_rank`` (Int64, NA where unknown). Queries keep the order of the file, best
+passage first. Misfits are refused with file and line. Text may be packed by gzip.
 """
-
-from __future__ import annotations
 
 import gzip
 import json
@@ -30,10 +27,9 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field, TypeAdapt
 
 from rdl_core.files import partial
 
-__all__ = [
-    "FORMATS", "check_run", "each_record", "from_frame", "read_candidates", "read_passages",
-    "read_qrels", "read_queries", "read_run", "write_parquet", "write_requests", "write_run",
-]  # fmt: skip
+__all__ = ["FORMATS", "check_run", "each_record", "from_frame", "read_candidates", "read_passages",
+           "read_qrels", "read_queries", "read_run", "write_parquet", "write_requests",
+           "write_run"]  # fmt: skip
 
 _TEXT = ("text", "segment", "contents", "content", "body", "passage")  # RankLLM's order
 _NO_JSON = (ValueError, RecursionError)  # also numbers of thousands of digits, a thousand brackets
@@ -45,8 +41,7 @@ def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame
     """Read ranked candidates from a file of any format in `FORMATS`; None: the file tells which.
 
     Ranks decide the order if they differ within each query, else scores; the log says which.
-    ValueError tells what does not fit: the format, a record, a passage that stands twice in a query, a
-    score that is not finite, a query that nothing orders.
+    ValueError names the format, record, repeated passage, score or unordered query that does not fit.
     """
     name = format or _recognise(path)
     if name not in FORMATS:
@@ -90,8 +85,7 @@ def read_queries(path: str | Path) -> pd.DataFrame:
 def read_passages(path: str | Path) -> pd.DataFrame:
     """Read ``doc_id``, ``text``: MS MARCO's table with tabs, or JSON or parquet as BEIR has it.
 
-    A title stands before its text. Texts are not repaired: some of ``collection.tsv`` were encoded
-    twice, which ir_datasets mends.
+    A title stands before its text. Texts encoded twice, as in ``collection.tsv``, are not repaired.
     """
     return _texts(path, ["doc_id", "text"], ("_id", *_COLUMNS["doc_id"][0], "id"), _TEXT)
 
@@ -107,8 +101,7 @@ def check_run(candidates: pd.DataFrame, tag: str) -> None:
 def each_record(path: str | Path) -> tuple[Iterator[tuple[int, Any]], str]:
     """Number and content of each record of a JSON or parquet file, and what the numbers count.
 
-    JSON may be one value a line, arrays, or values one after another, with or without commas between
-    them; arrays are taken apart.
+    JSON may be values one after another, with or without commas or line ends, or arrays of them.
     """
     return (enumerate(_parquet_rows(path), 1), "row") if _is_parquet(path) else (_json(path), "line")
 
@@ -117,8 +110,7 @@ def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Candidates from a frame, such as pyterrier's (``qid, docno, rank, score, query, text``).
 
     Ids are str or integers, ``query_id`` or ``qid``, and ``doc_id``, ``docno``, ``pid``, ``passage_id``
-    or ``docid``; ranks count from 0 or 1; columns that candidates do not have are left out. Raises
-    ValueError as `read_candidates` does, with the row, counted from 1.
+    or ``docid``; ranks count from 0 or 1; other columns are left out. ValueError names the row, from 1.
     """
     return _from_columns(frame.reset_index(drop=True), _places("frame", "row"))
 
@@ -126,8 +118,8 @@ def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
 def write_run(candidates: pd.DataFrame, path: str | Path, *, tag: str = "rdl") -> None:
     """Write a TREC run, ``qid Q0 docid rank score tag``; -rank stands for scores where there are none.
 
-    Raises ValueError as `from_frame` does, for blanks in ids or tag, and for scores that do not
-    decrease strictly with rank in float32, in which evaluation compares them.
+    ValueError as `from_frame`, and for blanks in ids or tag, or scores that do not decrease strictly
+    with rank in float32, in which evaluation compares them.
     """
     frame = from_frame(candidates)
     check_run(frame, tag)
@@ -211,15 +203,13 @@ def _recognise(path: str | Path) -> str:
     return _refuse(place, f"candidates in one of these formats ({known})", got, hint)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _opened(path: str | Path) -> Iterator[IO[bytes]]:
     try:
-        packed = str(path).endswith(".gz") or _magic(path).startswith(b"\x1f\x8b")
-        with gzip.open(path) if packed else open(path, "rb") as file:
-            yield file
+        with open(path, "rb") as raw:
+            packed = str(path).endswith(".gz") or raw.peek(2).startswith(b"\x1f\x8b")
+            with gzip.open(raw) if packed else raw as file:
+                yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         _refuse(path, "a whole gzip file", error, "fetch or pack it again")
 
@@ -258,23 +248,16 @@ def _table(
         rows.append(cells)
         numbers.append(number)
     if not rows:
-        got = "a header alone" if skip else "an empty file"
-        _refuse(path, "data", got, "check where it comes from")
+        _refuse(path, "data", "a header alone" if skip else "an empty file", "check its source")
     frame = pd.DataFrame(rows, columns=layouts[len(rows[0])], dtype="str")
     return frame.drop(columns="_", errors="ignore"), _places(path, "line", numbers.__getitem__)
 
 
 def _named_table(path: str | Path, *names: str) -> tuple[pd.DataFrame, _Places]:
-    header = {cell.strip().lower() for cell in _first_line(path)[1].split("\t")} <= _HEADER
-    if header:
+    if header := {cell.strip().lower() for cell in _first_line(path)[1].split("\t")} <= _HEADER:
         _log.info("%s: the first line names the columns", path)
     what = f"{' '.join(names)} with tabs between"
     return _table(path, {len(names): names}, what, tabs=True, skip=int(header))
-
-
-def _magic(path: str | Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(4)
 
 
 def _has_records(path: str | Path) -> bool:
@@ -282,7 +265,8 @@ def _has_records(path: str | Path) -> bool:
 
 
 def _is_parquet(path: str | Path) -> bool:
-    return _magic(path) == b"PAR1"
+    with open(path, "rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 @contextmanager
@@ -324,11 +308,8 @@ def _json(path: str | Path) -> Iterator[tuple[int, Any]]:
             yield number, value
             number += text.count("\n", start, at)
     if depth:
-        got = f"{abs(depth)} missing" if depth > 0 else f"{-depth} too many"
+        got = f"{depth} missing" if depth > 0 else f"{-depth} too many"
         _refuse(f"{path}, line {number}", "a ] for each [", got, "is the file whole?")
-
-
-# --- records --------------------------------------------------------------------------------------
 
 
 def _get(record: Any, *names: str, kind: type = object) -> Any:
@@ -409,8 +390,8 @@ def _unpacked(path: str | Path, unpack: Callable) -> tuple[pd.DataFrame, _Places
         _refuse(path, "records", "none", "check where the file comes from")
 
     def place_of(row: int) -> str:
-        candidate = f", candidate {row - numbers.index(numbers[row]) + 1}" if seen else ""
-        return f"{numbers[row]}{candidate}"
+        place = str(numbers[row])
+        return f"{place}, candidate {row - numbers.index(numbers[row]) + 1}" if seen else place
 
     return pd.DataFrame(columns, dtype=object), _places(path, unit, place_of)
 
@@ -429,13 +410,8 @@ def _rows(path: str | Path) -> pd.DataFrame:
         return _candidates(*_unpacked(path, _row))
     known = {name for names, *_ in _COLUMNS.values() for name in names}
     with _parquet(path) as file:
-        frame = file.read([name for name in file.schema_arrow.names if name in known]).to_pandas(
-            ignore_metadata=True
-        )
-        return _from_columns(frame, _places(path, "row"))
-
-
-# --- one frame of candidates ----------------------------------------------------------------------
+        table = file.read([name for name in file.schema_arrow.names if name in known])
+        return _from_columns(table.to_pandas(ignore_metadata=True), _places(path, "row"))
 
 
 def _as_id(value: Any) -> str:
@@ -461,8 +437,6 @@ _COLUMNS = {
     "relevance": (("relevance",), _Int | None, "Int64", "relevance as an integer"),
     "teacher_rank": (("teacher_rank",), _Int | None, "Int64", "teacher_rank as an integer"),
 }
-
-
 #: How judgments in JSON or parquet name their columns; and what a header line may say.
 _JUDGMENT = {
     "query_id": ("query_id", "query-id", "qid"), "doc_id": ("corpus-id", *_COLUMNS["doc_id"][0]),
@@ -494,15 +468,14 @@ def _once(frame: pd.DataFrame, key: list[str], at: _Places, what: str) -> pd.Dat
     if (twice := frame.duplicated(key)).any():
         row = int(twice.argmax())
         first = at(int((frame[key] == frame.loc[row, key]).all(axis=1).argmax()))
-        got = f"{frame.loc[row, key].tolist()} again, first in {first}"
-        _refuse(at(row), f"each {what} once", got)
+        _refuse(at(row), f"each {what} once", f"{frame.loc[row, key].tolist()} again, first in {first}")
     return frame
 
 
 def _from_columns(frame: pd.DataFrame, at: _Places) -> pd.DataFrame:
     if not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        _refuse(at(), "each column once", f"{twice!r} twice", "rename or remove one")
+        got = f"{frame.columns[frame.columns.duplicated()][0]!r} twice"
+        _refuse(at(), "each column once", got, "rename or remove one")
     used = {name: next((x for x in own[0] if x in frame), None) for name, own in _COLUMNS.items()}
     for name in ("query_id", "doc_id"):
         if used[name] is None:
@@ -554,8 +527,8 @@ def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool =
 #: What a record of a format looks like, its reader, and sets of keys that tell it.
 Format = namedtuple("Format", "shape read keys", defaults=((),))
 _RUN_NAME = re.compile(r"\.(run|trec|res)(\.gz)?$")
-#: Formats of candidates by name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered
-#: by rank, its candidates (today) and ``lists`` by place. Lists without labels are a teacher's.
+#: Formats by name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered by rank,
+#: candidates (today) and ``lists`` by place. Lists without labels are a teacher's.
 FORMATS = {
     "trec_run": Format("qid iter docid rank score tag, or qid docid [score]", read_run),
     "msmarco_run": Format("qid pid rank", lambda path: read_run(path, third="rank")),

@@ -1,9 +1,9 @@
 """Published lists: candidates of first stages, and how LLMs ranked them.
 
-TREC DL: RankLLM's lists carry their texts. The union of a year's lists is a collection small enough for
-a laptop: 10,852 passages in 2019, 14,091 in 2020, 16,660 in 2022, of 8.8 M and 138 M. It has all
-candidates but not all judged passages (3,834 of 9,139 in 2019, 5,001 of 11,224 in 2020). In 2022, 40
-passages differ between lists in white space; the first list counts.
+TREC DL: RankLLM's lists carry their texts. The union of a year's lists is a small collection: 10,852
+passages in 2019, 14,091 in 2020, 16,660 in 2022. It has all candidates but not all judged passages
+(3,834 of 9,139 in 2019, 5,001 of 11,224 in 2020). In 2022, 40 passages differ between lists in white
+space; the first list counts.
 
 Rank-DistiLLM: a first stage's file has its top 500 of every judged training query, 250 M rows, which
 are streamed; RankZephyr's its order of the top 100 of 10,000 of them, without the first stage's ranks.
@@ -12,8 +12,6 @@ ColBERTv2's lists of test queries are in an archive of which no hash is publishe
 Reference: Craswell et al., TREC 2019 and 2020; Pradeep et al., RankVicuna, arXiv 2309.15088; Schlatt
 et al., ECIR 2025, zenodo.org/records/12528410 and 15150456.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Iterable
@@ -29,13 +27,10 @@ from rdl_core.data.downloads import download_folder, fetch, fetch_all, group_nam
 from rdl_core.data.formats import from_frame, read_candidates
 from rdl_core.files import content_hash
 
-__all__ = [
-    "FIRST_STAGES", "JUDGED", "TEACHERS", "YEARS", "file_hashes", "first_stage", "ranked_queries",
-    "teacher_runs", "teachers_of", "texts",
-]  # fmt: skip
+__all__ = ["FIRST_STAGES", "JUDGED", "TEACHERS", "YEARS", "file_hashes", "first_stage",
+           "ranked_queries", "teacher_runs", "teachers_of", "texts"]  # fmt: skip
 
-#: ir_datasets id of Rank-DistiLLM's training queries.
-JUDGED = "msmarco-passage/train/judged"
+JUDGED = "msmarco-passage/train/judged"  #: ir_datasets id of Rank-DistiLLM's training queries.
 YEARS = (2019, 2020, 2022)  # of TREC DL, with published lists
 _FOLDERS = {  # of TREC DL's first stages; 2022 has the first three
     "bm25": "BM25", "bm25_rm3": "BM25_RM3", "splade": "SPLADE_P_P_ENSEMBLE_DISTIL",
@@ -52,8 +47,7 @@ _TRAIN = {  # Rank-DistiLLM's file of each first stage
     "bm25": "rank-distillm/__bm25__msmarco-passage-train-judged.run",
 }
 _ZEPHYR = {  # and what RankZephyr made of some of its queries
-    name: path.replace(f"__{name}", f"__rankzephyr-{name}-10000-sampled-100")
-    for name, path in _TRAIN.items()
+    x: path.replace(f"__{x}", f"__rankzephyr-{x}-10000-sampled-100") for x, path in _TRAIN.items()
 }
 FIRST_STAGES = (*_FOLDERS, "colbert")
 TEACHERS = (*_LLMS, "rank_zephyr")
@@ -65,8 +59,8 @@ def first_stage(
 ) -> pd.DataFrame | None:
     """A first stage's published lists of a collection's queries; None if there are none.
 
-    Gives ``query_id``, ``doc_id``, ``rank`` (1 to `depth`, 1 is best) and ``score``. ValueError: others
-    of `FIRST_STAGES` are published, but not this one; or a file is not to be had or not as published.
+    Gives ``query_id``, ``doc_id``, ``rank`` (1 to `depth`, 1 is best) and ``score``. ValueError if only
+    others of `FIRST_STAGES` are published, or a file is missing or not as published.
     """
     query_ids = None if query_ids is None else list(query_ids)
     if collection_id == JUDGED:
@@ -164,11 +158,9 @@ def _by_hand(collection_id: str) -> Path:
     for folder in filter(None, (mirror, download_folder())):
         if (path := Path(folder).expanduser() / name).is_file():
             return path
-    raise ValueError(
-        f"expected {name} in RDL_MIRROR ({mirror or 'not set'}) or in the cache ({download_folder()}): "
-        "unpack experiments.tar.gz of zenodo.org/records/15150456 and copy ColBERTv2's run of this "
-        "collection there under this name, or choose another first stage"
-    )
+    places = f"RDL_MIRROR ({mirror or 'not set'}) or in the cache ({download_folder()})"
+    remedy = "unpack experiments.tar.gz of zenodo.org/records/15150456 and copy ColBERTv2's run there"
+    raise ValueError(f"expected {name} in {places}: {remedy}, or choose another first stage")
 
 
 def _stream(path: Path, depth: int, query_ids: list[str] | None) -> pd.DataFrame:
@@ -192,9 +184,8 @@ def _stream(path: Path, depth: int, query_ids: list[str] | None) -> pd.DataFrame
     try:
         table = ds.dataset(path, format=form).to_table(columns=columns, filter=wanted)
     except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{path}: expected rows of {', '.join(columns)}; got {error}: fetch the file again"
-        ) from None
+        expected = f"rows of {', '.join(columns)}"
+        raise ValueError(f"{path}: expected {expected}; got {error}: fetch the file again") from None
     return from_frame(table.to_pandas())
 
 

@@ -1,13 +1,10 @@
 """The embedded collection: a search task made from docstrings, on any machine, without a network.
 
-A docstring's first sentence says what a function is for, much as somebody who looks for it might: it is
-a query, and the remainder (up to 90 words) a passage. Nobody has to judge: a query's own passage has
-grade 3, the passages that its "See Also" section names have grade 1. Sources are read as text with
-`ast`, and nothing is imported. The collection changes with the versions of `PACKAGES`, and its
-fingerprint says so.
+A docstring's first sentence, which says what a function is for, is a query; the remainder (up to 90
+words) is a passage. A query's own passage has grade 3, those that its "See Also" section names grade 1.
+Sources are read with `ast`, not imported. The collection, and so its fingerprint, changes with the
+versions of `PACKAGES`.
 """
-
-from __future__ import annotations
 
 import ast
 import hashlib
@@ -35,9 +32,7 @@ __all__ = ["PACKAGES", "SPLITS", "Entry", "Frames", "build", "load", "parse_docs
 
 #: Libraries the project depends on anyway; the standard library comes on top.
 PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "seaborn", "sklearn")
-#: Share of the queries in each split, in the order in which the hash of a name is cut.
-SPLITS = {"train": 0.80, "dev": 0.05, "test": 0.15}
-
+SPLITS = {"train": 0.80, "dev": 0.05, "test": 0.15}  #: Share of the queries in each split, in order.
 _QUERY_WORDS, _PASSAGE_WORDS = range(4, 31), range(15, 91)
 _SKIPPED_FOLDERS = set(  # tests, and copies of other people's packages
     "__pycache__ _vendor externals idlelib lib2to3 site-packages test testing tests".split()
@@ -145,8 +140,7 @@ def _plain(text: str) -> str:
 
 def _cut_see_also(text: str) -> tuple[tuple[str, ...], str]:
     """Names in a numpydoc "See Also" section, and the text without that section."""
-    section = next((x for x in _SECTION.finditer(text) if x[1] == "See Also"), None)
-    if section is None:
+    if not (section := next((x for x in _SECTION.finditer(text) if x[1] == "See Also"), None)):
         return (), text
     following = _SECTION.search(text, section.end())
     end = following.start() if following else len(text)
@@ -158,8 +152,7 @@ def _cut_see_also(text: str) -> tuple[tuple[str, ...], str]:
 
 def _resolve(name: str, other: str, by_last_part: dict[str, list[str]]) -> str | None:
     """Full name that `other`, written in the docstring of `name`, stands for; None if unclear."""
-    same_last_part = by_last_part[other.rpartition(".")[2]]
-    scope = name
+    same_last_part, scope = by_last_part[other.rpartition(".")[2]], name
     while scope := scope.rpartition(".")[0]:
         if f"{scope}.{other}" in same_last_part:
             return f"{scope}.{other}"

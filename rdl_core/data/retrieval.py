@@ -3,11 +3,8 @@
 All take queries (``query_id``, ``query``) and passages (``doc_id``, ``text``) and give ``query_id``,
 ``doc_id``, ``rank`` (1 is best) and ``score``, at most `depth` rows per query.
 
-Reference: Robertson & Zaragoza, Foundations and Trends in IR 2009 (BM25); Lù, 2024 (bm25s);
-Reimers & Gurevych, EMNLP 2019 (bi-encoder); Porter, Snowball (stemming).
+Reference: Robertson & Zaragoza, FnTIR 2009 (BM25); Lù, 2024 (bm25s); Reimers & Gurevych, EMNLP 2019.
 """
-
-from __future__ import annotations
 
 import hashlib
 import logging
@@ -35,16 +32,13 @@ _log = logging.getLogger(__name__)
 def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.DataFrame:
     """Candidates by BM25 (k1 = 1.2, b = 0.75, English stop words, Snowball's English stemmer).
 
-    Passages that share no word with a query are left out. Scripts without spaces are indexed by pairs
-    of characters. Stop words and single letters count as no words.
+    Passages that share no word with a query are left out; stop words and single letters are no words.
+    Scripts without spaces are indexed by pairs of characters.
     """
     bars, stemmer, index = sys.stderr.isatty(), Stemmer("english"), bm25s.BM25(k1=1.2, b=0.75)
-    words, query_words = (
-        bm25s.tokenize(
-            list(map(bigrams, texts)), stopwords="en", stemmer=stemmer, show_progress=False
-        )
-        for texts in (passages["text"], queries["query"])
-    )
+    options = {"stopwords": "en", "stemmer": stemmer, "show_progress": False}
+    texts = passages["text"], queries["query"]
+    words, query_words = (bm25s.tokenize(list(map(bigrams, x)), **options) for x in texts)
     if not (query_words.ids and words.vocab):  # which bm25s does not take
         if len(passages):
             _log.warning("BM25: no passage or no query has a word, so that there are no candidates")
@@ -60,8 +54,7 @@ def random_candidates(
 ) -> pd.DataFrame:
     """Passages drawn uniformly for each query, in the order in which they were drawn.
 
-    A draw depends on the query's id, the seed and the number of passages alone; the score is minus the
-    rank. Time and memory do not grow with the corpus.
+    Draws depend on query id, seed and number of passages alone; the score is minus the rank.
     """
     depth = min(depth, len(passages))
     rows = np.empty((len(queries), depth), np.int64)
@@ -82,11 +75,10 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
     from sentence_transformers import SentenceTransformer  # two seconds; most processes encode nothing
 
     device = default_device()
-    dtype = PRECISIONS[resolve_precision("auto", device)]
+    own = {"dtype": PRECISIONS[resolve_precision("auto", device)], "use_safetensors": True}
     model = SentenceTransformer(
-        encoder_path(encoder), device=str(device), trust_remote_code=False,
-        model_kwargs={"dtype": dtype, "use_safetensors": True},
-    )  # fmt: skip
+        encoder_path(encoder), device=str(device), trust_remote_code=False, model_kwargs=own
+    )
     model.max_seq_length = max_tokens
     by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]
     vectors = np.empty((len(texts), model.get_embedding_dimension()), np.float32)

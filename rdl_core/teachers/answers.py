@@ -1,15 +1,13 @@
 """Prompts of a listwise teacher, its answers, and the order that is read from them.
 
 A prompt shows passages ``[1]`` to ``[n]``, or ``[A]`` to ``[Z]``, asking ``[2] > [1] > ...``. Only
-identifiers in brackets count: if digits did, "20 passages are provided" would be a vote for passage 20
-(zero-shot Vicuna 13B: 747 of 774 windows). An order is always a permutation; repairs are counted.
+identifiers in brackets count: else "20 passages are provided" would name passage 20 (Vicuna 13B: in 747
+of 774 windows). An order is always a permutation; repairs are counted.
 
 >>> from rdl_core.teachers.answers import read_answer
 >>> read_answer("[3] > [1] > [3]", 3)
 Reading(order=(2, 0, 1), n_missing=1, n_repeated=1, n_unknown=0)
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -29,8 +27,7 @@ _BRACKETED = re.compile(  # also [3, 1, 2] and ["3", "1"]
     rf"""\[\s*["']?({_IDENTIFIER}(?:[\s,;>"']+{_IDENTIFIER})*)["']?\s*\]"""
 )
 _NOUN = r"(?:passages?|documents?|docs?|texts?|then|rank)"
-# What may stand between identifiers of one ranking: signs, numbers of a list, what is ranked; not a
-# blank line alone.
+# Between identifiers of one ranking: signs, numbers of a list, what is ranked; not a blank line alone.
 _JOINT = re.compile(rf"(?!\s*\n\s*\n\s*\Z)(?:[^\w\[\]]|[\d_]|\b{_NOUN}\b)*", re.IGNORECASE)
 _NUMBERED = re.compile(
     rf"^\W*\d+[.):]\W*(?:{_NOUN}\W+)?{_BRACKETED.pattern}", re.IGNORECASE | re.MULTILINE
@@ -108,15 +105,13 @@ def read_answer(text: str, n: int) -> Reading:
     """Read the order of a window's `n` passages from any text.
 
     Thoughts are dropped: tags of the usual names, also unclosed or opened by the prompt, and channels.
-    Letters, digits of any script and full-width brackets count; ``[1`` without its end does not, as it
-    may begin ``[12]``. Identifiers with nothing but signs, list numbers or "passage" between them make
-    a ranking. The last one of all passages counts; else the last that names more than half as many as
-    the longest; else lines of a numbered list that begin with an identifier; else every identifier.
-    Passages discussed beside a ranking are no votes. Without brackets, ``2 > 1`` is one, too.
+    Letters, digits of any script and full-width brackets count; ``[1``, which may begin ``[12]``, does
+    not. Identifiers with only signs, list numbers or "passage" between them make a ranking, as does
+    ``2 > 1`` without brackets. The last one of all passages counts; else the last that names more than
+    half as many as the longest; else lines of a numbered list that begin so; else every one.
     """
     text = unicodedata.normalize("NFKC", text).replace("【", "[").replace("】", "]")
-    channels = _CHANNEL.split(text)
-    if len(channels) > 1:
+    if len(channels := _CHANNEL.split(text)) > 1:
         text = channels[-1] if channels[-2] == "final" else ""
     text = _THOUGHT_OPENED_BY_PROMPT.sub("", _THOUGHT.sub("", text))
     rankings, named, end = [], set(), 0
@@ -131,10 +126,9 @@ def read_answer(text: str, n: int) -> Reading:
     if not rankings:
         rankings = [_places(chain[0]) for chain in _BARE.finditer(text)]
     sizes = [len({place for place in ranking if 0 <= place < n}) for ranking in rankings]
-    longest = max(sizes, default=0)
     if complete := [x for x in rankings if sorted(x) == list(range(n))]:
         return _reading(complete[-1], n)
-    if longest > 1:
+    if (longest := max(sizes, default=0)) > 1:
         long = [x for x, size in zip(rankings, sizes, strict=True) if 2 * size > longest]
         return _reading(long[-1], n)
     lines = [place for line in _NUMBERED.findall(text) for place in _places(line)]
@@ -167,7 +161,7 @@ def listwise_prompt(
     """The text that asks a model for an order of passages, without chat markup.
 
     A text becomes one line, a passage at most `max_words` words (`rdl_core.words`); ``[12]`` in it
-    becomes ``(12)``, which no model or reader takes for an identifier.
+    becomes ``(12)``, which is no identifier.
     """
     names = identifiers(len(passages), letters=letters)
     query, *texts = (" ".join(_BRACKETED.sub(r"(\1)", text).split()) for text in (query, *passages))

@@ -1,7 +1,5 @@
 """Encoders as teachers: orders of candidates from a bi-encoder's similarity, alone or fused."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,11 +1,9 @@
 """A listwise teacher behind a server that speaks OpenAI's chat completions: OpenAI, vLLM, others.
 
 What may pass (429, 5xx, time-outs, broken connections, status 200 without a completion) is tried again,
-later each time. What will not (a wrong key, an unknown model, no credit) stops the run at once; answers
-on their way are still handed out. The key is read from the environment and never shown.
+later each time. What will not (a wrong key, an unknown model, no credit) stops the run; answers on
+their way are still given. The key comes from the environment and is never shown.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -46,8 +44,8 @@ class Endpoint:
         self._key = os.environ.get(config.key_variable, "").strip()
         if not self._key:
             _log.info("%s is not set: asking %s without a key", config.key_variable, config.base_url)
-        # openai's own retries are off: they wait up to two minutes whatever longest_wait_s says, cannot
-        # be interrupted, ignore per_minute, repeat a 429 without credit, and take any 200 as success.
+        # openai's own retries cannot be interrupted and ignore longest_wait_s, per_minute, a 429
+        # without credit, and a 200 without a completion.
         own = {"base_url": config.base_url, "timeout": config.timeout_s, "max_retries": 0}
         self._client = openai.OpenAI(api_key=self._key or "none", **own)
         self._lock, self._next_start_s = threading.Lock(), 0.0
@@ -81,7 +79,6 @@ class Endpoint:
                 except (openai.APIError, json.JSONDecodeError) as error:
                     told = f"{getattr(error, 'code', None)} {error}"
                     if getattr(error, "status_code", None) == 400 and _FILTERED.search(told):
-                        # a matter of this window's texts alone
                         return Answer(text="", why="held back by a content filter", n_calls=n_calls)
                     wait_s = self._wait_s(window, error, n_calls)
         except Exception:

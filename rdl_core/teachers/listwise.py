@@ -12,8 +12,6 @@ Reference: Sun et al., EMNLP 2023.
 [range(2, 5), range(0, 3)]
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +48,6 @@ def plan_windows(n: int, **windows: Any) -> list[range]:
     config = checked(WindowConfig, windows, what="plan_windows")
     if n < 2:
         return []
-    # The last window, at the front, is full, too.
     starts = [*range(n - config.window_size, 0, -config.stride), 0]
     return [range(start, min(start + config.window_size, n)) for start in starts]
 
@@ -66,15 +63,14 @@ def rank_lists(
         backend: Who answers.
         answers: Where answers are looked up before asking, and stored as they come.
         on_answer: Called with each new answer, after it is stored.
-        windows: Fields of `rdl_core.config.WindowConfig`. A window whose answers stay unusable after
+        windows: Fields of `rdl_core.config.WindowConfig`. A window without a usable answer after
             `max_retries` retries keeps its order.
 
     Returns:
-        The candidates with ``teacher_rank``, a permutation of 1..n in each query; and a report, one
-        row per query: ``n_windows`` = ``n_clean`` + ``n_repaired`` + ``n_unusable``; ``n_missing``,
-        ``n_repeated``, ``n_unknown`` over the windows' last answers; ``n_calls``, ``n_retries``,
-        ``input_tokens``, ``output_tokens`` over all, stored ones included (NA if nobody counted); and
-        ``why`` windows had no usable answer.
+        The candidates with ``teacher_rank``, a permutation of 1..n in each query; and a report, a row
+        per query: ``n_windows`` = ``n_clean`` + ``n_repaired`` + ``n_unusable``; ``n_missing``,
+        ``n_repeated``, ``n_unknown`` over last answers; ``n_calls``, ``n_retries``, ``input_tokens``,
+        ``output_tokens`` over all, stored ones too (NA if not counted); ``why`` some were unusable.
 
     Raises:
         ValueError: Candidates or options do not fit, or the backend skips or repeats a window.
@@ -126,7 +122,6 @@ class _List:
         )  # fmt: skip
 
     def read(self, step: int) -> Reading:
-        """The last answer, which is this step's."""
         return self.answers[-1].read(len(self.plan[step]))
 
     def reorder(self, step: int) -> None:
@@ -155,8 +150,8 @@ def _ask(
         if on_answer is not None:
             on_answer(windows[i], answer)
     if missing := [windows[i].key for i in new if answers[i] is None]:
-        missed = f"{len(missing)} of {len(new)} windows, such as {missing[0]}"
-        raise ValueError(f"{ask} no answer for {missed}")
+        which = f"{len(missing)} of {len(new)} windows, such as {missing[0]}"
+        raise ValueError(f"{ask} no answer for {which}")
     return answers
 
 

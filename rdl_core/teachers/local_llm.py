@@ -4,10 +4,8 @@ An order of a window's passages is obtained in one of three modes:
 
 - ``free``: the model writes, and :mod:`rdl_core.teachers.answers` reads.
 - ``constrained``: it writes, and each step allows no tokens but those that continue a permutation.
-- ``first_token``: passages are named ``[A]``, ``[B]``, ...; one forward pass over the prompt and an
-  opening bracket gives the logits of all letters, which are sorted. Nothing is written.
-
-Reference: Reddy et al., EMNLP 2024 (FIRST: the logits of the first token rank the window).
+- ``first_token``: passages are named ``[A]``, ``[B]``, ...; the logits of all letters after the prompt
+  and an opening bracket are sorted. Nothing is written (Reddy et al., FIRST, EMNLP 2024).
 """
 
 from __future__ import annotations
@@ -38,11 +36,10 @@ _log = logging.getLogger(__name__)
 class LocalLLM:
     """A backend for `rdl_core.teachers.listwise.rank_lists`: batches of prompts through a model.
 
-    The tokenizer's chat template is used if it has one. If a prompt would be longer than the model's
-    context, all passages are cut to the same number of words. Decoding is greedy; retries are sampled,
-    seeded by the first window of their batch, as greedy decoding would repeat itself. `cache` is
-    transformers' ``cache_implementation`` (``"static"`` compiles decoding on a GPU), `settings` are
-    fields of `rdl_core.config.LocalConfig`.
+    The tokenizer's chat template is used if it has one. Passages are cut to one number of words if the
+    context is too short. Decoding is greedy; retries are sampled, seeded by their batch's first window.
+    `cache` is transformers' ``cache_implementation`` (``"static"`` compiles decoding on a GPU),
+    `settings` are fields of `rdl_core.config.LocalConfig`.
     """
 
     def __init__(
@@ -96,10 +93,8 @@ class LocalLLM:
         while len(tokens := self._tokens(window, words)) > room:
             words = min(words, max(map(n_words, window.passages))) * 4 // 5
             if words < _FEWEST_WORDS:
-                raise ValueError(
-                    f"the prompt of query {window.query_id!r} has {len(tokens)} tokens for passages of "
-                    f"{words * 5 // 4} words, expected at most {room}: use a smaller window"
-                )
+                told = f"query {window.query_id!r} has {len(tokens)} tokens at {words * 5 // 4} words"
+                raise ValueError(f"{told} a passage, expected at most {room}: use a smaller window")
         if words < self.config.max_words:
             _log.info("query %s: passages cut to %d words to fit", window.query_id, words)
         return tokens
@@ -169,7 +164,7 @@ class LocalLLM:
         for prompt, tokens, limit in zip(prompts, written, limits, strict=True):
             tokens = tokens[:limit]  # its own, not the batch's: a window must not depend on others
             length = next((i for i, token in enumerate(tokens) if token in self._ends), len(tokens))
-            # Special tokens stay: where <think> is one, thoughts could not be told from the answer.
+            # Special tokens stay: <think> may be one, which tells thoughts from the answer.
             text = self.tokenizer.decode(tokens[:length], skip_special_tokens=False)
             counts = {"input_tokens": len(prompt), "output_tokens": min(length + 1, len(tokens))}
             answers.append(Answer(text=text, **counts))
@@ -191,17 +186,14 @@ class LocalLLM:
         padding = [width - len(tokens) for tokens in prompts]
         ids = [[self._pad] * n + tokens for n, tokens in zip(padding, prompts, strict=True)]
         mask = [[0] * n + [1] * len(tokens) for n, tokens in zip(padding, prompts, strict=True)]
-        # All that a model's own configuration may set to something else, penalties above all: they
-        # would push down identifiers because the prompt names them.
+        # A model's own configuration may set penalties, which push down identifiers the prompt names.
         config = transformers.GenerationConfig(**{
             "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
             "eos_token_id": self._ends, "pad_token_id": self._pad, "cache_implementation": self.cache,
         } | options)  # fmt: skip
         ids, mask = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-        return self.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config,
-            prefix_allowed_tokens_fn=allowed,
-        )  # fmt: skip
+        options = {"generation_config": config, "prefix_allowed_tokens_fn": allowed}
+        return self.model.generate(input_ids=ids, attention_mask=mask, **options)
 
     @cached_property
     def _letter_tokens(self) -> Tensor:

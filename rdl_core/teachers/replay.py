@@ -1,7 +1,5 @@
 """Recorded answers: a log, so that nothing is asked twice, and a teacher that replays recordings."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -27,9 +25,8 @@ _log = logging.getLogger(__name__)
 class AnswerLog:
     """A teacher's answers as JSON lines, each on the disk before the next window is asked.
 
-    The first line names the teacher: the model and all settings that change its answers. The file is
-    made with the first answer. A last line that a kill cut off is dropped; ValueError names other
-    damage, and another teacher.
+    The first line names the teacher: model and all settings that change answers. The first answer makes
+    the file. A last line that a kill cut off is dropped; ValueError names other damage or teachers.
     """
 
     def __init__(self, path: str | Path, *, teacher: str) -> None:
@@ -55,7 +52,6 @@ class AnswerLog:
                 place = f"{self.path}, line {number}: expected answers of {teacher!r}"
                 remedy = "repair or remove that line, or name another file"
                 raise ValueError(f"{place}, one JSON object a line; {error!r}: {remedy}") from error
-
         self._earlier = set(self._answers)
 
     def __len__(self) -> int:
@@ -140,10 +136,8 @@ class Replay:
     def __init__(self, records: Iterable[Recorded]) -> None:
         self._records: dict[str, deque[Recorded]] = defaultdict(deque)  # of a query's id or words
         for number, record in enumerate(records, start=1):
-            owner = record.query_id
-            if owner is None:
-                names = _QUERY.findall(record.prompt)
-                if not names:
+            if (owner := record.query_id) is None:
+                if not (names := _QUERY.findall(record.prompt)):
                     raise ValueError(f"recorded prompt {number} names no query: {record.prompt[:60]!r}")
                 owner = _words(names[-1])
             self._records[owner].append(record)

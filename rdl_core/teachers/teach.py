@@ -3,12 +3,10 @@
 - ``config.json``: all that decides the lists; ``manifest.json``, written last: see `rdl_core.files`.
 - ``answers.jsonl``: every answer as it came. A killed run asks only for what is missing.
 - ``candidates.run``: what was ranked, in the first stage's order.
-- ``teacher.run``, a TREC run, ``teacher.parquet``, Rank-DistiLLM's form, and ``requests.jsonl``,
-  RankLLM's with texts: the lists. Scores are -rank.
+- ``teacher.run``, ``teacher.parquet`` (Rank-DistiLLM's form), ``requests.jsonl`` (RankLLM's, with
+  texts): the lists. Scores are -rank.
 - ``report.json``: what had to be repaired, tokens and cost, in all and for each query.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -66,9 +64,8 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
     """Have a teacher rank candidates, or go on with it; gives the content of ``report.json``.
 
     The folder is new, or begun with what gives the same lists: addresses, batch sizes and prices may
-    change. A new one may hold another folder's ``answers.jsonl``: nothing is asked twice. ValueError if
-    a file does not fit, the folder holds other work, or another process is in it; EndpointError if the
-    endpoint does not answer. What it answered is in the log.
+    change. A new one may hold another's ``answers.jsonl``: nothing is asked twice. ValueError if a file
+    does not fit, or the folder holds other work or another process; EndpointError: no answer.
     """
     folder = Path(folder)
     lists, identity = _read(config)
@@ -90,10 +87,8 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
         )  # fmt: skip
         steps.close()
         if len(table) and 0 < table["n_windows"].sum() == table["n_unusable"].sum():
-            raise ValueError(
-                f"{folder}: no answer could be used: {table['why'].iloc[0]}: mend that, and run this "
-                "again, which asks anew"
-            )
+            told = f"{folder}: no answer could be used: {table['why'].iloc[0]}"
+            raise ValueError(f"{told}: mend that, and run this again, which asks anew")
         rows = json.loads(table.to_json(orient="records"))
         tokens = [table[name].sum(skipna=False) for name in ("input_tokens", "output_tokens")]
         usd = _usd(config, *tokens) if pd.notna(tokens).all() else None
@@ -185,8 +180,7 @@ def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estim
     new: list[Window] = []
     stored = SimpleNamespace(get=log.get, add=lambda window, _: new.append(window))
     _, table = rank_lists(lists, _InOrder(), answers=stored, **config.windows)
-    max_words = getattr(config.backend, "max_words", 300)
-    prompts = rankings = 0
+    max_words, prompts, rankings = getattr(config.backend, "max_words", 300), 0, 0
     for window in new:
         prompt = listwise_prompt(window.query, window.passages, max_words=max_words)
         prompts += n_tokens_about(prompt)
