@@ -77,15 +77,6 @@ def test_measures_computed_together_equal_those_computed_alone():
     assert table[names].iloc[0].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("prefix", ["", "q", "clef-", "2019-1-"])
-def test_gdeval_measures_queries_of_any_id(prefix):
-    """ERR of a perfect run was 0 for ids such as clef-1, and a traceback for ids such as q1."""
-    qrels = frame("relevance", f"{prefix}1 a 4, {prefix}1 b 0, {prefix}10 c 2")
-    run = frame("score", f"{prefix}1 a 2, {prefix}1 b 1, {prefix}10 d 2, {prefix}10 c 1")
-    measured = by_query(per_query(qrels, run, "ERR@10"), "ERR@10")
-    assert measured == pytest.approx({f"{prefix}1": 15 / 16, f"{prefix}10": 3 / 16 / 2}, abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("measure", "reason"),
     [("ndcg@10", "measure not found: ndcg"), ("nDCG 10", "invalid syntax"), (10, "10"),
