@@ -1,6 +1,5 @@
 """Tiny encoders, token stores and files, made from configurations: no test needs a network."""
 
-import gc
 import json
 import logging
 import multiprocessing
@@ -101,11 +100,6 @@ def read_log(folder):
 def child_environment(**more):
     """For processes that import what the tests import."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | more
-
-
-def pytest_collection_finish():
-    """What is imported by now stays; statsmodels collects garbage in each call of a test of Holm's."""
-    gc.freeze()
 
 
 @pytest.fixture(params=KINDS)

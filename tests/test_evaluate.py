@@ -77,15 +77,6 @@ def test_measures_computed_together_equal_those_computed_alone():
     assert table[names].iloc[0].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("prefix", ["", "q", "clef-", "2019-1-"])
-def test_gdeval_measures_queries_of_any_id(prefix):
-    """ERR of a perfect run was 0 for ids such as clef-1, and a traceback for ids such as q1."""
-    qrels = frame("relevance", f"{prefix}1 a 4, {prefix}1 b 0, {prefix}10 c 2")
-    run = frame("score", f"{prefix}1 a 2, {prefix}1 b 1, {prefix}10 d 2, {prefix}10 c 1")
-    measured = by_query(per_query(qrels, run, "ERR@10"), "ERR@10")
-    assert measured == pytest.approx({f"{prefix}1": 15 / 16, f"{prefix}10": 3 / 16 / 2}, abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("measure", "reason"),
     [("ndcg@10", "measure not found: ndcg"), ("nDCG 10", "invalid syntax"), (10, "10"),
@@ -106,10 +97,9 @@ def test_a_measure_that_cannot_be_computed_is_named_with_an_example(measure, rea
         (QRELS.iloc[:0], RUN, "judgments; got empty qrels"),
         (QRELS.drop(columns="relevance"), RUN, r"qrels with columns .*'relevance'\]; got"),
         (QRELS.astype({"relevance": float}), RUN, "relevance as integers; got float64"),
-        (QRELS.iloc[[0, 1, 0]], RUN, "qrels with each passage once in a query; got 1 of 3 rows"),
         (QRELS, RUN.assign(doc_id=range(7)), "run with doc_id as strings; got int64"),
         (QRELS, RUN.assign(query_id=[None, *RUN["query_id"][1:]]), "query_id as str.*1 missing"),
-        (QRELS, RUN.iloc[[0, 1, 2, 1]], "run with each passage once.*'q1', 'doc_id': 'a'"),
+        (QRELS, RUN.iloc[[0, 1, 2, 1]], "run with each passage once.*1 of 4.*'q1', 'doc_id': 'a'"),
         (QRELS, RUN.assign(score=[1, 2, np.nan, 4, 5, 6, 7]), "score finite.*1 of 7.*'doc_id': 'u'"),
         (QRELS, RUN.assign(score=[1, 1e39, 3, 4, 5, 6, 7]), "finite in float32.*1e\\+39"),
         (QRELS, RUN.assign(score="high"), "finite in float32; got 7 of 7 rows"),
