@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-node = f"{sys.executable} -m rdl_study.cli"
+node = f"{sys.executable} -m rdl_study"
 if "plan" not in config:
     asked = f"{node} plan --profile {config.get('profile', 'mini')} --threads {config.get('threads', 0)}"
     config["plan"] = subprocess.run(

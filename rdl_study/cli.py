@@ -1,4 +1,4 @@
-"""The study's commands of `rdl`; ``python -m rdl_study.cli`` has those that the ``Snakefile`` calls.
+"""The study's commands of `rdl`; ``python -m rdl_study`` has those that the ``Snakefile`` calls.
 
 Importing this module needs no torch, so that ``--help`` is quick.
 """
@@ -214,5 +214,5 @@ def snakemake(config: BookConfig) -> list[str]:
     return failures or ["the graph stopped; see Snakemake's messages above"]
 
 
-if __name__ == "__main__":
-    click.Group(commands=[plan, run, build])()
+#: Commands that the Snakefile calls.
+nodes = click.Group(commands=[plan, run, build])
