@@ -120,7 +120,8 @@ def hard(mask: Tensor, list_size: int, *, generator: Generator, first: int, last
 
     Of :math:`m` of them, each has :math:`\pi_i = \min(1, L / m)`. Needs 1 <= first <= last <= depth.
     """
-    if not 1 <= first <= last <= (depth := mask.shape[1]):
+    depth = mask.shape[1]
+    if not 1 <= first <= last <= depth:
         expected = f"expected ranks 1 <= first <= last <= depth = {depth}"
         raise ValueError(f"{expected}, got first={first}, last={last}; narrow or move the window")
     window = pad(mask[:, first - 1 : last], (first - 1, depth - last))
