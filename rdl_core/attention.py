@@ -7,13 +7,11 @@ sequences and `t` that of all their tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.backends import cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
@@ -130,23 +128,13 @@ def has_varlen(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
 
 
-@contextmanager
-def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> Iterator[None]:
-    """Avoids the CPU's fused bfloat16 kernel where its backward is slow: on one core, 18 sequences of
-    105 tokens take 71 ms with it, 43 without; 8 of 256, 61 and 98. The other kernel
-    must be told not to compute in float32, which takes a tenth more time and memory.
+def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> AbstractContextManager:
+    """Avoids the CPU's fused kernel in bfloat16 where its backward is slow: on one core, 18 sequences
+    of 105 tokens take 71 ms with it and 43 without; 8 of 256, 61 and 98.
     """
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
-    if not slow or layout.packed.max_length > _SHORT_TOKENS:
-        yield
-        return
-    before = cuda.fp16_bf16_reduction_math_sdp_allowed()  # of all devices, whatever its name says
-    cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        cuda.allow_fp16_bf16_reduction_math_sdp(before)
+    short = layout.packed.max_length <= _SHORT_TOKENS
+    return sdpa_kernel(SDPBackend.MATH) if slow and short else nullcontext()
 
 
 def _window(module: nn.Module) -> int | None:
