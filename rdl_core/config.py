@@ -288,14 +288,23 @@ class EndpointConfig:
         return round((input_tokens * self.input_usd + output_tokens * self.output_usd) / 1e6, 6)
 
 
+#: Prompts of pointwise teachers, by mode.
+PROMPTS = {
+    "query_likelihood": "Passage: {passage}\nA search query that this passage answers: {query}",
+    "yes_no": "Passage: {passage}\nQuery: {query}\nDoes the passage answer the query, yes or no? Answer:",
+}
+
+
 @config
 class LocalConfig:
     """A causal language model of transformers that runs here."""
 
     model: str
-    """Folder or hub id."""
-    mode: Literal["free", "constrained", "first_token"] = "free"
-    """How an order is obtained; see `rdl_core.teachers.local_llm`."""
+    """Folder, .gguf file or hub id."""
+    mode: Literal["free", "constrained", "first_token", "query_likelihood", "yes_no"] = "free"
+    """How lists are ranked: `rdl_core.teachers.local_llm`; the last two: `.pointwise`."""
+    prompt: str | None = None
+    """Prompt of query_likelihood or yes_no, with {passage}, then {query}; none: a general one."""
     max_words: Positive = 300
     """Words of a passage that are shown, if they fit."""
     max_new_tokens: Positive | None = None
@@ -305,11 +314,33 @@ class LocalConfig:
     precision: Precision = "auto"
     """In which the layers compute."""
 
+    def __post_init__(self) -> None:
+        if self.prompt is None:
+            return
+        if not self.pointwise:
+            raise ValueError(f"prompt: expected mode {' or '.join(PROMPTS)}, got {self.mode}")
+        ends = r"\s*" if self.mode == "query_likelihood" else ".*"  # what is scored stands last
+        if not re.fullmatch(rf"[^{{}}]*{{passage}}[^{{}}]*{{query}}{ends}", self.prompt, re.DOTALL):
+            told = "expected {passage} and behind it {query}, once each, "
+            told += "{query} at the end with query_likelihood"
+            raise ValueError(f"prompt: {told}; got {self.prompt!r}")
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each passage gets a score of its own."""
+        return self.mode in PROMPTS
+
     @property
     def name(self) -> str:
-        """Model and settings that change answers."""
-        longest = f", max_new_tokens={self.max_new_tokens}" if self.mode == "free" else ""
-        return f"{self.model}, {self.mode}, max_words={self.max_words}{longest}"
+        """Model, by content if it is a file, and settings that change answers."""
+        model, more = self.model, ""
+        if Path(model).is_file():
+            model = f"{Path(model).name} {content_hash(Path(model))[:16]}"
+        if self.mode == "free":
+            more = f", max_new_tokens={self.max_new_tokens}"
+        elif self.pointwise:
+            more = f", prompt={self.prompt or PROMPTS[self.mode]!r}"
+        return f"{model}, {self.mode}, max_words={self.max_words}{more}"
 
 
 @config

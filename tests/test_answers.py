@@ -125,7 +125,7 @@ def test_answers_are_a_text_or_an_order():
     orders = {(1, 0): (1, 0), (1,): (1, 0), (5, 1, 1, 0): (1, 0), (): (0, 1), (-1, 2): (0, 1)}
     assert {order: Answer(order=order).read(2).order for order in orders} == orders
     for wrong in ({}, {"text": "[1]", "order": (0,)}):
-        with pytest.raises(ValueError, match="either text or order"):
+        with pytest.raises(ValueError, match="one of text, order and scores"):
             Answer(**wrong)
     with pytest.raises(ValueError, match="at least 1 passage, got 0"):
         read_answer("[1]", 0)

@@ -80,24 +80,30 @@ class Window:
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         return self.query_id, self.pass_number, self.start, self.attempt, digest
 
+    def __len__(self) -> int:
+        return len(self.passages)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A backend's answer for one window: a text, or an order if the backend has one directly."""
+    """A backend's answer: a text, or an order or scores if the backend has them directly."""
 
     text: str | None = None
     order: tuple[int, ...] | None = None  # places of the window, 0-based, best first
+    scores: tuple[float, ...] | None = None  # of the queries of a pointwise teacher's passage
     input_tokens: int | None = None  # of the prompt; None if not counted
     output_tokens: int | None = None  # written, thoughts included; None if not counted
     n_calls: int = 1  # requests that the answer took
     why: str | None = None  # there is no text, or not all of it, as far as the server says
 
     def __post_init__(self) -> None:
-        if (self.text is None) == (self.order is None):
-            raise ValueError(f"expected an answer with either text or order, got {self}")
+        if sum(x is not None for x in (self.text, self.order, self.scores)) != 1:
+            raise ValueError(f"expected an answer with one of text, order and scores, got {self}")
 
     def read(self, n: int) -> Reading:
-        """The order of the window's `n` passages."""
+        """The order of the window's `n` passages; of scores, of the `n` that were scored."""
+        if self.scores is not None:
+            return _reading(sorted(range(len(self.scores)), key=lambda i: -self.scores[i]), n)
         return read_answer(self.text, n) if self.order is None else _reading(self.order, n)
 
 

@@ -27,7 +27,7 @@ from rdl_core.files import checked
 from rdl_core.teachers.answers import Answer, Reading, Window
 from rdl_core.teachers.replay import AnswerLog
 
-__all__ = ["Backend", "plan_windows", "rank_lists"]
+__all__ = ["Backend", "ask_all", "check_candidates", "plan_windows", "rank_lists"]
 
 _COUNTS = ("n_windows", "n_clean", "n_repaired", "n_unusable", "n_missing", "n_repeated", "n_unknown",
            "n_calls", "n_retries", "input_tokens", "output_tokens")  # fmt: skip
@@ -76,7 +76,7 @@ def rank_lists(
         ValueError: Candidates or options do not fit, or the backend skips or repeats a window.
     """
     config = checked(WindowConfig, windows, what="rank_lists")
-    _check(candidates)
+    check_candidates(candidates)
     frame = candidates.reset_index(drop=True)
     plans = {n: plan_windows(n, **windows) for n in set(frame["query_id"].value_counts())}
     lists = []
@@ -90,7 +90,7 @@ def rank_lists(
             moving = left = [x for x in lists if step < len(x.plan)]
             for attempt in range(n_tries):
                 asked = [x.window(step, pass_number, attempt) for x in left]
-                for x, answer in zip(left, _ask(asked, backend, answers, on_answer), strict=True):
+                for x, answer in zip(left, ask_all(asked, backend, answers, on_answer), strict=True):
                     x.answers.append(answer)
                 left = [x for x in left if x.read(step).status == "unusable"]
             for x in moving:
@@ -132,7 +132,7 @@ class _List:
             self.why.append(self.answers[-1].why or "no ranking in the answer")
 
 
-def _ask(
+def ask_all(
     windows: list[Window], backend: Backend, log: AnswerLog | None,
     on_answer: Callable[[Window, Answer], None] | None,
 ) -> list[Answer]:  # fmt: skip
@@ -155,7 +155,8 @@ def _ask(
     return answers
 
 
-def _check(candidates: pd.DataFrame) -> None:
+def check_candidates(candidates: pd.DataFrame) -> None:
+    """Refuse a frame that a teacher cannot rank; ValueError says why."""
     texts, ids, problem = ["query_id", "query", "doc_id", "text"], ["query_id", "doc_id"], None
     if missing := sorted({*texts, "rank"} - set(candidates.columns)):
         problem = f"columns {', '.join(missing)} are missing: merge queries and passages into the frame"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +26,30 @@ from rdl_core.files import checked
 from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt, read_answer
 from rdl_core.words import n_words
 
-__all__ = ["LocalLLM"]
+__all__ = ["LocalLLM", "load_llm"]
 
 _PREAMBLE_TOKENS = 32  # that a free answer may have beside the ranking
 _FEWEST_WORDS = 8  # of a passage; below, a window that does not fit is refused
 _RETRY_TEMPERATURE = 0.7
 _log = logging.getLogger(__name__)
+
+
+def load_llm(
+    config: LocalConfig,
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """A model and its tokenizer, on the first GPU if there is one; GGUF weights are dequantised."""
+    device, name, own = default_device(), config.model, {}
+    dtype = PRECISIONS[resolve_precision(config.precision, device)]
+    if (path := Path(name)).suffix == ".gguf":
+        name, own = str(path.parent), {"gguf_file": path.name}
+    more = {"dtype": dtype, "trust_remote_code": False} | (own or {"use_safetensors": True})
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, **more)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **own)
+    except (OSError, ImportError) as error:  # without the package gguf, transformers tells to install it
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"transformers cannot load {config.model}: {reason}: check the name") from None
+    return model.to(device), tokenizer
 
 
 class LocalLLM:
@@ -58,20 +77,6 @@ class LocalLLM:
             raise ValueError(f"{self.config.model!r} has no end token: set tokenizer.eos_token")
         self._ends, pad = sorted(ends), tokenizer.pad_token_id
         self._pad = self._ends[0] if pad is None else pad
-
-    @classmethod
-    def from_config(cls, config: LocalConfig) -> LocalLLM:
-        """Load a model and its tokenizer, on the first GPU if there is one."""
-        device, name = default_device(), config.model
-        dtype = PRECISIONS[resolve_precision(config.precision, device)]
-        own = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-        try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(name, **own)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        except OSError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"transformers cannot load {name}: {reason}: check the name") from None
-        return cls(model.to(device), tokenizer, **vars(config))
 
     def ask(self, windows: Sequence[Window]) -> Iterator[tuple[int, Answer]]:
         """Answer windows in batches of similar length, longest first: out of memory shows at once."""

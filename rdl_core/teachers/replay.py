@@ -42,8 +42,9 @@ class AnswerLog:
                 if number == 1 and entry["teacher"] != teacher:
                     raise ValueError(f"these are answers of {entry['teacher']!r}")
                 if number > 1:
-                    order = entry["answer"]["order"]
-                    entry["answer"]["order"] = None if order is None else tuple(order)
+                    for name in ("order", "scores"):
+                        if (values := entry["answer"].get(name)) is not None:
+                            entry["answer"][name] = tuple(values)
                     key = tuple(entry["key"])
                     if not entry.get("again"):  # a later answer than one that could not be used
                         self._check_new(key)
@@ -61,7 +62,7 @@ class AnswerLog:
         """The stored answer; None, too, if an earlier run got no usable one, to be asked again."""
         key, tries = window.key, []
         while (again := (*key[:3], key[3] + len(tries), key[4])) in self._answers:
-            status = self._answers[again].read(len(window.passages)).status
+            status = self._answers[again].read(len(window)).status
             tries.append(status != "unusable" or again not in self._earlier)
         return self._answers[key] if any(tries) else None
 

@@ -4,7 +4,7 @@
 - ``answers.jsonl``: every answer as it came. A killed run asks only for what is missing.
 - ``candidates.run``: what was ranked, in the first stage's order.
 - ``teacher.run``, ``teacher.parquet`` (Rank-DistiLLM's form), ``requests.jsonl`` (RankLLM's, with
-  texts): the lists. Scores are -rank.
+  texts): the lists. Scores are a pointwise teacher's, else -rank.
 - ``report.json``: what had to be repaired, tokens and cost, in all and for each query.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 
@@ -27,7 +28,7 @@ from rdl_core.shards import check_once, in_turn, whole
 from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt
 from rdl_core.teachers.listwise import Backend, rank_lists
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
-from rdl_core.words import n_tokens_about
+from rdl_core.words import first_words, n_tokens_about
 
 __all__ = ["ANSWERS", "Estimate", "estimate", "merge_lists", "teach"]
 
@@ -72,7 +73,7 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
     with resumable(folder, identity, brought=ANSWERS) as work:
         if work.manifest is not None:
             report = read_json(folder / "report.json")
-            if not (report["totals"]["n_unusable"] and isinstance(config.backend, EndpointConfig)):
+            if not (report["totals"].get("n_unusable") and isinstance(config.backend, EndpointConfig)):
                 return report
             (folder / MANIFEST).unlink()  # a server that is mended answers what it did not
         if isinstance(config.backend, ReplayConfig):  # it answers in its own order, from the first
@@ -81,18 +82,18 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
         plan = _estimate(config, lists, log)
         _log.info("%s: %s", folder, plan)
         steps = progress(repeat(None), total=plan.n_windows, what="windows", done=plan.n_answered)
-        ranked, table = rank_lists(
-            lists, _open(config.backend), answers=log, on_answer=lambda *_: next(steps),
-            **config.windows,
-        )  # fmt: skip
+        shared = {"answers": log, "on_answer": lambda new, _: [next(steps) for _ in range(_n(new))]}
+        ranked, table = _rank(config, lists, _open(config.backend), **shared)
         steps.close()
-        if len(table) and 0 < table["n_windows"].sum() == table["n_unusable"].sum():
+        if "why" in table and 0 < table["n_windows"].sum() == table["n_unusable"].sum():
             told = f"{folder}: no answer could be used: {table['why'].iloc[0]}"
             raise ValueError(f"{told}: mend that, and run this again, which asks anew")
         rows = json.loads(table.to_json(orient="records"))
-        tokens = [table[name].sum(skipna=False) for name in ("input_tokens", "output_tokens")]
+        tokens = [table[x].sum(skipna=False) for x in ("input_tokens", "output_tokens")]
         usd = _usd(config, *tokens) if pd.notna(tokens).all() else None
-        report = _write(folder, lists, ranked.assign(rank=ranked["teacher_rank"]), rows, usd)
+        ranked = ranked.assign(rank=ranked["teacher_rank"])
+        ranked["score"] = ranked.get("teacher_score", -ranked["rank"].astype("float64"))
+        report = _write(folder, lists, ranked, rows, usd)
         work.finish(server=getattr(config.backend, "base_url", None))
     return report
 
@@ -144,7 +145,8 @@ def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
         raise ValueError(f"{config.candidates}: {of} shards need {of} queries, it has {len(query_ids)}")
     identity = {
         "teacher": config.backend.name, "candidates": fingerprint(frame), "depth": config.depth,
-        "n_queries": len(query_ids), **config.windows, "shard": [number, of],
+        "n_queries": len(query_ids), **({} if _pointwise(config) else config.windows),
+        "shard": [number, of],
     }  # fmt: skip
     frame = frame[frame["query_id"].isin(query_ids[number - 1 :: of])].reset_index(drop=True)
     columns = ("query", "query_id", corpus.queries), ("text", "doc_id", corpus.passages)
@@ -154,43 +156,72 @@ def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
     return frame, identity
 
 
+def _rank(
+    config: TeachConfig, lists: pd.DataFrame, backend: Any, **shared: Any
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The lists as a listwise or a pointwise teacher ranks them, and a report."""
+    if _pointwise(config):
+        from rdl_core.teachers.pointwise import score_lists  # imports torch
+
+        return score_lists(lists, backend, **shared)
+    return rank_lists(lists, backend, **shared, **config.windows)
+
+
+def _pointwise(config: TeachConfig) -> bool:
+    return isinstance(config.backend, LocalConfig) and config.backend.pointwise
+
+
 def _open(config: EndpointConfig | LocalConfig | ReplayConfig) -> Backend:
     if isinstance(config, EndpointConfig):
         from rdl_core.teachers.endpoint import Endpoint  # imports openai
 
         return Endpoint(config)
     if isinstance(config, LocalConfig):
-        from rdl_core.teachers.local_llm import LocalLLM
+        from rdl_core.teachers.local_llm import LocalLLM, load_llm
 
-        return LocalLLM.from_config(config)
+        kind = LocalLLM
+        if config.pointwise:
+            from rdl_core.teachers.pointwise import PointwiseLLM as kind
+        return kind(*load_llm(config), **vars(config))
     return Replay(read_history(config.model))
 
 
 class _InOrder:
-    """Answers each window in the order of the prompt."""
+    """Answers each window in the order of the prompt, each group with equal scores."""
 
     can_retry = True  # if the log's answer is unusable, the next one is looked up, too
 
     def ask(self, windows: Sequence[Window]) -> list[tuple[int, Answer]]:
-        orders = (tuple(range(len(window.passages))) for window in windows)
-        return [(number, Answer(order=order)) for number, order in enumerate(orders)]
+        return [
+            (i, Answer(order=tuple(range(len(x)))) if isinstance(x, Window)
+             else Answer(scores=(0.0,) * len(x), input_tokens=0))
+            for i, x in enumerate(windows)
+        ]  # fmt: skip
 
 
 def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estimate:
-    new: list[Window] = []
+    new: list[Any] = []
     stored = SimpleNamespace(get=log.get, add=lambda window, _: new.append(window))
-    _, table = rank_lists(lists, _InOrder(), answers=stored, **config.windows)
+    _, table = _rank(config, lists, _InOrder(), answers=stored)
     max_words, prompts, rankings = getattr(config.backend, "max_words", 300), 0, 0
     for window in new:
-        prompt = listwise_prompt(window.query, window.passages, max_words=max_words)
-        prompts += n_tokens_about(prompt)
+        if _pointwise(config):  # a passage is read once for all its queries
+            texts = [first_words(window.passage, max_words), *window.queries]
+            prompts += sum(map(n_tokens_about, texts))
+            continue
+        prompts += n_tokens_about(listwise_prompt(window.query, window.passages, max_words=max_words))
         if getattr(config.backend, "mode", None) != "first_token":  # which writes nothing
             rankings += -(-len(" > ".join(identifiers(len(window.passages)))) // 2)
     n_windows = int(table["n_windows"].sum())
     return Estimate(
-        n_queries=len(table), n_windows=n_windows, n_answered=n_windows - len(new),
+        n_queries=len(table), n_windows=n_windows, n_answered=n_windows - sum(map(_n, new)),
         input_tokens=prompts, output_tokens=rankings, usd=_usd(config, prompts, rankings),
     )  # fmt: skip
+
+
+def _n(asked: Any) -> int:
+    """Prompts that it stands for: a window for one, a passage for as many as it has queries."""
+    return 1 if isinstance(asked, Window) else len(asked)
 
 
 def _usd(config: TeachConfig, input_tokens: int, output_tokens: int) -> float | None:
@@ -203,8 +234,7 @@ def _write(
     usd: float | None,
 ) -> dict:  # fmt: skip
     """Write candidates, ranked lists and their report, of which `rows` are each query's counts."""
-    lists = ranked[["query_id", "doc_id", "query", "text", "rank"]]
-    lists = lists.assign(score=-lists["rank"].astype("float64"))
+    lists = ranked[["query_id", "doc_id", "query", "text", "rank", "score"]]
     write_run(candidates[["query_id", "doc_id", "rank"]], folder / "candidates.run")
     write_run(lists, folder / "teacher.run", tag="teacher")
     write_parquet(lists, folder / "teacher.parquet")
