@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, lines of the log elsewhere."""
+"""Progress of long work, and messages on standard error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -14,28 +13,15 @@ from tqdm import tqdm
 
 __all__ = ["log_plainly", "progress"]
 
-_LINE_EVERY_S = 15.0
-_SILENT_S = 2.0  # work that took no longer is not worth a line
 _NOTHING = re.compile(r"\s*$|(Executing|Ending) Cell")  # papermill's lines around cells
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
 
 
 def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> Iterator[_T]:
     """Pass items on and show how far `what` is: `total` counts those `done` by an earlier run, too."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, total=total, initial=done, desc=what, dynamic_ncols=True)
-        return
-    started = logged = time.monotonic()
-    for count, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
-        if now - logged >= _LINE_EVERY_S:
-            left_s = (now - started) / count * (total - done - count)
-            _log.info("%s: %d of %d, about %.0f s left", what, done + count, total, left_s)
-            logged = now
-    if (took := time.monotonic() - started) > _SILENT_S:
-        _log.info("%s: %d done in %.0f s", what, total, took)
+    quiet_s = 0 if sys.stderr.isatty() else 30  # a line now and then, none of short work
+    pace = {"mininterval": max(quiet_s, 0.1), "maxinterval": max(quiet_s, 10), "delay": quiet_s}
+    yield from tqdm(items, total=total, initial=done, desc=what, dynamic_ncols=True, **pace)
 
 
 def log_plainly() -> None:

@@ -13,17 +13,15 @@ import re
 import textwrap
 import zlib
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, BeforeValidator, FailFast, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, FailFast, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from rdl_core.files import partial
 
@@ -31,30 +29,28 @@ __all__ = ["FORMATS", "check_run", "each_record", "from_frame", "read_candidates
            "read_qrels", "read_queries", "read_run", "write_parquet", "write_requests",
            "write_run"]  # fmt: skip
 
+_IDS = ["query_id", "doc_id"]
 _TEXT = ("text", "segment", "contents", "content", "body", "passage")  # RankLLM's order
-_NO_JSON = (ValueError, RecursionError)  # also numbers of thousands of digits, a thousand brackets
-_Places = Callable[..., str]
 _log = logging.getLogger(__name__)
 
 
 def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame:
     """Read ranked candidates from a file of any format in `FORMATS`; None: the file tells which.
 
-    Ranks decide the order if they differ within each query, else scores; the log says which.
-    ValueError names the format, record, repeated passage, score or unordered query that does not fit.
+    Ranks decide the order if they differ within each query, else scores; the log says which. ValueError
+    names what does not fit, and its place.
     """
     name = format or _recognise(path)
     if name not in FORMATS:
-        raise ValueError(f"format: expected one of {', '.join(FORMATS)}; got {name!r}")
+        _refuse("format", f"one of {', '.join(FORMATS)}", repr(name))
     _log.info("%s: read as %s", path, name)
     return FORMATS[name].read(path)
 
 
 def read_run(path: str | Path, *, third: str = "score") -> pd.DataFrame:
     """Read a TREC run; `third` says what the last of three columns is, score or rank."""
-    names = ("query_id", "_", "doc_id", "rank", "score", "_")
-    layouts = {6: names, 3: ("query_id", "doc_id", third), 2: ("query_id", "doc_id")}
-    return _candidates(*_table(path, layouts, "a run of 6, 3 or 2 columns"), strict=False)
+    layouts = ["query_id", "_", "doc_id", "rank", "score", "_"], [*_IDS, third], _IDS
+    return _candidates(_table(path, "a run of 6, 3 or 2 columns", *layouts), strict=False)
 
 
 def read_qrels(path: str | Path) -> pd.DataFrame:
@@ -62,19 +58,15 @@ def read_qrels(path: str | Path) -> pd.DataFrame:
 
     Gives ``query_id``, ``doc_id`` (str), ``relevance`` (int64), in the order of the file.
     """
-    names = ("query_id", "doc_id", "relevance")
-    if _has_records(path):
-        frame, at = _unpacked(path, lambda record: {x: _get(record, *_JUDGMENT[x]) for x in names})
+    if _kind(path) != "table":
+        frame = _unpacked(path, lambda record: {x: _get(record, *_JUDGMENT[x]) for x in _JUDGMENT})
     else:
-        header = re.fullmatch(r"[ \t]*query-id([\t ]+)\S+[\t ]+score[ \t]*", _first_line(path)[1])
-        frame, at = _table(
-            path, {4: ("query_id", "_", *names[1:]), 3: names}, "judgments of 4 or 3 columns",
-            tabs=header is not None and "\t" in header[1], skip=int(header is not None),
-        )  # fmt: skip
-    frame = pd.DataFrame({name: _checked(frame[name], at, name, strict=False) for name in names})
+        layouts = ["query_id", "_", "doc_id", "relevance"], [*_JUDGMENT]
+        frame = _table(path, "judgments of 4 or 3 columns", *layouts, header=True)
+    frame = _checked(frame, _JUDGMENT, strict=False)
     if (empty := frame["relevance"].isna()).any():
-        _refuse(at(int(empty.argmax())), "relevance as an integer", "none")
-    return _once(frame, ["query_id", "doc_id"], at, "judgment").astype({"relevance": "int64"})
+        _refuse(_place(frame, empty.argmax()), "relevance as an integer", "none")
+    return _once(frame, _IDS, "judgment").astype({"relevance": "int64"}).reset_index(drop=True)
 
 
 def read_queries(path: str | Path) -> pd.DataFrame:
@@ -83,10 +75,7 @@ def read_queries(path: str | Path) -> pd.DataFrame:
 
 
 def read_passages(path: str | Path) -> pd.DataFrame:
-    """Read ``doc_id``, ``text``: MS MARCO's table with tabs, or JSON or parquet as BEIR has it.
-
-    A title stands before its text. Texts encoded twice, as in ``collection.tsv``, are not repaired.
-    """
+    """Read ``doc_id``, ``text``, likewise, a title first; text encoded twice is not repaired."""
     return _texts(path, ["doc_id", "text"], ("_id", *_COLUMNS["doc_id"][0], "id"), _TEXT)
 
 
@@ -99,11 +88,8 @@ def check_run(candidates: pd.DataFrame, tag: str) -> None:
 
 
 def each_record(path: str | Path) -> tuple[Iterator[tuple[int, Any]], str]:
-    """Number and content of each record of a JSON or parquet file, and what the numbers count.
-
-    JSON may be values one after another, with or without commas or line ends, or arrays of them.
-    """
-    return (enumerate(_parquet_rows(path), 1), "row") if _is_parquet(path) else (_json(path), "line")
+    """Number and content of each record of a parquet or JSON file, and what the numbers count."""
+    return (enumerate(_parquet(path), 1), "row") if _kind(path) == "parquet" else (_json(path), "line")
 
 
 def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -112,14 +98,21 @@ def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
     Ids are str or integers, ``query_id`` or ``qid``, and ``doc_id``, ``docno``, ``pid``, ``passage_id``
     or ``docid``; ranks count from 0 or 1; other columns are left out. ValueError names the row, from 1.
     """
-    return _from_columns(frame.reset_index(drop=True), _places("frame", "row"))
+    if len(twice := frame.columns[frame.columns.duplicated()]):
+        _refuse("frame", "each column once", f"{twice[0]!r} twice", "rename or remove one")
+    used = {name: x for name, own in _COLUMNS.items() for x in reversed(own[0]) if x in frame}
+    if missing := [" or ".join(_COLUMNS[name][0]) for name in _IDS if name not in used]:
+        _refuse("frame", f"a column {missing[0]}", f"columns {list(frame.columns)}", "rename one")
+    if unused := sorted(map(str, set(frame.columns) - set(used.values()))):
+        _log.info("frame: columns %s are not read", unused)
+    index = pd.RangeIndex(1, len(frame) + 1, name="frame, row")
+    return _candidates(frame[[*used.values()]].set_axis([*used], axis=1).set_axis(index))
 
 
 def write_run(candidates: pd.DataFrame, path: str | Path, *, tag: str = "rdl") -> None:
     """Write a TREC run, ``qid Q0 docid rank score tag``; -rank stands for scores where there are none.
 
-    ValueError as `from_frame`, and for blanks in ids or tag, or scores that do not decrease strictly
-    with rank in float32, in which evaluation compares them.
+    ValueError also for scores that do not strictly decrease in float32, in which evaluation compares.
     """
     frame = from_frame(candidates)
     check_run(frame, tag)
@@ -132,7 +125,7 @@ def write_run(candidates: pd.DataFrame, path: str | Path, *, tag: str = "rdl") -
         got = f"{score} at rank {rank} ({doc_id!r}) of query {query_id!r}"
         remedy = "use evaluate.settle_ties, or drop the column score to write -rank"
         _refuse("frame", "scores that decrease strictly with rank in float32", got, remedy)
-    rows = zip(*(frame[x].tolist() for x in ("query_id", "doc_id", "rank", "score")), strict=True)
+    rows = frame[[*_IDS, "rank", "score"]].itertuples(index=False, name=None)
     _write(path, (f"{q} Q0 {d} {rank} {score!r} {tag}" for q, d, rank, score in rows))
 
 
@@ -142,19 +135,18 @@ def write_requests(candidates: pd.DataFrame, path: str | Path) -> None:
     if missing := [name for name in ("query", "text") if name not in frame]:
         _refuse("frame", "texts", f"no {' and '.join(missing)}", "join them on by their ids")
     frame["score"] = frame["score"].fillna(-frame["rank"])
-
-    def request(rows: pd.DataFrame) -> str:
+    lines = []
+    for query_id, rows in frame.groupby("query_id", sort=False):
         hits = zip(*(rows[name].tolist() for name in ("doc_id", "score", "text")), strict=True)
         candidates = [{"docid": d, "score": score, "doc": {"text": text}} for d, score, text in hits]
-        query = {"text": rows["query"].iloc[0], "qid": rows["query_id"].iloc[0]}
-        return json.dumps({"query": query, "candidates": candidates}, ensure_ascii=False)
-
-    _write(path, (request(rows) for _, rows in frame.groupby("query_id", sort=False)))
+        query = {"text": rows["query"].iloc[0], "qid": query_id}
+        lines.append(json.dumps({"query": query, "candidates": candidates}, ensure_ascii=False))
+    _write(path, lines)
 
 
 def write_parquet(candidates: pd.DataFrame, path: str | Path) -> None:
     """Write Rank-DistiLLM's parquet: ``qid``, ``docno``, ``rank`` (1 is best), ``score``."""
-    frame = from_frame(candidates)[["query_id", "doc_id", "rank", "score"]]
+    frame = from_frame(candidates)[[*_IDS, "rank", "score"]]
     with partial(Path(path)) as beside:
         frame.set_axis(["qid", "docno", "rank", "score"], axis=1).to_parquet(beside, index=False)
 
@@ -170,117 +162,92 @@ def _refuse(place: object, expected: str, got: object, do: str = "correct or rem
     raise ValueError(f"{place}: expected {expected}; got {textwrap.shorten(str(got), 500)}: {do}")
 
 
-def _places(path: str | Path, unit: str, number: Callable[[int], object] = (1).__add__) -> _Places:
-    """Where each row of a frame stands, such as a file and its line; the file itself for no row."""
-    return lambda row=None: str(path) if row is None else f"{path}, {unit} {number(row)}"
+def _place(frame: pd.DataFrame, row: int) -> str:
+    """Where a row is from: the index has the numbers of lines or rows, its name says of which file."""
+    return f"{frame.index.name} {frame.index[row]}"
 
 
 def _recognise(path: str | Path) -> str:
     """Name of the format by the file's name and first record; three integers could be anything."""
-    parquet = _is_parquet(path)
-    number, line = (1, "") if parquet else _first_line(path)
-    if parquet or (line.lstrip()[:1] in "{[" and not _RUN_NAME.search(str(path))):
+    kind, hint = _kind(path), "name its format, read_candidates(path, format)"
+    number, line = (0, "") if kind == "parquet" else _first_line(path)
+    is_run = line and re.search(r"\.(run|trec|res)(\.gz)?$", str(path))
+    if kind != "table" and not is_run:
         record = next(each_record(path)[0], (0, {}))[1]
         keys = set(record) if isinstance(record, dict) else set()
         for name, form in FORMATS.items():
             if any(wanted <= keys for wanted in form.keys):
                 return name
-        got, hint = f"keys {sorted(keys)}", "use read_passages or read_queries" if "_id" in keys else ""
-        if keys & {"prompt", "invocations_history"}:
-            hint = "rdl teach replays such a history"
+        got = f"keys {sorted(keys)}"
+        hint = "use read_passages or read_queries" if "_id" in keys else hint
+        hint = "rdl teach replays it" if keys & {"prompt", "invocations_history"} else hint
     else:
         cells, got = line.split(), f"{len(line.split())} columns, {line[:80]!r}"
-        fourth = len(cells) > 3 and re.fullmatch(r"-?\d+", cells[3])
-        scored = len(cells) == 3 and re.fullmatch(r"-?\d*\.\d+(e[-+]?\d+)?", cells[2].lower())
-        if _RUN_NAME.search(str(path)) or scored or (len(cells) == 6 and fourth):
+        run = r"(\S+ ){3}-?\d+( \S+){2}|(\S+ ){2}-?\d*\.\d+(e[-+]?\d+)?"
+        if is_run or re.fullmatch(run, " ".join(cells), re.IGNORECASE):
             return "trec_run"
-        if line.count("\t") == 3 and not (len(cells) == 4 and fourth):
+        if line.count("\t") == 3 and not re.fullmatch(r"(\S+ ){3}-?\d+", " ".join(cells)):
             return "msmarco_top1000"
-        hint = "use read_qrels" if len(cells) == 4 else ""
+        hint = "use read_qrels" if len(cells) == 4 else hint
     known = "; ".join(f"{name}: {form.shape}" for name, form in FORMATS.items())
-    place = path if parquet else f"{path}, line {number}"
-    hint = hint or "name its format, read_candidates(path, format)"
+    place = f"{path}, line {number}" if number else path
     return _refuse(place, f"candidates in one of these formats ({known})", got, hint)
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[IO[bytes]]:
-    try:
-        with open(path, "rb") as raw:
-            packed = str(path).endswith(".gz") or raw.peek(2).startswith(b"\x1f\x8b")
-            with gzip.open(raw) if packed else raw as file:
-                yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        _refuse(path, "a whole gzip file", error, "fetch or pack it again")
 
 
 def _lines(path: str | Path, *, blank: bool = False) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line; blank ones only if asked for."""
-    with _opened(path) as file:
-        for number, raw in enumerate(file, 1):
-            if blank or raw.strip():
-                try:
-                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    _refuse(f"{path}, line {number}", "UTF-8", error, "convert the file first")
+    try:
+        with open(path, "rb") as raw:
+            packed = str(path).endswith(".gz") or raw.peek(2).startswith(b"\x1f\x8b")
+            for number, line in enumerate(gzip.open(raw) if packed else raw, 1):
+                if blank or line.strip():
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        _refuse(f"{path}, line {number}", "UTF-8", error, "convert the file first")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        _refuse(path, "a whole gzip file", error, "fetch or pack it again")
 
 
 def _first_line(path: str | Path) -> tuple[int, str]:
-    for number, line in _lines(path):
-        return number, line
-    return _refuse(path, "data", "an empty file", "check where it comes from")
+    return next(_lines(path), None) or _refuse(path, "data", "an empty file", "check its source")
 
 
 def _table(
-    path: str | Path, layouts: Mapping[int, Sequence[str]], what: str, *, tabs: bool = False,
-    skip: int = 0,
-) -> tuple[pd.DataFrame, _Places]:  # fmt: skip
-    """Columns (str) of a file separated by white space or single tabs, all lines alike.
-
-    `layouts` names them by how many there are; those named _ are left out.
-    """
-    rows, numbers = [], []
-    for number, line in islice(_lines(path), skip, None):
+    path: str | Path, what: str, *layouts: list[str], tabs: bool = False, header: bool = False
+) -> pd.DataFrame:
+    """Columns (str) between white space or single tabs, named by a layout of as many."""
+    rows, names, width = {}, {len(layout): layout for layout in layouts}, 0
+    for number, line in _lines(path):
+        words = line.split("\t") if tabs else line.split()
+        is_header = header and not width and {word.strip().lower() for word in words} <= _HEADER
+        tabs = tabs or (is_header and "\t" in line)
         cells = line.split("\t") if tabs else re.split(r"[ \t\r]+", line.strip(" \t\r"))
-        if len(cells) not in layouts or (rows and len(cells) != len(rows[0])):
-            expected = f"{what}, {len(rows[0])} as above" if rows else what
+        if len(cells) not in names or width not in (0, len(cells)):
+            expected = f"{what}, {width} as above" if width else what
             _refuse(f"{path}, line {number}", expected, f"{len(cells)} columns, {line[:80]!r}")
-        rows.append(cells)
-        numbers.append(number)
+        width = len(cells)
+        if is_header:
+            _log.info("%s: the first line names the columns", path)
+        else:
+            rows[number] = cells
     if not rows:
-        _refuse(path, "data", "a header alone" if skip else "an empty file", "check its source")
-    frame = pd.DataFrame(rows, columns=layouts[len(rows[0])], dtype="str")
-    return frame.drop(columns="_", errors="ignore"), _places(path, "line", numbers.__getitem__)
+        _refuse(path, "data", "a header alone" if width else "an empty file", "check its source")
+    return pd.DataFrame.from_dict(rows, "index", "str", names[width]).rename_axis(f"{path}, line")
 
 
-def _named_table(path: str | Path, *names: str) -> tuple[pd.DataFrame, _Places]:
-    if header := {cell.strip().lower() for cell in _first_line(path)[1].split("\t")} <= _HEADER:
-        _log.info("%s: the first line names the columns", path)
-    what = f"{' '.join(names)} with tabs between"
-    return _table(path, {len(names): names}, what, tabs=True, skip=int(header))
-
-
-def _has_records(path: str | Path) -> bool:
-    return _is_parquet(path) or _first_line(path)[1].lstrip().startswith(("{", "["))
-
-
-def _is_parquet(path: str | Path) -> bool:
+def _kind(path: str | Path) -> str:
     with open(path, "rb") as file:
-        return file.read(4) == b"PAR1"
+        if file.read(4) == b"PAR1":
+            return "parquet"
+    return "JSON" if _first_line(path)[1].lstrip().startswith(("{", "[")) else "table"
 
 
-@contextmanager
-def _parquet(path: str | Path) -> Iterator[pq.ParquetFile]:
+def _parquet(path: str | Path) -> Iterator[dict]:
     try:
-        yield pq.ParquetFile(path, page_checksum_verification=True)
+        for batch in pq.ParquetFile(path, page_checksum_verification=True).iter_batches():
+            yield from batch.to_pylist()
     except (pa.ArrowException, MemoryError, OSError, UnicodeDecodeError) as error:
         _refuse(path, "a whole parquet file", error, "fetch it again")
-
-
-def _parquet_rows(path: str | Path) -> Iterator[dict]:
-    with _parquet(path) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
 
 
 def _json(path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -289,10 +256,10 @@ def _json(path: str | Path) -> Iterator[tuple[int, Any]]:
     try:
         json.loads(_first_line(path)[1].strip(" \t,"))
         texts = _lines(path)
-    except _NO_JSON:
+    except (ValueError, RecursionError):  # also numbers of thousands of digits, a thousand brackets
         texts = [(1, "\n".join(line for _, line in _lines(path, blank=True)))]
     for number, text in texts:
-        first, at = number, 0
+        at = 0
         while True:
             between = gap.match(text, at)[0]
             number += between.count("\n")
@@ -301,15 +268,14 @@ def _json(path: str | Path) -> Iterator[tuple[int, Any]]:
                 break
             try:
                 value, at = decoder.raw_decode(text, start)
-            except _NO_JSON as error:
-                line = first - 1 + getattr(error, "lineno", number - first + 1)
+            except (ValueError, RecursionError) as error:
+                line = number + text.count("\n", start, getattr(error, "pos", start))
                 got = f"{getattr(error, 'msg', error)} in the record of line {number}"
                 _refuse(f"{path}, line {line}", "JSON", got, "is the file whole?")
             yield number, value
             number += text.count("\n", start, at)
     if depth:
-        got = f"{depth} missing" if depth > 0 else f"{-depth} too many"
-        _refuse(f"{path}, line {number}", "a ] for each [", got, "is the file whole?")
+        _refuse(f"{path}, line {number}", "a ] for each [", f"{depth} [ more", "is the file whole?")
 
 
 def _get(record: Any, *names: str, kind: type = object) -> Any:
@@ -330,45 +296,40 @@ def _text(record: Any, names: tuple[str, ...] = _TEXT) -> str:
 
 
 def _rank_llm(record: dict) -> list[dict]:
+    """Hits (2023) are ordered by rank and each has the query's id, candidates (today) by place."""
+    query, rows = _get(record, "query"), []
     if old := "hits" in record:
         hits = _get(record, "hits", kind=list)
         ids = list(dict.fromkeys(str(_get(hit, "qid")) for hit in hits))
         if len(ids) != 1:
             raise ValueError("hits of one query id", ids or "no hits, so that it is unknown")
-        query_id, query = hits[0]["qid"], _get(record, "query")
+        query_id = hits[0]["qid"]
     else:
-        hits, query = _get(record, "candidates", kind=list), _get(record, "query")
+        hits = _get(record, "candidates", kind=list)
         query_id, query = _get(query, "qid"), _get(query, "text")
-    rows = []
     for place, hit in enumerate(hits, start=1):
         try:
             row = {"query_id": query_id, "query": query, "doc_id": _get(hit, "docid")}
             row |= {"rank": hit.get("rank") if old else place, "score": hit.get("score")}
             rows.append(row | {"text": _text(hit if old else _get(hit, "doc"))})
         except ValueError as misfit:
-            expected, got = misfit.args
-            raise ValueError(f"{expected} in candidate {place}", got) from None
+            raise ValueError(f"{misfit.args[0]} in candidate {place}", misfit.args[1]) from None
     return rows
 
 
 def _id_list(record: dict) -> list[dict]:
     query_id, ids = _get(record, "query_id"), _get(record, "doc_ids", kind=list)
-    name, values = "teacher_rank", range(1, len(ids) + 1)
-    if "labels" in record:
-        name, values = "relevance", _get(record, "labels", kind=list)
-        if len(values) != len(ids) or None in values:
-            raise ValueError(f"a label for each of {len(ids)} doc_ids", repr(values)[:80])
+    name = "relevance" if "labels" in record else "teacher_rank"
+    values = _get(record, "labels", kind=list) if "labels" in record else range(1, len(ids) + 1)
+    if len(values) != len(ids) or None in values:
+        raise ValueError(f"a label for each of {len(ids)} doc_ids", repr(values)[:80])
     ranked = enumerate(zip(ids, values, strict=True), 1)
-    return [{"query_id": query_id, "doc_id": d, "rank": r, name: value} for r, (d, value) in ranked]
+    return [{"query_id": query_id, "doc_id": d, "rank": rank, name: x} for rank, (d, x) in ranked]
 
 
-def _row(record: dict) -> dict:
-    return record | {name: _get(record, *_COLUMNS[name][0]) for name in ("query_id", "doc_id")}
-
-
-def _unpacked(path: str | Path, unpack: Callable) -> tuple[pd.DataFrame, _Places]:
+def _unpacked(path: str | Path, unpack: Callable) -> pd.DataFrame:
     """Columns of all records: `unpack` gives a record's one row, or a list of all rows of its query."""
-    columns, numbers, seen = {name: [] for name in _COLUMNS}, [], {}
+    columns, places, seen = {name: [] for name in _COLUMNS}, [], {}
     records, unit = each_record(path)
     for number, record in records:
         place = f"{path}, {unit} {number}"
@@ -376,62 +337,43 @@ def _unpacked(path: str | Path, unpack: Callable) -> tuple[pd.DataFrame, _Places
             rows = unpack(record if isinstance(record, dict) else _get(record))
         except ValueError as misfit:
             _refuse(place, *misfit.args)
-        if not rows:
-            _refuse(place, "at least one entry", "an empty list")
         if isinstance(rows, dict):
             rows = [rows]
+            places.append(number)
+        elif not rows:
+            _refuse(place, "at least one entry", "an empty list")
         elif seen.setdefault(query_id := str(rows[0]["query_id"]), number) != number:
             got = f"{query_id!r} again, first in {unit} {seen[query_id]}"
             _refuse(place, "one record for each query", got, "merge or remove it")
+        else:
+            places.extend(f"{number}, candidate {n}" for n in range(1, len(rows) + 1))
         for name, values in columns.items():
             values.extend(row.get(name) for row in rows)
-        numbers.extend([number] * len(rows))
-    if not numbers:
-        _refuse(path, "records", "none", "check where the file comes from")
-
-    def place_of(row: int) -> str:
-        place = str(numbers[row])
-        return f"{place}, candidate {row - numbers.index(numbers[row]) + 1}" if seen else place
-
-    return pd.DataFrame(columns, dtype=object), _places(path, unit, place_of)
+    if not places:
+        _refuse(path, "records", "none", "check its source")
+    return pd.DataFrame(columns, pd.Index(places, name=f"{path}, {unit}"), dtype=object)
 
 
 def _texts(path: str | Path, names: list[str], ids: tuple, texts: tuple) -> pd.DataFrame:
-    def unpack(record: dict) -> dict:
-        return {names[0]: _get(record, *ids), names[1]: _text(record, texts)}
-
-    columns, at = _unpacked(path, unpack) if _has_records(path) else _named_table(path, *names)
-    frame = pd.DataFrame({name: _checked(columns[name], at, name) for name in names})
-    return _once(frame, names[:1], at, "id")
-
-
-def _rows(path: str | Path) -> pd.DataFrame:
-    if not _is_parquet(path):
-        return _candidates(*_unpacked(path, _row))
-    known = {name for names, *_ in _COLUMNS.values() for name in names}
-    with _parquet(path) as file:
-        table = file.read([name for name in file.schema_arrow.names if name in known])
-        return _from_columns(table.to_pandas(ignore_metadata=True), _places(path, "row"))
-
-
-def _as_id(value: Any) -> str:
-    if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
-        return str(value)
-    raise ValueError("no id")
+    if _kind(path) != "table":
+        frame = _unpacked(path, lambda x: {names[0]: _get(x, *ids), names[1]: _text(x, texts)})
+    else:
+        frame = _table(path, f"{' '.join(names)} with tabs between", names, tabs=True, header=True)
+    return _once(_checked(frame, names), names[:1], "id").reset_index(drop=True)
 
 
 #: Text that UTF-8 can hold: JSON can name half a character, which no file or frame can.
-_Str = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
-_Id = (Annotated[_Str, BeforeValidator(_as_id)], "str", "an id that is a str or an integer")
-_Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-_Float = Annotated[float, Field(allow_inf_nan=False)]
+_UTF8 = AfterValidator(lambda value: str(value).encode().decode())
+_Id = Annotated[Annotated[StrictStr, Field(min_length=1)] | StrictInt, _UTF8]
+_Str, _Int = Annotated[str, _UTF8], Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_AN_ID = "an id that is a str or an integer"
 #: Names of each column in files and frames (pyterrier's docid is an internal number, so it comes last),
 #: what its values are, its type, and how errors call it.
 _COLUMNS = {
-    "query_id": (("query_id", "qid"), *_Id),
-    "doc_id": (("doc_id", "docno", "pid", "passage_id", "docid"), *_Id),
+    "query_id": (("query_id", "qid"), _Id, "str", _AN_ID),
+    "doc_id": (("doc_id", "docno", "pid", "passage_id", "docid"), _Id, "str", _AN_ID),
     "rank": (("rank",), _Int, "int64", "rank as an integer, in every row"),
-    "score": (("score",), _Float, "float64", "finite scores"),
+    "score": (("score",), Annotated[float, Field(allow_inf_nan=False)], "float64", "finite scores"),
     "query": (("query",), _Str, "str", "query as a str"),
     "text": (("text",), _Str, "str", "text as a str"),
     "relevance": (("relevance",), _Int | None, "Int64", "relevance as an integer"),
@@ -446,107 +388,83 @@ _HEADER = {"_id", "id", "corpus-id", "query-id", "title", *_TEXT}
 _HEADER |= {name for names, *_ in _COLUMNS.values() for name in names}
 
 
-def _checked(column: pd.Series, at: _Places, name: str, *, strict: bool = True) -> pd.Series:
-    """A column of its kind, not `strict` where numbers are text; names the first row that is not."""
-    _, kind, dtype, expected = _COLUMNS[name]
-    if str(column.dtype) == dtype and not column.isna().any():  # quick: no Python objects
-        wrong = np.isinf(column) if name == "score" else column == ("" if "id" in name else None)
-        if not wrong.any():
-            return column
-    values = column.astype(object).where(column.notna(), None).tolist()
-    if dtype == "Int64":  # floats where a merge left gaps
-        values = [int(x) if isinstance(x, float) and x.is_integer() else x for x in values]
-    try:
-        adapter = TypeAdapter(Annotated[list[kind], FailFast()])
-        return pd.Series(adapter.validate_python(values, strict=strict), dtype=dtype)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        return _refuse(at(problem["loc"][0]), expected, repr(problem["input"])[:80])
+def _checked(frame: pd.DataFrame, names: Iterable[str], *, strict: bool = True) -> pd.DataFrame:
+    """Columns of their kinds, not `strict` where numbers are text; names the first row that is not."""
+    checked = pd.DataFrame(index=frame.index)
+    for name in names:
+        column, (_, kind, dtype, expected) = frame[name], _COLUMNS[name]
+        values = column.astype(object).where(column.notna(), None).tolist()
+        if dtype == "Int64":  # floats where a merge left gaps
+            values = [int(x) if isinstance(x, float) and x.is_integer() else x for x in values]
+        try:
+            adapter = TypeAdapter(Annotated[list[kind], FailFast()])
+            values = adapter.validate_python(values, strict=strict)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            _refuse(_place(frame, problem["loc"][0]), expected, repr(problem["input"])[:80])
+        checked[name] = pd.Series(values, frame.index, dtype)
+    return checked
 
 
-def _once(frame: pd.DataFrame, key: list[str], at: _Places, what: str) -> pd.DataFrame:
+def _once(frame: pd.DataFrame, key: list[str], what: str) -> pd.DataFrame:
     if (twice := frame.duplicated(key)).any():
-        row = int(twice.argmax())
-        first = at(int((frame[key] == frame.loc[row, key]).all(axis=1).argmax()))
-        _refuse(at(row), f"each {what} once", f"{frame.loc[row, key].tolist()} again, first in {first}")
+        row = frame[key].iloc[twice.argmax()]
+        first = _place(frame, (frame[key] == row).all(axis=1).argmax())
+        place, got = _place(frame, twice.argmax()), f"{row.tolist()} again, first in {first}"
+        _refuse(place, f"each {what} once", got)
     return frame
 
 
-def _from_columns(frame: pd.DataFrame, at: _Places) -> pd.DataFrame:
-    if not frame.columns.is_unique:
-        got = f"{frame.columns[frame.columns.duplicated()][0]!r} twice"
-        _refuse(at(), "each column once", got, "rename or remove one")
-    used = {name: next((x for x in own[0] if x in frame), None) for name, own in _COLUMNS.items()}
-    for name in ("query_id", "doc_id"):
-        if used[name] is None:
-            got = f"columns {list(frame.columns)}"
-            _refuse(at(), f"a column {' or '.join(_COLUMNS[name][0])}", got, "rename one")
-    if unused := sorted(map(str, set(frame.columns) - set(used.values()))):
-        _log.info("%s: columns %s are not read", at(), unused)
-    return _candidates({name: frame[x] for name, x in used.items() if x is not None}, at)
-
-
-def _candidates(columns: Mapping[str, pd.Series], at: _Places, *, strict: bool = True) -> pd.DataFrame:
+def _candidates(frame: pd.DataFrame, *, strict: bool = True) -> pd.DataFrame:
     """Check columns, order the rows of each query, and count their rank anew from 1."""
-    kept = [name for name in columns if name in ("query_id", "doc_id") or columns[name].notna().any()]
-    frame = pd.DataFrame({name: _checked(columns[name], at, name, strict=strict) for name in kept})
+    kept = [x for x in _COLUMNS if x in _IDS or (x in frame and frame[x].notna().any())]
+    frame = _once(_checked(frame, kept, strict=strict), _IDS, "passage of a query")
+    source = frame.index.name.rpartition(", ")[0]
     if frame.empty:
-        _refuse(at(), "candidates", "none", "check where the file comes from")
-    _once(frame, ["query_id", "doc_id"], at, "passage of a query")
-    for name in ("query_id", "doc_id") if strict else ():  # else blanks separate the columns
+        _refuse(source, "candidates", "none", "check its source")
+    for name in _IDS if strict else ():  # else blanks separate the columns
         if blank := [x for x in frame[name].unique() if x.split() != [x]]:
-            row = int((frame[name] == blank[0]).argmax())
-            frame.attrs["blank"] = f"{at(row)}, {name} {blank[0]!r}"
-    ranks, scores, why, doubtful = frame.get("rank"), frame.get("score"), "there are no ranks", False
-    queries = pd.factorize(frame["query_id"])[0]
-    if ranks is not None and (again := frame.duplicated(["query_id", "rank"]) | (ranks < 0)).any():
-        place = at(int(again.argmax()))
+            place = _place(frame, (frame[name] == blank[0]).argmax())
+            frame.attrs["blank"] = f"{place}, {name} {blank[0]!r}"
+    queries, ranks, scores = pd.factorize(frame["query_id"])[0], frame.get("rank"), frame.get("score")
+    key, by, doubtful = ranks, "rank", False
+    if ranks is None and scores is None:
+        key, by, doubtful = queries, "place, as there are no ranks and no scores", True
+    elif ranks is None:
+        key, by = -scores, "score, as there are no ranks"
+    elif (again := frame.duplicated(["query_id", "rank"]) | (ranks < 0)).any():
+        place = _place(frame, again.argmax())
         if scores is None or scores.groupby(queries).nunique().max() == 1:
-            got = f"{ranks[again.argmax()]} again or below 0, and no scores that differ"
+            got = f"{ranks.iloc[again.argmax()]} again or below 0, and no scores that differ"
             _refuse(place, "ranks that differ within a query", got)
-        ranks, why, doubtful = None, f"ranks repeat, first in {place}", True
-    if ranks is not None:
-        key, by = ranks, "rank"
-    elif scores is not None:
-        key, by = -scores, f"score, as {why}"
-    else:
-        key, by, doubtful = np.zeros(len(frame)), f"place, as {why} and no scores", True
+        key, by, doubtful = -scores, f"score, as ranks repeat, first in {place}", True
     order = np.lexsort((key, queries))
-    n_rise = n_tie = 0
-    if scores is not None:  # RankGPT and RankLLM leave the first stage's where they were
-        steps = np.diff(scores.iloc[order])[np.diff(queries[order]) == 0]
-        n_rise, n_tie = int((steps > 0).sum()), int((steps == 0).sum())
-    level = logging.WARNING if doubtful or n_rise else logging.INFO
-    _log.log(level, "%s: ordered by %s; %d scores rise, %d tie", at(), by, n_rise, n_tie)
     frame = frame.iloc[order].reset_index(drop=True)
-    frame["rank"] = frame.groupby("query_id", sort=False).cumcount() + 1
     frame["score"] = np.nan if scores is None else frame["score"]
+    frame["rank"] = frame.groupby("query_id", sort=False).cumcount() + 1
+    # RankGPT and RankLLM leave the first stage's scores where they were
+    steps = np.diff(frame["score"])[np.diff(queries[order]) == 0]
+    level = logging.WARNING if doubtful or (steps > 0).any() else logging.INFO
+    told = "%s: ordered by %s; %d scores rise, %d tie"
+    _log.log(level, told, source, by, (steps > 0).sum(), (steps == 0).sum())
     return frame[[name for name in _COLUMNS if name in frame]]
 
 
-#: What a record of a format looks like, its reader, and sets of keys that tell it.
 Format = namedtuple("Format", "shape read keys", defaults=((),))
-_RUN_NAME = re.compile(r"\.(run|trec|res)(\.gz)?$")
-#: Formats by name; the first that fits is meant. Hits of ``rank_llm`` (2023) are ordered by rank,
-#: candidates (today) and ``lists`` by place. Lists without labels are a teacher's.
+#: Formats by name: what a record looks like, its reader, and keys that tell it; the first fit is meant.
 FORMATS = {
     "trec_run": Format("qid iter docid rank score tag, or qid docid [score]", read_run),
     "msmarco_run": Format("qid pid rank", lambda path: read_run(path, third="rank")),
-    "msmarco_top1000": Format(
-        "qid pid query passage, with tabs",
-        lambda path: _candidates(*_named_table(path, "query_id", "doc_id", "query", "text")),
-    ),
-    "rank_llm": Format(
-        "JSON(L) {query, hits} or {query, candidates}",
-        lambda path: _candidates(*_unpacked(path, _rank_llm)),
-        ({"query", "hits"}, {"query", "candidates"}),
-    ),
-    "lists": Format(
-        "parquet or JSON(L) {query_id, doc_ids [, labels]}",
-        lambda path: _candidates(*_unpacked(path, _id_list)), ({"query_id", "doc_ids"},),
-    ),
+    "msmarco_top1000": Format("qid pid query passage, with tabs", lambda path: _candidates(
+        _table(path, "4 columns", [*_IDS, "query", "text"], tabs=True, header=True))),
+    "rank_llm": Format("JSON(L) {query, hits} or {query, candidates}", lambda path: _candidates(
+        _unpacked(path, _rank_llm)), ({"query", "hits"}, {"query", "candidates"})),
+    "lists": Format("parquet or JSON(L) {query_id, doc_ids [, labels]}", lambda path: _candidates(
+        _unpacked(path, _id_list)), ({"query_id", "doc_ids"},)),
     "rows": Format(
-        "parquet or JSON(L), a row {query_id, doc_id [, rank, score, query, text]}", _rows,
+        "parquet or JSON(L), a row {query_id, doc_id [, rank, score, query, text]}",
+        lambda path: _candidates(_unpacked(
+            path, lambda row: row | {name: _get(row, *_COLUMNS[name][0]) for name in _IDS})),
         tuple({query, doc} for query in _COLUMNS["query_id"][0] for doc in _COLUMNS["doc_id"][0]),
     ),
 }  # fmt: skip
