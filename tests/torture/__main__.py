@@ -1,32 +1,144 @@
 """Break the commands on purpose, run them again, and compare with what nothing disturbed.
 
-``python -m tests.torture --repetitions 5`` writes ``results/torture/faults.csv``, a row for each fault,
-and a manifest. Processes are really killed, disks really full, files really changed. A command that was
-run again ended with the undisturbed result (resumed), or first said what to do and, that done, ended
-with it (refused); or it did neither (lost), or ended with another result (wrong).
+``python -m tests.torture`` writes ``results/torture/faults.csv``, a row for each fault, and a manifest.
+Processes are really killed, disks really full, files really changed. A command that was run again ended
+with the undisturbed result (resumed), or first said what to do and, that done, ended with it (refused);
+or it did neither (lost), or ended with another result (wrong).
 """
 
-import argparse
 import functools
 import hashlib
 import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
+import sys
 import tempfile
+import threading
 import time
 from datetime import UTC, datetime
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import nbformat
 import pandas as pd
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertModel
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where pytest finds them by itself
+from chat_server import ChatServer
+from conftest import make_model, make_student, make_tokenizer
+
+from rdl_core import tokens
+from rdl_core.cli import app
+from rdl_core.data import downloads
+from rdl_core.data.formats import write_requests
+from rdl_study import cli, live, pages
 from rdl_study.store import machine, project_folder
-from tests.torture import child
 
-ENDS = ("resumed", "refused", "lost", "wrong")
+torch.set_num_threads(1)
+ENDS, REPETITIONS = ("resumed", "refused", "lost", "wrong"), 3
+LIMITS = "--query-tokens 5 --passage-tokens 20 --precision float32"
+DISTILL = ("distill {0}/requests.jsonl out --encoder {0}/encoder --list-size 6 --queries-per-step 4 "
+           f"--steps 40 --checkpoint-every 4 {LIMITS}")  # fmt: skip
+STUDENT = ("out/model/*", "out/log.jsonl", "out/config.json")
+#: The command, and the files that it is for.
+TASKS = {
+    "fetch": ("fetch vaswani", "cache/downloads/vaswani/[abc]"),
+    "token store": ("", "store/*"),
+    "teach": ("teach {0}/worth.jsonl out --base-url {1} --model m --window-size 6 --stride 3 "
+              "--in-flight 2", "out/*.run", "out/*.parquet", "out/requests.jsonl"),
+    "distill": (DISTILL, *STUDENT),
+    "rerank": (f"rerank {{0}}/student {{0}}/requests.jsonl out.run {LIMITS}", "out.run"),
+    "page": ("", "outputs.json"),
+    "two processes": (DISTILL, *STUDENT),
+    "book": ("", "_build/html/**/*.html", "book/pages/*.ipynb"),
+}  # fmt: skip
+
+
+def command(task, folder, inputs, url, most_bytes):
+    """The target of a process: a command on tiny data; its messages go to ``said.txt``."""
+    os.chdir(folder)
+    said = os.open("said.txt", os.O_WRONLY | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+    os.environ |= {"RDL_CACHE": str(folder / "cache"), "RDL_RUNS": str(folder / "runs")}
+    os.environ.pop("RDL_MIRROR", None)
+    words = TASKS[task][0].format(inputs, url).split()
+    if task == "token store":
+        tokens._CHUNK = 200
+        texts = [f"w{n % 40} w{n % 7} w{n % 11}" for n in range(40_000)]
+        more = {"max_tokens": 8, "total": len(texts)}
+        tokens.TokenStore.build(texts, make_tokenizer("bert"), folder / "store", **more)
+    elif task == "page":  # by papermill; the kernel of one that is killed ends by itself
+        executed = nbformat.read(pages.page("mini", "costs").folder / "page.ipynb", as_version=4)
+        outputs = [cell.get("outputs") for cell in executed.cells]
+        (folder / "outputs.json").write_text(json.dumps(outputs))
+    elif task == "book":  # of two pages, one of which is executed
+        shutil.copytree(inputs / "book", folder, dirs_exist_ok=True)
+        pages.notebooks, cli.project_folder = lambda: ["costs"], lambda: folder
+        live.make_live = lambda *_: "without a live page, which needs a student"
+        cli.build([])
+    elif task == "two processes":  # as torchrun and accelerate launch start them
+        launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m rdl_core.cli"
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, *launch.split(), *words])
+    else:
+        downloads._REGISTRY = inputs / "registry.json" if task == "fetch" else downloads._REGISTRY
+        app(words)
+
+
+class Slow(SimpleHTTPRequestHandler):
+    def copyfile(self, source, output):
+        while piece := source.read(1 << 14):
+            output.write(piece)
+            time.sleep(0.005)
+
+
+def make_inputs(folder):
+    """Models, lists, the sources of a book, and files on a server; gives the chat server's url."""
+    folder.mkdir()
+    make_student().save_pretrained(folder / "student")
+    BertModel(make_model("bert").config).save_pretrained(folder / "encoder")
+    make_tokenizer("bert").save_pretrained(folder / "encoder")
+    frame = pd.DataFrame(
+        {"query_id": f"q{q}", "query": f"w{q} w{q + 1}", "doc_id": f"q{q}d{i}", "rank": i + 1,
+         "text": " ".join(f"w{(7 * q + 3 * i + k) % 40}" for k in range(12))}
+        for q in range(30) for i in range(12)
+    )  # fmt: skip
+    write_requests(frame, folder / "requests.jsonl")
+    numbers = [str(37 * n % 1000) for n in range(len(frame))]  # what the chat server ranks by
+    write_requests(frame.assign(text=numbers), folder / "worth.jsonl")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Slow, directory=str(folder)))
+    server.handle_error = Slow.log_message = lambda *_: None  # clients that are killed are no news
+    (folder / "vaswani").mkdir()
+    rows, draw = [], random.Random(0)
+    for name in ("vaswani/a", "vaswani/b", "vaswani/c"):
+        (folder / name).write_bytes(raw := draw.randbytes(400_000))
+        about = {"url": f"http://127.0.0.1:{server.server_port}/{name}", "size_bytes": len(raw)}
+        digits = hashlib.sha256(raw).hexdigest()
+        rows.append({"name": name, "hash": f"sha256:{digits}", "what": "noise", **about})
+    (folder / "registry.json").write_text(json.dumps(rows))
+    book, root = folder / "book", project_folder()
+    for name in ("book/_ext", "book/_static", "results/efficiency"):
+        shutil.copytree(root / name, book / name)
+    for name in ("_config.yml", "book/references.bib"):
+        shutil.copy(root / name, book / name)
+    toc = "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/costs}]\n"
+    (book / "_toc.yml").write_text(toc)
+    (book / "book" / "pages").mkdir()
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Efficiency", id="0")])
+    nbformat.write(page, book / "book" / "pages" / "efficiency.ipynb")
+    chat = ChatServer(fault=lambda *_: {"wait_s": 0.02})
+    for each in (server, chat):
+        threading.Thread(target=each.serve_forever, args=(0.01,), daemon=True).start()
+    return chat.url
 
 
 class Workshop:
@@ -35,27 +147,28 @@ class Workshop:
     def __init__(self, base):
         self.base, self.inputs = base, base / "inputs"
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.torture.child"])
-        self.url = child.make_inputs(self.inputs)
+        self._context.set_forkserver_preload(["tests.torture.__main__"])
+        self.url = make_inputs(self.inputs)
 
     def folder(self):
         return Path(tempfile.mkdtemp(dir=self.base))
 
     def start(self, task, folder, most_bytes=None):
-        (folder / "said.txt").unlink(missing_ok=True)
+        from tests.torture.__main__ import command  # a child finds it by this name
+
+        (folder / "said.txt").write_text("")
         arguments = (task, folder, self.inputs, self.url, most_bytes)
-        process = self._context.Process(target=child.run, args=arguments)
+        process = self._context.Process(target=command, args=arguments)
         process.start()
         return process
 
     def run(self, task, folder, *, kill_after=300.0, most_bytes=None):
         """Run a task; its exit code, negative where it was killed, and its messages."""
-        process, said = self.start(task, folder, most_bytes), folder / "said.txt"
+        process = self.start(task, folder, most_bytes)
         process.join(kill_after)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        return process.exitcode, said.read_text(errors="replace") if said.exists() else ""
+        process.kill()
+        process.join()
+        return process.exitcode, (folder / "said.txt").read_text(errors="replace")
 
     @functools.cache  # noqa: B019 - there is one
     def whole(self, task):
@@ -66,30 +179,25 @@ class Workshop:
             raise RuntimeError(f"{task} failed undisturbed: {said}")
         return result(task, folder), folder, time.monotonic() - started
 
-    def compared(self, task, folder, end):
-        return end if result(task, folder) == self.whole(task)[0] else "wrong"
+    def ended(self, task, folder, word="", mend=None, **limit):
+        """Run, and once more where it is refused with this word and mended, perhaps in a new folder.
 
-    def ended(self, task, folder, said="", *, refused=False):
-        """Run undisturbed, and compare with the result that nothing disturbed."""
-        code, now = self.run(task, folder)
-        end = self.compared(task, folder, "refused" if refused else "resumed")
-        return ("lost" if code else end), line_of(said) or line_of(now)
-
-    def told(self, task, folder, word, mend):
-        """Run on what is broken: where it is refused, with this word, mend it and run again."""
-        code, said = self.run(task, folder)
-        if code == 0:
-            return self.compared(task, folder, "resumed"), line_of(said)
-        if word not in said:
-            return "lost", line_of(said)
-        mend()
-        return self.ended(task, folder, said, refused=True)
+        Gives how it ended, compared with the undisturbed result, and the line that says what is wrong.
+        """
+        code, said = self.run(task, folder, **limit)
+        end, line = "resumed", line_of(said)
+        if code and mend and word in said:
+            folder, end = mend() or folder, "refused"
+            code, said = self.run(task, folder)
+        if code == 0 and result(task, folder) != self.whole(task)[0]:
+            end = "wrong"
+        return ("lost" if code else end), line or line_of(said)
 
 
 def result(task, folder):
     """SHA-256 of every file that a task is for."""
-    paths = [path for pattern in child.TASKS[task] for path in sorted(folder.glob(pattern))]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+    paths = [path for pattern in TASKS[task][1:] for path in sorted(folder.glob(pattern))]
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).digest() for path in paths}
 
 
 def line_of(said):
@@ -98,30 +206,23 @@ def line_of(said):
     return lines[-1] if lines else ""
 
 
-def emptied(folder):
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
 def killed(task, shop, draw):
     """SIGKILL once or twice at random moments, then to the end."""
-    folder, (_, _, whole_s), hits = shop.folder(), shop.whole(task), 0
-    while not hits:
-        emptied(folder)  # it was done before
-        for _ in range(draw.choice([1, 2])):
-            hits += shop.run(task, folder, kill_after=draw.uniform(0, whole_s))[0] == -signal.SIGKILL
+    whole_s, codes = shop.whole(task)[2], []
+    while -signal.SIGKILL not in codes:  # it was done before
+        folder = shop.folder()
+        waits_s = [draw.uniform(0, whole_s) for _ in range(draw.choice([1, 2]))]
+        codes = [shop.run(task, folder, kill_after=wait_s)[0] for wait_s in waits_s]
     return shop.ended(task, folder)
 
 
 def disk_full(task, shop, draw):
     """No file may grow past a size drawn below that of the largest of the result."""
-    whole, folder = shop.whole(task)[1], shop.folder()
-    largest = max((whole / name).stat().st_size for name in result(task, whole))
+    files, whole, _ = shop.whole(task)
+    folder, largest = shop.folder(), max((whole / name).stat().st_size for name in files)
     # The limit holds for its messages, too, which must have room.
-    code, said = shop.run(task, folder, most_bytes=draw.randrange(2_000, largest))
-    if code and "disk is full" not in said:
-        return "lost", line_of(said)
-    return shop.ended(task, folder, said, refused=bool(code))
+    limit = {"most_bytes": draw.randrange(2_000, largest)}
+    return shop.ended(task, folder, "disk is full", lambda: folder, **limit)
 
 
 def damaged(task, name, remedy, shop, draw, *, cut):
@@ -129,20 +230,18 @@ def damaged(task, name, remedy, shop, draw, *, cut):
     folder, (_, whole, whole_s) = shop.folder(), shop.whole(task)
     if remedy == "begun":
         while not (folder / name).exists() or (folder / "out/manifest.json").exists():
-            emptied(folder)
+            folder = shop.folder()
             shop.run(task, folder, kill_after=draw.uniform(whole_s / 4, whole_s))
     else:
         shutil.copytree(whole, folder, dirs_exist_ok=True)
         for unfinished in remedy:
             (folder / unfinished).unlink()
     raw = bytearray((folder / name).read_bytes())
-    if cut:
-        del raw[draw.randrange(len(raw)) :]
-    else:
-        raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
-    (folder / name).write_bytes(raw)
-    mend = (folder / name).unlink if remedy == "begun" else functools.partial(emptied, folder)
-    return shop.told(task, folder, name.rpartition("/")[2], mend)
+    place = draw.randrange(len(raw))
+    raw[place] ^= 1 << draw.randrange(8)
+    (folder / name).write_bytes(raw[:place] if cut else raw)
+    mend = (folder / name).unlink if remedy == "begun" else shop.folder
+    return shop.ended(task, folder, name.rpartition("/")[2], mend)
 
 
 def weights_of_nan(task, shop, draw):
@@ -152,18 +251,10 @@ def weights_of_nan(task, shop, draw):
     name = draw.choice([n for n, w in weights.items() if "layer.0" in n and w.is_floating_point()])
     weights[name].flatten()[draw.randrange(weights[name].numel())] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
-    wrote = []
-
-    def mend():
-        wrote.extend(n for n in ("out.run", "out/model", "out/manifest.json") if (folder / n).exists())
-        file.write_bytes(right)
-        emptied(folder)
-
-    try:
-        end, said = shop.told(task, folder, "nan", mend)
-    finally:
-        file.write_bytes(right)
-    return ("wrong" if wrote else end), said
+    end, line = shop.ended(task, folder, "nan", lambda: file.write_bytes(right) and shop.folder())
+    file.write_bytes(right)
+    wrote = [n for n in ("out.run", "out/model", "out/manifest.json") if (folder / n).exists()]
+    return ("wrong" if wrote else end), line
 
 
 def worker_dies(shop, draw):
@@ -183,54 +274,46 @@ def worker_dies(shop, draw):
 
 
 FAULTS = {f"SIGKILL, {task}": functools.partial(killed, task)
-          for task in child.TASKS if task != "two processes"}  # fmt: skip
+          for task in TASKS if task != "two processes"}  # fmt: skip
 FAULTS["SIGKILL, one of two processes"] = worker_dies
 for task in ("fetch", "teach", "distill", "rerank"):
     FAULTS[f"disk full, {task}"] = functools.partial(disk_full, task)
 for how in ("truncated", "altered"):
-    for what, task, name, remedy in (
+    for what, *arguments in (
         ("downloaded file", "fetch", "cache/downloads/vaswani/b", ()),
         ("token store", "distill", "out/tokens/passage/tokens.bin", ("out/manifest.json",)),
         ("checkpoint", "distill", "out/checkpoint.safetensors", "begun"),
         ("student", "distill", "out/model/model.safetensors", ()),
     ):
-        fault = functools.partial(damaged, task, name, remedy, cut=how == "truncated")
-        FAULTS[f"{how} {what}"] = fault
+        FAULTS[f"{how} {what}"] = functools.partial(damaged, *arguments, cut=how == "truncated")
 for task in ("distill", "rerank"):
     FAULTS[f"NaN in the weights, {task}"] = functools.partial(weights_of_nan, task)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repetitions", type=int, default=3, help="of every fault")
-    parser.add_argument("--seconds", type=float, default=800, help="no repetition begins later")
-    parser.add_argument("--fault", default="", help="only those whose name has this in it")
-    parser.add_argument("--out", type=Path, default=project_folder() / "results" / "torture")
-    options = parser.parse_args()
+def main(only=""):
+    """Try every fault and record it; or `only` those whose name has this in it, without a record."""
     started, draw, rows, said = time.monotonic(), random.Random(0), [], {}
     with tempfile.TemporaryDirectory(prefix="torture-") as base:
         shop = Workshop(Path(base))
-        for name in (name for name in FAULTS if options.fault in name):
+        for name in (name for name in FAULTS if only in name):
             ends = []
-            for number in range(options.repetitions):
-                at = time.monotonic() - started
-                if number == 0 or at < options.seconds:
-                    end, message = FAULTS[name](shop, draw)
-                    ends.append(end)
-                    said[name] = message or said.get(name, "")
-                    print(f"{at:4.0f} s  {name}: {end}  {message[:120]}", flush=True)
+            for _ in range(REPETITIONS):
+                end, line = FAULTS[name](shop, draw)
+                ends.append(end)
+                said[name] = line or said.get(name, "")
+                print(f"{time.monotonic() - started:4.0f} s  {name}: {end}  {line[:120]}", flush=True)
             rows.append({"fault": name, "tried": len(ends)} | {end: ends.count(end) for end in ENDS})
-    options.out.mkdir(parents=True, exist_ok=True)
-    manifest = {
-        "command": "make torture", "seed": 0, "repetitions": options.repetitions,
-        "wall_s": round(time.monotonic() - started), "load": os.getloadavg()[1], "said": said,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **machine(),  # before the table itself changes the checkout
-    }  # fmt: skip
-    pd.DataFrame(rows).to_csv(options.out / "faults.csv", index=False)
-    (options.out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    if not only:
+        manifest = {
+            "command": "make torture", "seed": 0, "repetitions": REPETITIONS, "said": said,
+            "wall_s": round(time.monotonic() - started), "load": os.getloadavg()[1],
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"), **machine(),
+        }  # fmt: skip
+        out = project_folder() / "results" / "torture"
+        pd.DataFrame(rows).to_csv(out / "faults.csv", index=False)
+        (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return any(row["lost"] + row["wrong"] for row in rows)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(*sys.argv[1:]))
