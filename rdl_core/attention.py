@@ -7,12 +7,10 @@ sequences and `t` that of all their tokens.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -76,10 +74,7 @@ def _packed_attention(
         where = (layout.packed.cu_seqlens,) * 2 + (layout.packed.max_length,) * 2
         sides = (-1, -1) if window is None else (window, window)
         return varlen_attn(query, key, value, *where, scale=scaling, window_size=sides)[None], None
-    with _kernels(module, query, layout):
-        padded = scaled_dot_product_attention(
-            *map(layout.unpack, (query, key, value)), attn_mask=layout.mask(window), scale=scaling
-        )
+    padded = _attend(module, *map(layout.unpack, (query, key, value)), layout.mask(window), scaling)
     return padded.transpose(1, 2).flatten(0, 1).index_select(0, layout.slots)[None], None
 
 
@@ -99,12 +94,8 @@ def attend_first(
         cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
         one_each = torch.arange(len(cu), dtype=torch.int32, device=cu.device)
         return varlen_attn(query, key, value, one_each, cu, 1, longest, scale=scaling).flatten(1)
-    with _kernels(module, query, layout):
-        attended = scaled_dot_product_attention(
-            query[:, :, None], layout.unpack(key), layout.unpack(value),
-            attn_mask=layout.mask(window)[:, :, :1], scale=scaling,
-        )
-    return attended.flatten(1)
+    key, value, mask = layout.unpack(key), layout.unpack(value), layout.mask(window)[:, :, :1]
+    return _attend(module, query[:, :, None], key, value, mask, scaling).flatten(1)
 
 
 def attend_first_to_states(
@@ -128,13 +119,20 @@ def has_varlen(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
 
 
-def _kernels(module: nn.Module, query: Tensor, layout: Layout) -> AbstractContextManager:
-    """Avoids the CPU's fused kernel in bfloat16 where its backward is slow: on one core, 18 sequences
-    of 105 tokens take 71 ms with it and 43 without; 8 of 256, 61 and 98.
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> Tensor:
+    """Scaled dot-product attention.
+
+    By its formula where the CPU's fused kernel for bfloat16 has a slow backward: on one core, 18
+    sequences of 105 tokens take 71 ms with it and 43 without; 8 of 256, 61 and 98. (Its own formula
+    computes in float32: more memory, and gradients no closer to float32's than 1 % instead of 2 %.)
     """
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
-    short = layout.packed.max_length <= _SHORT_TOKENS
-    return sdpa_kernel(SDPBackend.MATH) if slow and short else nullcontext()
+    if not slow or key.shape[2] > _SHORT_TOKENS:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    weights = (query * scaling @ key.mT).masked_fill_(~mask, -torch.inf).softmax(-1)
+    return weights @ value
 
 
 def _window(module: nn.Module) -> int | None:

@@ -71,8 +71,8 @@ class StageConfig:
     """Train the word embeddings; frozen ones save a third of the optimiser's memory."""
     token_budget: Positive = 2048
     """Most tokens in one batch through the encoder."""
-    held_tokens: Count = 16_384
-    """Most tokens per step whose activations are kept; longer steps score their lists twice."""
+    held_tokens: Count = 8192
+    """Most tokens per step whose activations are kept; what is more is scored twice."""
     precision: Precision = "float32"
     """In which the layers compute; auto: bfloat16 where the device has it."""
     dev_every: Count = 0
@@ -300,7 +300,7 @@ class LocalConfig:
     """A causal language model of transformers that runs here."""
 
     model: str
-    """Folder, .gguf file or hub id."""
+    """Folder, .gguf file, hub id, or SmolLM2-135M-Instruct: the embedded one."""
     mode: Literal["free", "constrained", "first_token", "query_likelihood", "yes_no"] = "free"
     """How lists are ranked: `rdl_core.teachers.local_llm`; the last two: `.pointwise`."""
     prompt: str | None = None
@@ -333,9 +333,11 @@ class LocalConfig:
     @property
     def name(self) -> str:
         """Model, by content if it is a file, and settings that change answers."""
+        from rdl_core.data.downloads import embedded_path  # imports requests
+
         model, more = self.model, ""
-        if Path(model).is_file():
-            model = f"{Path(model).name} {content_hash(Path(model))[:16]}"
+        if (path := Path(embedded_path(model))).is_file():
+            model = f"{path.name} {content_hash(path)[:16]}"
         if self.mode == "free":
             more = f", max_new_tokens={self.max_new_tokens}"
         elif self.pointwise:

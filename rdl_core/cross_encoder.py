@@ -24,7 +24,7 @@ from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rdl_core.attention import ATTENTION, Layout, attend_first, attend_first_to_states, has_varlen
-from rdl_core.data.downloads import encoder_path
+from rdl_core.data.downloads import embedded_path
 from rdl_core.devices import PRECISIONS
 from rdl_core.files import content_hash, read_json
 from rdl_core.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
@@ -193,7 +193,7 @@ def in_order(scores: list[Tensor], batches: list[Tensor]) -> Tensor:
 def model_path(name: str | Path) -> str:
     """Where transformers finds a model: ``model/`` in the folder of a training, else the name."""
     inside = Path(name) / "model"
-    return str(inside) if (inside / "config.json").is_file() else encoder_path(str(name))
+    return str(inside) if (inside / "config.json").is_file() else embedded_path(str(name))
 
 
 def training_record(name: str | Path) -> dict:

@@ -178,8 +178,8 @@ class Training:
     def step(self, lists: RankedLists, sampled: SampledLists, *, seed: int) -> tuple[float, float]:
         """One optimiser step on lists from `draw`, shared by all processes; loss and gradient norm.
 
-        A step whose activations are too many to hold is scored twice: without a graph, for the loss and
-        its gradient by each score; then batch by batch with one (Gao et al., RepL4NLP 2021).
+        Batches whose activations are too many to hold are scored twice: without a graph, for the loss
+        and its gradient by each score; then with one (Gao et al., RepL4NLP 2021).
         """
         goals = targets(lists, sampled, self.config)
         n_lists = has_preference(goals, sampled.mask).sum().clamp(min=1)
@@ -204,18 +204,23 @@ class Training:
             if not batches:
                 return torch.zeros((), device=mask.device)
             # What is held shrinks with the budget, where memory ran out.
-            most = self.config.held_tokens * token_budget // self.config.token_budget
-            held, where = int(lengths.sum()) <= most, places[torch.cat(batches)]
-            with torch.set_grad_enabled(held):
-                flat = torch.cat([score(*numbered) for numbered in enumerate(batches)])
-                scores = torch.zeros(mask.numel(), device=mask.device).index_copy(0, where, flat)
-            scores = scores.view(mask.shape).requires_grad_()
+            left = self.config.held_tokens * token_budget // self.config.token_budget
+            flat = []
+            for number, batch in enumerate(batches):
+                left -= int(widths[batch.cpu()].sum())
+                with torch.set_grad_enabled(left >= 0):
+                    flat.append(score(number, batch))
+            where = places[torch.cat(batches)]
+            scores = torch.zeros(mask.numel(), device=mask.device)
+            scores = scores.index_copy(0, where, torch.cat(flat).detach()).view(mask.shape)
             own_options = {"mask": mask, "reduction": "none", **self.config.loss_options}
-            loss = LOSSES[self.config.loss](scores, goals[own], **own_options).sum() / n_lists
+            losses = LOSSES[self.config.loss](scores.requires_grad_(), goals[own], **own_options)
+            loss = losses.sum() / n_lists
             loss.backward()
-            if not held:
-                for number, batch in enumerate(batches):
-                    score(number, batch).backward(scores.grad.flatten()[places[batch]])
+            for number, batch in enumerate(batches):
+                again = flat[number] if flat[number].requires_grad else score(number, batch)
+                again.backward(scores.grad.flatten()[places[batch]])
+                flat[number] = again.detach()  # its activations are free
             return loss.detach()
 
         loss, self._token_budget = fitting(backward, self._token_budget)

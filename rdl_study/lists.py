@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +14,29 @@ import pandas as pd
 from rdl_core import config as c
 from rdl_core.data import published, retrieval
 from rdl_core.data.collections import fingerprint, load
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.data.formats import read_candidates, write_run
 from rdl_core.files import content_hash, read_json, read_settings
 from rdl_core.teachers import encoders
 from rdl_core.teachers.replay import AnswerLog
 from rdl_core.teachers.teach import ANSWERS, teach
 from rdl_core.tokens import TokenCorpus, TokenStore
-from rdl_study.store import Run, obtain, runs_folder
+from rdl_study.store import Run, obtain, project_folder, runs_folder
 
-__all__ = ["CODE", "FIRST_STAGES", "TEACHERS", "LLMTeacher", "ListsConfig", "ask_shard", "corpus",
-           "candidates_of", "chosen_queries", "encoder_hashes", "lists", "order_scores"]  # fmt: skip
+__all__ = ["CODE", "FIRST_STAGES", "LLMS", "TEACHERS", "LLMTeacher", "ListsConfig", "ask_shard",
+           "candidates_of", "chosen_queries", "corpus", "encoder_hashes", "lists", "llm_of",
+           "llm_settings", "order_scores"]  # fmt: skip
 _COMPUTED = ("bm25", "bi_encoder", "random")
 #: First stages: those that are computed here, and those of which there are published lists.
 FIRST_STAGES = tuple(dict.fromkeys((*_COMPUTED, *published.FIRST_STAGES)))
-_ENCODERS, _MEAN = ("bi_encoder", "fused"), "_mean"
+_ENCODERS, _MEAN, _FUSED = ("bi_encoder", "fused"), "_mean", "_fused"
+#: LLMs that rank the embedded collection: ``teachers/<name>.yaml`` asks them, ``results/<name>/`` has
+#: what they answered.
+LLMS = ("smollm2",)
+_BESIDE_LLM = {"bi_encoder": 1.0, "first_stage": 0.25}  # weights in an LLM's fused order
 #: Orders to learn from and to rank with. ``_mean`` behind an LLM's name: the mean of its ranks over all
-#: the times that it ranked a list.
-TEACHERS = (*_ENCODERS, "first_stage", "judgments", "splade", *published.TEACHERS,
+#: the times that it ranked a list; ``_fused``: its scores with the bi-encoder's and the first stage's.
+TEACHERS = (*_ENCODERS, *LLMS, *(name + _FUSED for name in LLMS), "first_stage", "judgments", "splade", *published.TEACHERS,
             *(name + _MEAN for name in published.TEACHERS))  # fmt: skip
 #: Modules that decide what `lists` gives, for the ids of the runs that use it.
 CODE = ("rdl_core.lists", "rdl_core.data.published", "rdl_core.data.retrieval",
@@ -40,6 +46,7 @@ _DEEPEST = {"colbert": 500}  # of lists that are published only
 _SMALL = 100_000  # in a larger collection, the candidates alone become vectors
 _STORED_TOKENS, _VECTOR_TOKENS = 512, 128
 _IDS = ["query_id", "doc_id"]
+_log = logging.getLogger(__name__)
 
 
 @c.config
@@ -62,6 +69,8 @@ class ListsConfig:
     """Bi-encoder of the dense first stage and of encoder teachers; these add up several (``+``)."""
     add_relevant: bool = False
     """Append the relevant passages that the first stage missed; with teacher judgments only."""
+    pseudo_labels: bool = False
+    """Relevance from the teacher instead of people: 3 for its first, 1 down to its fifth, then 0."""
 
     def __post_init__(self) -> None:
         named = [("first_stage", name, FIRST_STAGES) for name in self.first_stages]
@@ -90,7 +99,11 @@ class ListsConfig:
         """Hashes of the collection, and of the files and weights behind the lists and their order."""
         files = [p for p in map(Path, (*self.first_stages, self.teacher)) if p.is_file()]
         hashes = [load(self.collection).fingerprint, *(content_hash(path)[:16] for path in files)]
-        if self.teacher in _ENCODERS:
+        if llm := llm_of(self.teacher):
+            root = project_folder()
+            of_llm = root / "teachers" / f"{llm}.yaml", root / "results" / llm / "manifest.json"
+            hashes += [content_hash(path)[:16] for path in of_llm]
+        if self.teacher in _ENCODERS or self.teacher.endswith(_FUSED):
             hashes += encoder_hashes(self.teacher_encoder)
         for name in self.first_stages:
             hashes += published.file_hashes(self.collection, name, self.teacher)
@@ -104,8 +117,8 @@ class ListsConfig:
 def lists(wanted: ListsConfig) -> pd.DataFrame:
     """Candidates of one first stage: ``query_id``, ``doc_id``, ``rank``, ``score``, and their order.
 
-    That is ``teacher_rank`` (0: left out), and of encoders ``teacher_score``, standardised within each
-    list; or, with teacher judgments, ``relevance`` (missing where nobody judged).
+    That is ``teacher_rank`` (0: left out), and of encoders and `LLMS` ``teacher_score``, standardised
+    within each list; or, with teacher judgments, ``relevance`` (missing where nobody judged).
     """
     frame = candidates_of(wanted)
     frame = frame[frame["rank"] <= wanted.depth].reset_index(drop=True)
@@ -115,7 +128,10 @@ def lists(wanted: ListsConfig) -> pd.DataFrame:
         return _append_missing(frame, qrels) if wanted.add_relevant else frame
     scores = order_scores(frame, wanted, wanted.teacher)
     ranked = encoders.add_teacher_rank(frame, scores)
-    if wanted.teacher in _ENCODERS:
+    if wanted.pseudo_labels:  # samplers leave out what is neither relevant nor 0
+        grades = np.select([ranked["teacher_rank"] == 1, ranked["teacher_rank"] <= 5], [3, 1], 0)
+        ranked = ranked.assign(relevance=grades)
+    if wanted.teacher in _ENCODERS or llm_of(wanted.teacher):
         return ranked.assign(teacher_score=encoders.fuse(frame, scores))
     return ranked.assign(teacher_rank=ranked["teacher_rank"].where(np.isfinite(scores), 0))
 
@@ -182,7 +198,7 @@ def candidates_of(wanted: ListsConfig) -> pd.DataFrame:
 
 def encoder_hashes(names: str | None) -> list[str]:
     """Hashes of encoders' weights and of the settings that name their prompts, if they are files."""
-    folders = [Path(encoder_path(name)) for name in (names.split("+") if names else ())]
+    folders = [Path(embedded_path(name)) for name in (names.split("+") if names else ())]
     files = ("model.safetensors", "config_sentence_transformers.json")
     paths = [folder / file for folder in folders for file in files]
     return [content_hash(path)[:16] for path in paths if path.exists()]
@@ -192,7 +208,7 @@ def _tokens(texts: Iterable[str], total: int, of_texts: str, encoder: str) -> To
     def tokenise(folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(encoder_path(encoder), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(embedded_path(encoder), trust_remote_code=False)
         TokenStore.build(texts, tokenizer, folder, max_tokens=_STORED_TOKENS, total=total)
 
     return TokenStore.open(_of_texts("tokens", encoder, _STORED_TOKENS, of_texts, tokenise))
@@ -237,19 +253,27 @@ def order_scores(candidates: pd.DataFrame, wanted: ListsConfig, order: str) -> n
         if order == "fused":
             scores.append(candidates["score"].to_numpy())
         return scores[0] if len(scores) == 1 else encoders.fuse(candidates, *scores)
+    if llm := llm_of(order):
+        scores = _llm_scores(candidates, wanted.collection, llm)
+        if order == llm:
+            return scores
+        total = encoders.fuse(candidates, scores)
+        for name, weight in _BESIDE_LLM.items():
+            of = candidates["score"].to_numpy()
+            if name != "first_stage":
+                of = order_scores(candidates, wanted, name)
+            total += weight * encoders.fuse(candidates, of)
+        return total
     keys = pd.MultiIndex.from_frame(candidates[_IDS])
+    if order.endswith(".yaml"):
+        asked = _asked(candidates_of(wanted), wanted.collection, Path(order))
+        return asked.set_index(_IDS)["score"].reindex(keys, fill_value=-np.inf).to_numpy()
     ranks = [x.set_index(_IDS)[x.columns[2]].reindex(keys) for x in _rankings(wanted, order)]
     return -pd.concat(ranks, axis=1).mean(axis=1).fillna(np.inf).to_numpy()
 
 
 def _rankings(wanted: ListsConfig, order: str) -> list[pd.DataFrame]:
     """A teacher's ranks: two ids and a rank, a frame for each time that it ranked the lists."""
-    if order.endswith(".yaml"):  # shards that are not finished are asked here
-        candidates, teacher = candidates_of(wanted), Path(order)
-        numbers = range(1, _n_shards(teacher, candidates) + 1)
-        shards = [ask_shard(candidates, wanted.collection, teacher, n) for n in numbers]
-        runs = [read_candidates(run.folder / "lists" / "teacher.run") for run in shards]
-        return [pd.concat(runs)[[*_IDS, "rank"]]]
     if Path(order).is_file():
         frame = read_candidates(order)
         return [frame[[*_IDS, "teacher_rank" if "teacher_rank" in frame else "rank"]]]
@@ -265,6 +289,34 @@ def _rankings(wanted: ListsConfig, order: str) -> list[pd.DataFrame]:
             f"ranked that is published; got {order!r}"
         )
     return frames if order.endswith(_MEAN) else frames[:1]
+
+
+def llm_of(order: str) -> str | None:
+    """The LLM of `LLMS` whose scores an order needs."""
+    return next((name for name in LLMS if order in (name, name + _FUSED)), None)
+
+
+def llm_settings(name: str) -> LLMTeacher:
+    """How an LLM of `LLMS` is asked."""
+    return read_settings(LLMTeacher, project_folder() / "teachers" / f"{name}.yaml")
+
+
+def _llm_scores(candidates: pd.DataFrame, collection: str, name: str) -> np.ndarray:
+    """An LLM's score of each candidate: recorded, or else asked now."""
+    folder = project_folder() / "results" / name
+    keys, known = pd.MultiIndex.from_frame(candidates[_IDS]), []
+    recorded = read_json(folder / "manifest.json")["collections"].get(collection, {})
+    if recorded.get("fingerprint") == load(collection).fingerprint:
+        known = [read_candidates(folder / recorded["file"])]
+    else:
+        _log.info("%s is not the collection whose lists %s has: asking %s", collection, folder, name)
+    scores = [x.set_index(_IDS)["score"].reindex(keys) for x in known]
+    missing = keys.get_level_values(0)[scores[0].isna()] if known else keys.get_level_values(0)
+    if len(missing):
+        left = candidates[candidates["query_id"].isin(missing)]
+        asked = _asked(left, collection, project_folder() / "teachers" / f"{name}.yaml")
+        scores.append(asked.set_index(_IDS)["score"].reindex(keys))
+    return pd.concat(scores, axis=1).bfill(axis=1).iloc[:, 0].to_numpy("float64")
 
 
 def _similarity(candidates: pd.DataFrame, collection_id: str, encoder: str) -> np.ndarray:
@@ -301,6 +353,13 @@ class LLMTeacher(c.WindowConfig):
 def _n_shards(teacher: Path, candidates: pd.DataFrame) -> int:
     """Number of shards that an LLM's YAML file asks for, at most one a query."""
     return min(read_settings(LLMTeacher, teacher).shards, candidates["query_id"].nunique())
+
+
+def _asked(candidates: pd.DataFrame, collection: str, teacher: Path) -> pd.DataFrame:
+    """An LLM's lists; shards that are not finished are asked here."""
+    numbers = range(1, _n_shards(teacher, candidates) + 1)
+    shards = [ask_shard(candidates, collection, teacher, n) for n in numbers]
+    return pd.concat([read_candidates(x.folder / "lists" / "teacher.run") for x in shards])
 
 
 def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: int) -> Run:

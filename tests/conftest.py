@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from rdl_core import cli
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.data import formats
+from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.tokens import TokenStore
 from rdl_study.profile import load_profile
 
@@ -27,13 +28,11 @@ torch.set_num_threads(1)
 
 WORDS = [f"w{i}" for i in range(40)]
 KINDS = ("bert", "electra", "roberta", "modernbert")
-_ROBERTA = {"type_vocab_size": 1, "max_position_embeddings": 66}
-_OWN = {
-    "bert": {}, "electra": {"embedding_size": 12}, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA,
-    "modernbert": {  # layers are global, local, global, ...; a local one sees three to either side
-        "global_attn_every_n_layers": 2, "local_attention": 6, "bos_token_id": 0, "cls_token_id": 0,
-        "eos_token_id": 2, "sep_token_id": 2,
-    },
+_OWN = {  # ModernBERT's layers are global, local, ...; a local one sees three to either side
+    "bert": {}, "electra": {"embedding_size": 12},
+    **dict.fromkeys(("roberta", "xlm-roberta"), {"type_vocab_size": 1, "max_position_embeddings": 66}),
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 6, "bos_token_id": 0,
+                   "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2},
 }  # fmt: skip
 
 
@@ -47,10 +46,9 @@ def make_tokenizer(kind, words=WORDS):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = pair((sep, 2), (cls, 0))
     segments = ["token_type_ids"] if kind in ("bert", "electra") else []
-    return FastTokenizer(
-        tokenizer_object=tokenizer, model_max_length=64, pad_token=pad, unk_token=unknown,
-        cls_token=cls, sep_token=sep, model_input_names=["input_ids", *segments, "attention_mask"],
-    )  # fmt: skip
+    names = {"model_input_names": ["input_ids", *segments, "attention_mask"], "model_max_length": 64}
+    names |= {"cls_token": cls, "pad_token": pad, "sep_token": sep, "unk_token": unknown}
+    return FastTokenizer(tokenizer_object=tokenizer, **names)
 
 
 def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
@@ -68,7 +66,6 @@ def make_model(kind, *, layers=2, seed=0, dropout=0.0, **own):
 
 
 def make_student(kind="bert", **own):
-    """A cross-encoder of two layers in evaluation mode."""
     model, tokenizer = make_model(kind, **own), make_tokenizer(kind)
     return CrossEncoder(model, tokenizer, query_tokens=5, passage_tokens=20).eval()
 
@@ -98,7 +95,6 @@ def read_log(folder):
 
 
 def child_environment(**more):
-    """For processes that import what the tests import."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | more
 
 
@@ -122,10 +118,10 @@ def stores(texts):
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory):
     """A folder with a tiny encoder that reads what the embedded one reads."""
-    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_attention_heads": 2}
-    of_bert = {"max_position_embeddings": 512, "pad_token_id": 0, "initializer_range": 0.02}
-    model = make_model("bert", intermediate_size=8, **sizes, **of_bert)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_ENCODER))
+    own = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "initializer_range": 0.02}
+    own |= {"pad_token_id": 0, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    model = make_model("bert", **own)
     folder = tmp_path_factory.mktemp("encoder")
     CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
     return str(folder)
@@ -162,8 +158,6 @@ def server():
     return processes
 
 
-# --- files for commands ---------------------------------------------------------------------------
-
 QUERIES = {f"q{i}": text for i, text in enumerate(make_texts(6, seed=1, longest=8))}
 PASSAGES = {f"d{i}": text for i, text in enumerate(make_texts(13, seed=2, longest=30))}
 PASSAGES |= {"twin": PASSAGES["d0"]}  # two passages that any model scores alike
@@ -174,9 +168,8 @@ def make_candidates():
     rows = []
     for number, query_id in enumerate(QUERIES):
         others = [f"d{(number + 5 * place) % 12 + 1}" for place in range(2 + number)]
-        first, last = ("twin", "d0") if number % 2 else ("d0", "twin")
-        docs = enumerate([first, *others, last], start=1)
-        rows += [(query_id, doc_id, rank) for rank, doc_id in docs]
+        docs = ["twin", *others, "d0"] if number % 2 else ["d0", *others, "twin"]
+        rows += [(query_id, doc_id, rank) for rank, doc_id in enumerate(docs, start=1)]
     return pd.DataFrame(rows, columns=["query_id", "doc_id", "rank"]).eval("score = -rank / 2")
 
 
@@ -184,16 +177,15 @@ def make_candidates():
 def files(tmp_path_factory):
     """A folder: first.run, taught.parquet (turned round), beir, qrels.txt, student, encoder, two."""
     folder, frame = tmp_path_factory.mktemp("files"), make_candidates()
-    rows = frame.itertuples(index=False)
-    (folder / "first.run").write_text("".join(f"{q} Q0 {d} {r} {s} t\n" for q, d, r, s in rows))
+    formats.write_run(frame, folder / "first.run")
     turned = frame.groupby("query_id")["rank"].rank(ascending=False).astype(int)
     frame.assign(teacher_rank=turned).to_parquet(folder / "taught.parquet")
     (folder / "beir").mkdir()
     for name, texts in (("queries", QUERIES), ("corpus", PASSAGES)):
-        records = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
-        (folder / "beir" / f"{name}.jsonl").write_text("\n".join(records))
-    qrels = [f"{q} 0 d{i} {i % 3}\n" for q in QUERIES for i in range(13)]
-    (folder / "qrels.txt").write_text("".join(qrels))
+        frame = pd.DataFrame(texts.items(), columns=["_id", "text"])
+        frame.to_json(folder / "beir" / f"{name}.jsonl", orient="records", lines=True)
+    qrels = "".join(f"{q} 0 d{i} {i % 3}\n" for q in QUERIES for i in range(13))
+    (folder / "qrels.txt").write_text(qrels)
     make_student().save_pretrained(folder / "student")
     make_model("bert", num_labels=2).save_pretrained(folder / "two")
     BertModel(make_model("bert").config).save_pretrained(folder / "encoder")

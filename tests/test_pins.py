@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from rdl_core.config import RerankConfig, StageConfig
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.distill import distill
 from rdl_core.evaluate import per_query, settle_ties
 from rdl_core.lists import RankedLists
@@ -57,7 +57,7 @@ STAGES = [
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A student as it was drawn then, trained in three stages; its corpus, and the logs."""
-    tokenizer = AutoTokenizer.from_pretrained(encoder_path(EMBEDDED_ENCODER))
+    tokenizer = AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_ENCODER))
     torch.manual_seed(0)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64}
     config = BertConfig(num_labels=1, num_hidden_layers=2, num_attention_heads=4, **sizes)

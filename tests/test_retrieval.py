@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from Stemmer import Stemmer
 
 from rdl_core.data import retrieval
-from rdl_core.data.downloads import EMBEDDED_ENCODER, encoder_path
+from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.data.retrieval import bm25, dense, encode, random_candidates
 
 STOP_WORDS = {"a", "and", "in", "is", "of", "the"}
@@ -126,7 +126,7 @@ def test_encode_gives_unit_vectors_in_the_order_of_the_texts(monkeypatch):
     monkeypatch.setattr(retrieval, "_CHUNK", 4)
     texts = ["x " * 300, "", "fox", "the red fox " * 9, "whale", "a song of the deep sea"]
     vectors = encode(texts, EMBEDDED_ENCODER, max_tokens=16, queries=False)
-    model = SentenceTransformer(encoder_path(EMBEDDED_ENCODER), device="cpu")
+    model = SentenceTransformer(embedded_path(EMBEDDED_ENCODER), device="cpu")
     model.max_seq_length = 16
     alone = np.stack([model.encode(text, show_progress_bar=False) for text in texts])
     assert vectors.dtype == np.float32

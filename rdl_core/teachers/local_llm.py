@@ -21,6 +21,7 @@ import transformers
 from torch import Tensor
 
 from rdl_core.config import LocalConfig
+from rdl_core.data.downloads import embedded_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.files import checked
 from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt, read_answer
@@ -38,7 +39,7 @@ def load_llm(
     config: LocalConfig,
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """A model and its tokenizer, on the first GPU if there is one; GGUF weights are dequantised."""
-    device, name, own = default_device(), config.model, {}
+    device, name, own = default_device(), embedded_path(config.model), {}
     dtype = PRECISIONS[resolve_precision(config.precision, device)]
     if (path := Path(name)).suffix == ".gguf":
         name, own = str(path.parent), {"gguf_file": path.name}

@@ -33,6 +33,7 @@ __all__ = ["Group", "PointwiseLLM", "Scorer", "plan_groups", "score_lists"]
 
 _MOST_QUERIES = 32  # of a group: a row's attention grows with the square of its length
 _ROW_TOKENS = 1024  # of short groups that share a row
+_MULTIPLE = 64  # rows are filled up to it: kernels of the CPU are made, and kept, for each length
 _LABELS = [[f"{start}{word}" for word in words for start in ("", " ")]
            for words in (("yes", "Yes"), ("no", "No"))]  # fmt: skip
 
@@ -124,6 +125,7 @@ class PointwiseLLM:
         named = {"model": model.name_or_path or type(model).__name__} | settings
         self.config = checked(LocalConfig, named, what="PointwiseLLM")
         self.model, self.tokenizer = model.eval(), tokenizer
+        self._end = tokenizer.eos_token_id or 0
         prompt = self.config.prompt or PROMPTS[self.config.mode]
         self._before, rest = prompt.split("{passage}")
         self._between, self._after = rest.split("{query}")
@@ -191,6 +193,9 @@ class PointwiseLLM:
                     seen += [last, *range(first, len(ids) - 1)]
                     predicted += tokens
                     spans.append(len(tokens))
+        n_seen = len(seen)
+        for row_of, value in ((ids, self._end), (positions, 0), (passages, -1), (branches, -1), (seen, 0)):
+            row_of += [value] * (-len(row_of) % _MULTIPLE)
         device = self.model.device
         of, branch = torch.tensor(passages, device=device), torch.tensor(branches, device=device)
         sees = (of[:, None] == of) & ((branch[:, None] == branch) | (branch == -1))
@@ -201,7 +206,7 @@ class PointwiseLLM:
             input_ids=torch.tensor([ids], device=device), attention_mask=mask, use_cache=False,
             position_ids=torch.tensor([positions], device=device),
             logits_to_keep=torch.tensor(seen, device=device),
-        ).logits[0].float()  # fmt: skip
+        ).logits[0, :n_seen].float()  # fmt: skip
         if self._labels:
             yes, no = (logits[:, tokens].logsumexp(1) for tokens in self._labels)
             scores = (yes - no).tolist()

@@ -20,12 +20,12 @@ import torch
 
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
-from rdl_core.data.downloads import encoder_path
+from rdl_core.data.downloads import embedded_path
 from rdl_core.devices import default_device, resolve_precision
 from rdl_study.bench.config import BenchConfig
 from rdl_study.bench.race import Measured, System, race, ratios, read, summary
 from rdl_study.grid import train
-from rdl_study.lists import ListsConfig, lists
+from rdl_study.lists import ListsConfig, lists, llm_of, llm_settings
 from rdl_study.profile import Profile, load_profile
 from rdl_study.store import machine, obtain, project_folder
 
@@ -183,6 +183,8 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
         "student in sentence-transformers": _ranking("rank_sentence_transformers", batch_size=8),
         "bi-encoder": _ranking("rank_bi_encoder"), "BM25": _ranking("rank_bm25"),
     }  # fmt: skip
+    if name := llm_of(profile.stage2.lists.teacher):
+        systems[name] = _ranking("rank_pointwise_llm", settings=asdict(llm_settings(name).backend))
 
     def compute(folder: Path) -> None:
         started = time.monotonic()
@@ -208,7 +210,7 @@ def _work(candidates: ListsConfig, model: str, folder: Path, limits: dict[str, i
     torch.manual_seed(0)  # the head, where there is none
     CrossEncoder.from_pretrained(model, **limits).save_pretrained(folder)
     return {
-        "model": str(folder), "bi_encoder": encoder_path(candidates.teacher_encoder),
+        "model": str(folder), "bi_encoder": embedded_path(candidates.teacher_encoder),
         "lists": [{"query": queries[query_id], "passages": texts[rows["doc_id"]].tolist()}
                   for query_id, rows in frame.groupby("query_id")],
         "pair_tokens": sum(limits.values()) + 3, **limits,  # [CLS] query [SEP] passage [SEP]

@@ -16,11 +16,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, ElectraConfig, ElectraForSequenceClassification
 
 from rdl_core import cpu
+from rdl_core.config import LocalConfig
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.rerank import token_budget_of
 from rdl_core.teachers.listwise import rank_lists
-from rdl_core.teachers.local_llm import LocalLLM
+from rdl_core.teachers.local_llm import LocalLLM, load_llm
+from rdl_core.teachers.pointwise import PointwiseLLM, score_lists
 from rdl_core.tokens import TokenStore
 
 
@@ -144,6 +146,13 @@ def rank_listwise_llm(
 
     rank.lists_at_once = batch_size
     return rank
+
+
+def rank_pointwise_llm(work: dict, *, settings: dict) -> Callable[[int], list[float]]:
+    """An LLM that scores each passage; `settings` are `LocalConfig`'s."""
+    config = LocalConfig(**settings)
+    llm = PointwiseLLM(*load_llm(config), **settings)
+    return lambda n: score_lists(candidates_of([work["lists"][n]]), llm)[0]["teacher_score"].tolist()
 
 
 def matrix_products(work: dict, *, precision: str) -> Callable[[int], int]:

@@ -1,0 +1,66 @@
+"""Makes the lists of this folder again: `make lists`, two hours or so of two cores; can be killed.
+
+Candidates of each query are BM25's and the bi-encoder's best together. The LLM of
+``teachers/smollm2.yaml`` scores them; a file has the order that its scores make, best first.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from rdl_core.config import TeachConfig
+from rdl_core.data.collections import load
+from rdl_core.data.formats import read_candidates, write_run
+from rdl_core.files import content_hash, read_json, versions, write_json
+from rdl_core.teachers.teach import teach
+from rdl_study.lists import ListsConfig, candidates_of, chosen_queries, llm_settings
+from rdl_study.store import machine, runs_folder
+
+FOLDER, NAME = Path(__file__).parent, "smollm2"
+DEPTHS = {"train": (20, 20), "dev": (100, 20), "test": (50, 20)}  # BM25's, the bi-encoder's
+DEEPER, QUERIES = 50, 1000  # of this many training queries, both are cut here
+
+
+def candidates(split: str) -> pd.DataFrame:
+    """Passages that the LLM scores, BM25's first; of the test queries more of BM25's."""
+    wanted = ListsConfig(collection=f"rdl/pydocs/{split}", first_stage="bm25+bi_encoder", depth=20)
+    deeper = chosen_queries(wanted)[:QUERIES] if split == "train" else []
+    kept = []
+    for one, depth in zip(wanted.each(), DEPTHS[split], strict=True):
+        frame = candidates_of(one)
+        most = frame["query_id"].isin(deeper).map({True: DEEPER, False: depth})
+        kept.append(frame[frame["rank"] <= most])
+    both = pd.concat(kept).drop_duplicates(["query_id", "doc_id"])
+    return both.assign(rank=both.groupby("query_id").cumcount() + 1)[["query_id", "doc_id", "rank"]]
+
+
+def make(split: str) -> dict:
+    """Score a split's candidates, as far as that is not done; gives what the manifest says of it."""
+    collection, work = f"rdl/pydocs/{split}", runs_folder() / f"lists-{NAME}" / split
+    work.mkdir(parents=True, exist_ok=True)
+    write_run(candidates(split), work / "candidates.run")
+    backend = llm_settings(NAME).backend
+    asked = TeachConfig(
+        candidates=str(work / "candidates.run"), collection=collection, backend=backend
+    )
+    totals = teach(asked, work / "lists")["totals"]
+    lists = read_candidates(work / "lists" / "teacher.parquet")
+    lists = lists[["query_id", "doc_id", "rank", "score"]].set_axis(["qid", "docno", "rank", "score"], axis=1)
+    lists = lists.astype({"rank": "int16", "score": "float32"}).round({"score": 2})
+    path = FOLDER / f"{split}.parquet"
+    lists.to_parquet(path, index=False, compression="zstd", compression_level=19)
+    return {
+        "file": path.name, "sha256": content_hash(path), "fingerprint": load(collection).fingerprint,
+        "n_queries": totals["n_queries"], "n_pairs": totals["n_passages"],
+        "prompt_tokens": totals["input_tokens"],
+        "wall_s": read_json(work / "lists" / "manifest.json")["wall_s"],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    made = {f"rdl/pydocs/{split}": make(split) for split in DEPTHS}
+    about = {"teacher": llm_settings(NAME).backend.name, "machine": machine(), "versions": versions()}
+    write_json(FOLDER / "manifest.json", about | {"collections": made})
