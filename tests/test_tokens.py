@@ -40,15 +40,15 @@ def test_ids_of_large_vocabularies_survive_disk_and_memory(tmp_path, n_words, st
     texts = ["w0 w32763 w32764", f"w{n_words - 1}", "", "w39999 w1"]
     expected = [4, 32767, 32768, n_words + 3, 40003, 5]
     store = TokenStore.build(texts, tokenizer, tmp_path, max_tokens=9, total=4)
+    assert store.flat.dtype == stored
     for kept in (store, TokenStore.open(tmp_path), TokenStore.of_texts(texts, tokenizer)):
-        assert (kept.flat.dtype, ids_of(kept)) == (stored, expected)
+        assert ids_of(kept) == expected
     store.flat[0] = 9  # the map is private: a write reaches no file
     assert ids_of(TokenStore.open(tmp_path)) == expected
 
 
 @pytest.mark.parametrize(("name", "damage"), [
     ("store.json", None), ("store.json", lambda raw: raw[:5]),
-    ("store.json", lambda raw: raw.replace(b'"rows": 2', b'"rows": 7')),
     ("tokens.bin", None), ("tokens.bin", lambda raw: raw[:3]),
     ("offsets.bin", lambda raw: raw[:20]), ("offsets.bin", lambda raw: raw[:16] + b"\4" + bytes(7)),
 ])  # fmt: skip
@@ -65,10 +65,10 @@ PASSAGES = [" ".join(WORDS[i % 7 : i % 7 + i % 5]) for i in range(11)]  # 4 chun
 
 def _build(folder, texts=PASSAGES, *, kind="bert", words=WORDS, max_tokens=3):
     """Build with chunks of three texts; gives how many texts were tokenised."""
-    done, tokenise = [], tokens._tokenise
+    done = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_CHUNK", 3)
-        patch.setattr(tokens, "_tokenise", lambda chunk, *x: done.extend(chunk) or tokenise(chunk, *x))
+        patch.setattr(tokens, "progress", lambda rest, **_: (done.append(x) or x for x in rest))
         tokenizer = make_tokenizer(kind, words=words)
         TokenStore.build(texts, tokenizer, folder, max_tokens=max_tokens, total=11)
     return len(done)
@@ -91,17 +91,21 @@ def _kill(folder, *, reading=99, renaming=99):
 
 @pytest.mark.parametrize(("kill", "own", "lost", "done"), [
     *(({"reading": n}, {}, None, n // 3 * 3) for n in range(12)),
-    *(({"renaming": n}, {}, None, max(n - 1, 0) * 3) for n in range(5)),
-    *(({"renaming": 3}, own, None, 0)
+    *(({"renaming": n}, {}, None, 11 * n) for n in range(2)),
+    *(({"reading": 8}, own, None, 0)
       for own in ({"words": WORDS[::-1]}, {"kind": "roberta"}, {"max_tokens": 2})),
-    *(({"renaming": 5}, {}, name, 0) for name in ("tokens.bin", "offsets.bin", "progress.json")),
+    *(({"renaming": 1}, {}, name, 0) for name in ("tokens.bin", "offsets.bin", "progress.json")),
+    ({"reading": 8}, {}, "torn", 6),
 ])  # fmt: skip
 def test_killed_build_goes_on_at_its_last_whole_chunk_or_anew(tmp_path, kill, own, lost, done):
-    """Killed while a record is put in place, it leaves files that are longer than the record says. With
-    other settings, or files lost in a power failure, it once left new tokens under old offsets."""
+    """Killed while it writes, it leaves tokens without offsets, or part of an offset. With other
+    settings, or files lost in a power failure, it once left new tokens under old offsets."""
     store, whole = tmp_path / "store", tmp_path / "whole"
     _kill(store, **kill)
-    if lost:
+    if lost == "torn":
+        for name in ("tokens.bin", "offsets.bin"):
+            (store / name).write_bytes((store / name).read_bytes() + b"\1\2\3")
+    elif lost:
         os.truncate(store / lost, 9)
     assert _build(store, iter(PASSAGES), **own) == 11 - done
     assert _build(whole, **own) == 11
@@ -110,12 +114,9 @@ def test_killed_build_goes_on_at_its_last_whole_chunk_or_anew(tmp_path, kill, ow
     assert contents[0].keys() == {"offsets.bin", "store.json", "tokens.bin"}
 
 
-def test_chunks_of_long_texts_are_short_and_hold_texts(monkeypatch):
-    monkeypatch.setattr(tokens, "_CHUNK_CHARACTERS", 10)
-    texts = ["a" * 4, "b" * 4, "c" * 4, "d" * 50, "", "e"]
-    assert list(tokens._chunks(texts)) == [texts[:3], texts[3:4], texts[4:]]
+def test_what_is_no_text_is_refused(tmp_path):
     with pytest.raises(TypeError, match="expected texts, got nan: fill it or leave it out"):
-        list(tokens._chunks([*texts, float("nan")]))
+        _build(tmp_path, ["w1", "", float("nan")])
 
 
 def test_memory_does_not_grow_with_the_texts_and_opening_reads_no_offsets(tmp_path, monkeypatch):
@@ -135,8 +136,6 @@ def test_memory_does_not_grow_with_the_texts_and_opening_reads_no_offsets(tmp_pa
     assert peaks[2] - peaks[1] < 200_000  # the first warms up; a list of offsets would be 700 kB more
     build(["w1"], folder=tmp_path, total=1)
     np.memmap(tmp_path / "offsets.bin", np.int64, "r+", shape=10**8 + 1)[-1] = 1
-    record = tmp_path / "store.json"
-    record.write_text(record.read_text().replace('"rows": 1', '"rows": 100000000'))
     assert peak_bytes(TokenStore.open) < 100_000
     assert ids_of(TokenStore.open(tmp_path), [10**8 - 1]) == [5]
 
