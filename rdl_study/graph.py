@@ -10,6 +10,7 @@ change of these makes new nodes. A finished node has a marker, which names its r
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -31,7 +32,7 @@ from rdl_study.store import code_hash, libraries, noted, runs_folder, short_hash
 
 __all__ = ["Node", "declarations", "jobs", "marker", "nodes", "plan", "run"]
 
-_TIMING, _LAST = "efficiency", "start"  # nothing runs beside the one; the other sums up all pages
+_TIMING, _LAST = "efficiency", ("costs", "start")  # nothing runs beside it; these sum up all pages
 _Work = tuple[Callable[..., object], tuple]
 
 
@@ -65,8 +66,8 @@ def nodes(profile_name: str) -> dict[str, Node]:
     """All nodes of a profile by name, each behind those that it needs."""
     profile, parts = load_profile(profile_name), declarations(profile_name)
     graph, of_page = jobs({name: each.values() for name, each in parts.items()})
-    for name in parts:
-        others = [other for other in graph if name == _LAST and other.startswith("page-")]
+    for name in [*(x for x in parts if x not in _LAST), *_LAST]:
+        others = [x for x in graph if name in _LAST and x.startswith("page-")]
         made_of = [_code(*page_code(name)), _plain(profile), profile_name, shown_in(name)]
         key, work = f"{name}-{short_hash(made_of)}", [(page, (profile_name, name))]
         _node(graph, "page", f"page {name}", [*of_page[name], *others], work, key=key)
@@ -107,7 +108,10 @@ def run(node: Node) -> None:
     with noted() as ids:
         for function, arguments in node.work:
             function(*arguments)
-    _write(marker(node.name), {"node": node.name, "what": node.what, "runs": list(ids)})
+    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN  # a page's notebook is a process of its own
+    peak = max(resource.getrusage(x).ru_maxrss for x in whose) >> 10
+    ended = {"node": node.name, "what": node.what, "runs": list(ids), "peak_mb": peak}
+    _write(marker(node.name), ended)
 
 
 def plan(profile_name: str, threads: int | None = None) -> Path:
@@ -226,7 +230,7 @@ def _plain(value: Any) -> Any:
         own = {f.name: getattr(value, f.name) for f in fields(value)}
         if not isinstance(value, ListsConfig):
             return _plain(own)
-        paths = [Path(x) for x in (*value.first_stages, value.teacher, value.collection)]
+        paths = [*value.files, Path(value.collection)]
         inside = [x for path in paths if path.is_dir() for x in sorted(path.iterdir())]
         files = [(x, x.stat()) for x in (*paths, *inside) if x.is_file()]
         return [own, [[str(x), state.st_size, state.st_mtime_ns] for x, state in files]]

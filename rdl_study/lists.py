@@ -95,14 +95,18 @@ class ListsConfig:
         return self.first_stage.split("+")
 
     @property
-    def fingerprint(self) -> str:
-        """Hashes of the collection, and of the files and weights behind the lists and their order."""
-        files = [p for p in map(Path, (*self.first_stages, self.teacher)) if p.is_file()]
-        hashes = [load(self.collection).fingerprint, *(content_hash(path)[:16] for path in files)]
+    def files(self) -> list[Path]:
+        """Files behind the lists and their order, if there are any."""
+        files = [path for path in map(Path, (*self.first_stages, self.teacher)) if path.is_file()]
         if llm := llm_of(self.teacher):
             root = project_folder()
-            of_llm = root / "teachers" / f"{llm}.yaml", root / "results" / llm / "manifest.json"
-            hashes += [content_hash(path)[:16] for path in of_llm]
+            files += [root / "teachers" / f"{llm}.yaml", root / "results" / llm / "manifest.json"]
+        return files
+
+    @property
+    def fingerprint(self) -> str:
+        """Hashes of the collection, and of the files and weights behind the lists and their order."""
+        hashes = [load(self.collection).fingerprint, *(content_hash(x)[:16] for x in self.files)]
         if self.teacher in _ENCODERS or self.teacher.endswith(_FUSED):
             hashes += encoder_hashes(self.teacher_encoder)
         for name in self.first_stages:
@@ -359,7 +363,7 @@ def _asked(candidates: pd.DataFrame, collection: str, teacher: Path) -> pd.DataF
     """An LLM's lists; shards that are not finished are asked here."""
     numbers = range(1, _n_shards(teacher, candidates) + 1)
     shards = [ask_shard(candidates, collection, teacher, n) for n in numbers]
-    return pd.concat([read_candidates(x.folder / "lists" / "teacher.run") for x in shards])
+    return pd.concat([read_candidates(x.folder / "lists" / "teacher.parquet") for x in shards])
 
 
 def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: int) -> Run:

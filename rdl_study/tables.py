@@ -15,6 +15,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 
 from rdl_core.evaluate import compare
+from rdl_study.figures import in_words
 from rdl_study.grid import Results, measured
 from rdl_study.profile import Profile
 from rdl_study.store import Run, project_folder, stored
@@ -57,11 +58,12 @@ def display_table(table: pd.DataFrame, measure: str) -> pd.DataFrame:
         "95 % interval of it": interval("delta", "{:+.3f}").mask(baseline, ""),
         "p (Holm)": table["p_holm"].map(as_p).mask(baseline, ""),
     }
-    return pd.DataFrame(columns).rename_axis("system").reset_index()
+    return pd.DataFrame(columns).rename(index=in_words).rename_axis("system").reset_index()
 
 
 def sentence(table: pd.DataFrame, results: Results | Recorded) -> Markdown:
     """The best system, and which differ from the baseline, in words; of `compare`'s table."""
+    table = table.rename(index=in_words)
     of, best = getattr(results, "profile", results), table["mean"].idxmax()
     baseline = table.index[table["p_value"].isna()][0]
     row, differ = table.loc[best], table.index[table["significant"].fillna(False).astype(bool)]
@@ -230,7 +232,7 @@ def _one_part(kept: Recorded | None, results: Results | None, paper: pd.Series |
     table.columns = pd.MultiIndex.from_tuples(table.columns)
     # Three runs beside each other fit a page if figures are as short as in the field's tables.
     table = table.rename_axis(None).replace(r"\b0\.(?=\d)", ".", regex=True)
-    table.index = table.index.str.replace("_", "_\N{ZERO WIDTH SPACE}")
+    table.index = table.index.map(in_words).str.replace("_", "_\N{ZERO WIDTH SPACE}")
     notes = "".join(f'<p class="rdl-note">{html.escape(x)}</p>' for x in _notes(kept, results))
     return table.to_html(border=0, na_rep="", classes="rdl-wide") + notes
 

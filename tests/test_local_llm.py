@@ -101,7 +101,7 @@ def test_first_token_order_is_that_of_the_letters_logits_in_one_forward_pass(tem
 def test_what_a_tokenizer_or_model_cannot_do_is_refused():
     three = words_tokenizer(identifiers(3))
     model = llama(vocab=len(three))
-    with pytest.raises(ValueError, match="lacks a letter's token: use mode 'constrained'"):
+    with pytest.raises(ValueError, match="lacks a letter's token: use mode 'free'"):
         ask(windows([3]), model, three, mode="first_token")
     model.generation_config.eos_token_id = three.eos_token = None
     with pytest.raises(ValueError, match="no end token: set tokenizer.eos_token"):

@@ -1,9 +1,8 @@
 """A listwise teacher that runs here: a causal language model of transformers.
 
-An order of a window's passages is obtained in one of three modes:
+An order of a window's passages is obtained in one of two modes:
 
 - ``free``: the model writes, and :mod:`rdl_core.teachers.answers` reads.
-- ``constrained``: it writes, and each step allows no tokens but those that continue a permutation.
 - ``first_token``: passages are named ``[A]``, ``[B]``, ...; the logits of all letters after the prompt
   and an opening bracket are sorted. Nothing is written (Reddy et al., FIRST, EMNLP 2024).
 """
@@ -11,8 +10,8 @@ An order of a window's passages is obtained in one of three modes:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from rdl_core.config import LocalConfig
 from rdl_core.data.downloads import embedded_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.files import checked
-from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt, read_answer
+from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt
 from rdl_core.words import n_words
 
 __all__ = ["LocalLLM", "load_llm"]
@@ -70,8 +69,7 @@ class LocalLLM:
         self.config = checked(LocalConfig, named, what="LocalLLM")
         self.model, self.tokenizer, self.cache = model.eval(), tokenizer, cache
         self._letters = self.config.mode == "first_token"
-        self.can_retry = self.config.mode == "free"  # the others cannot fail
-        self._permutations = lru_cache(maxsize=None)(self._make_permutations)
+        self.can_retry = not self._letters  # which cannot fail
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
         if not ends:
@@ -113,7 +111,7 @@ class LocalLLM:
                 [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
                 enable_thinking=False,  # where the template knows it
             )  # fmt: skip
-            if self.config.mode != "free" and text.rstrip().endswith("<think>"):
+            if self._letters and text.rstrip().endswith("<think>"):
                 text += "\n</think>\n\n"  # else the first token is a thought's, not a letter's
         else:
             text += "\n\nRanking: "
@@ -126,39 +124,12 @@ class LocalLLM:
 
     def _new_tokens(self, n: int) -> int:
         """Longest answer for `n` passages."""
-        if self.config.mode == "constrained":
-            return self._permutations(n)[1]
         ranking = len(self._encode(" > ".join(identifiers(n))))
         return 1 if self._letters else self.config.max_new_tokens or ranking + _PREAMBLE_TOKENS
-
-    def _make_permutations(self, n: int) -> tuple[Callable[[tuple[int, ...]], list[int]], int]:
-        """Which tokens may come after some if `n` identifiers are written once each; most in all."""
-        first, following = (
-            [tuple(self._encode(joint + name)) for name in identifiers(n)] for joint in ("", " > ")
-        )
-        ranking = [*first[0], *(token for tokens in following[1:] for token in tokens)]
-        if read_answer(text := self.tokenizer.decode(ranking), n).status != "clean":
-            raise ValueError(f"the tokenizer writes a ranking as {text!r}: use mode 'free'")
-
-        def allowed(written: tuple[int, ...]) -> list[int]:
-            book, left = first, set(range(n))
-            while left:
-                done = [i for i in left if written[: len(book[i])] == book[i]]
-                if not done:
-                    k = len(written)
-                    return sorted({book[i][k] for i in left if book[i][:k] == written})
-                left.remove(done[0])
-                book, written = following, written[len(book[done[0]]) :]
-            return [self._ends[0]]
-
-        return allowed, max(map(len, first)) + sum(map(len, following)) + 1
 
     def _write(self, prompts: list[list[int]], sizes: list[int], seed: int | None) -> list[Answer]:
         """Generated texts, greedy or, with a seed, sampled."""
         limits, width, options = [self._new_tokens(n) for n in sizes], max(map(len, prompts)), {}
-        if self.config.mode == "constrained":
-            may_follow = [self._permutations(n)[0] for n in sizes]
-            options["allowed"] = lambda row, tokens: may_follow[row](tuple(tokens[width:].tolist()))
         if seed is not None:
             options |= {"do_sample": True, "temperature": _RETRY_TEMPERATURE, "top_k": 0, "top_p": 1.0}
         devices = [self.model.device] if self.model.device.type == "cuda" else []
@@ -186,7 +157,7 @@ class LocalLLM:
         return answers
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[list[int]], *, allowed: Any = None, **options: Any) -> Any:
+    def _generate(self, prompts: list[list[int]], **options: Any) -> Any:
         """What the model makes of prompts, padded on the left."""
         width, device = max(map(len, prompts)), self.model.device
         padding = [width - len(tokens) for tokens in prompts]
@@ -198,8 +169,7 @@ class LocalLLM:
             "eos_token_id": self._ends, "pad_token_id": self._pad, "cache_implementation": self.cache,
         } | options)  # fmt: skip
         ids, mask = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-        options = {"generation_config": config, "prefix_allowed_tokens_fn": allowed}
-        return self.model.generate(input_ids=ids, attention_mask=mask, **options)
+        return self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
 
     @cached_property
     def _letter_tokens(self) -> Tensor:
@@ -208,5 +178,5 @@ class LocalLLM:
         tokens = self.tokenizer.convert_tokens_to_ids(letters)
         if {None, self.tokenizer.unk_token_id} & set(tokens) or len(set(tokens)) < len(letters):
             name = self.tokenizer.name_or_path
-            raise ValueError(f"the tokenizer {name!r} lacks a letter's token: use mode 'constrained'")
+            raise ValueError(f"the tokenizer {name!r} lacks a letter's token: use mode 'free'")
         return torch.tensor(tokens, device=self.model.device)

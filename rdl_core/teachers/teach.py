@@ -4,7 +4,7 @@
 - ``answers.jsonl``: every answer as it came. A killed run asks only for what is missing.
 - ``candidates.run``: what was ranked, in the first stage's order.
 - ``teacher.run``, ``teacher.parquet`` (Rank-DistiLLM's form), ``requests.jsonl`` (RankLLM's, with
-  texts): the lists. Scores are a pointwise teacher's, else -rank.
+  texts): the lists. Scores are -rank, in the latter two those of a pointwise teacher.
 - ``report.json``: what had to be repaired, tokens and cost, in all and for each query.
 """
 
@@ -236,7 +236,7 @@ def _write(
     """Write candidates, ranked lists and their report, of which `rows` are each query's counts."""
     lists = ranked[["query_id", "doc_id", "query", "text", "rank", "score"]]
     write_run(candidates[["query_id", "doc_id", "rank"]], folder / "candidates.run")
-    write_run(lists, folder / "teacher.run", tag="teacher")
+    write_run(lists.drop(columns="score"), folder / "teacher.run", tag="teacher")  # scores may tie
     write_parquet(lists, folder / "teacher.parquet")
     write_requests(lists, folder / "requests.jsonl")
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("query_id", "why")}
