@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,8 @@ def save(
         tensors |= {f"{key}.{name}": x for key, x in optimiser.state[weight].items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     text = json.dumps(progress)
-    metadata = {"progress": text, "sha256": _digest(text, sorted(tensors.items()))}
     with partial(path) as beside:
-        save_file(tensors, beside, metadata=metadata)
+        save_file(tensors, beside, {"progress": text, "sha256": _digest(text, tensors)})
 
 
 def load(
@@ -41,29 +40,28 @@ def load(
 ) -> dict[str, Any]:
     """Put a file's state into weights and optimiser; gives its progress. ValueError if damaged."""
     try:
-        with safe_open(path, "pt") as saved:
-            metadata, names = saved.metadata(), set(saved.keys())
-            tensors = ((name, saved.get_tensor(name)) for name in sorted(names))
+        with safe_open(path, "pt") as saved, torch.no_grad():
+            metadata, names = saved.metadata(), saved.keys()
+            tensors = {name: saved.get_tensor(name) for name in names}
             if metadata["sha256"] != _digest(metadata["progress"], tensors):
                 raise ValueError("its content changed since it was written")
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    weight.copy_(saved.get_tensor(f"weight.{name}"))
-                    if optimiser and f"step.{name}" in names:
-                        for key in ("step", "exp_avg", "exp_avg_sq"):  # AdamW's steps stay on the CPU
-                            device = "cpu" if key == "step" else weight.device
-                            moment = saved.get_tensor(f"{key}.{name}").to(device)
-                            optimiser.state[weight][key] = moment
+            for name, weight in weights.items():
+                weight.copy_(tensors[f"weight.{name}"])
+                if optimiser and f"step.{name}" in tensors:
+                    state = optimiser.state[weight]
+                    state["step"] = tensors[f"step.{name}"]  # stays on the CPU
+                    for key in ("exp_avg", "exp_avg_sq"):
+                        state[key] = tensors[f"{key}.{name}"].to(weight.device)
     except Exception as error:  # safetensors has errors of its own, and others for a cut file
         told = f"{path} is no whole checkpoint ({error}): delete it, and the stage begins again"
         raise ValueError(told) from error
     return json.loads(metadata["progress"])
 
 
-def _digest(progress: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+def _digest(progress: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of names and bytes, in the order of the names."""
     seen = hashlib.sha256(progress.encode())
-    for name, tensor in tensors:
+    for name in sorted(tensors):
         seen.update(name.encode())
-        seen.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        seen.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy())
     return seen.hexdigest()

@@ -3,9 +3,7 @@
 Other packages add commands by entry points ``rdl.commands``. What a command needs is imported when run.
 """
 
-import errno
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,9 +30,9 @@ def command(
 
     Args:
         kind: Configuration whose fields become options; the function gets one as ``config``.
-        positional: Fields that are given without a name, in this order; the last may be several.
-        nested: At most one field that holds another configuration, whose fields are options too:
-            classes by the value of the option that chooses, or ``{"": class}`` for a dict of fields.
+        positional: Fields given without a name, in this order; the last may be several.
+        nested: Field that holds another configuration, whose fields are options, too: classes by the
+            value of the option that chooses, or ``{"": class}`` for a dict of fields.
     """
 
     def decorate(function: Callable[..., str | None]) -> click.Command:
@@ -46,7 +44,7 @@ def command(
                 own = {"default": first, "description": field.description}
                 fields[name] = FieldInfo(annotation=Literal[*classes], **own)
             for each in classes.values():
-                fields |= {key: field for key, field in _fields(each).items() if key not in fields}
+                fields = {**fields, **_fields(each), **fields}  # the first of a name counts
 
         def run(**values: Any) -> None:
             log_plainly()
@@ -55,13 +53,9 @@ def command(
             settings = {name: given.pop(name) for name in _fields(kind) if name in given}
             with refusals():
                 for name, classes in nested.items():
-                    choice = settings.pop(name, next(iter(classes)))
-                    if others := given.keys() - _fields(classes[choice]).keys():
-                        told = f"{', '.join(sorted(others))}: no option of {name} {choice}"
-                        raise ValueError(f"{told}: leave it out, or choose another {name}")
-                    settings[name] = given
+                    choice, settings[name] = settings.pop(name, next(iter(classes))), given
                     if choice:  # several configurations have fields of the same names
-                        settings[name] = checked(classes[choice], given, what="the command line")
+                        settings[name] = checked(classes[choice], given, what=f"{name} {choice}")
                 if kind:
                     arguments["config"] = checked(kind, settings, what="the command line")
                 if text := function(**arguments):
@@ -98,10 +92,9 @@ def _parameter(name: str, field: FieldInfo, positional: bool) -> click.Parameter
         base = get_args(kind)[0] if origin in (Annotated, tuple) else kind
         metavar = {int: "INTEGER", float: "NUMBER"}.get(base, "TEXT")
         options |= {"multiple": origin is tuple, "metavar": metavar}
-    shown = isinstance(default, (str, int, float, tuple)) and default not in ("", ())
-    if shown and default is not False:
+    if isinstance(default, (str, int, float, tuple)) and str(default) not in ("", "()", "False"):
         text += f" [default: {', '.join(default) if isinstance(default, tuple) else default}]"
-    text = " ".join(re.sub(r"`(?:rdl_core\.[\w.]*\.)?(\w+)`", r"\1", text).split())
+    text = " ".join(re.sub(r"`(?:[\w.]*\.)?(\w+)`", r"\1", text).split())
     return click.Option([flag, name], help=text, **options)
 
 
@@ -127,14 +120,12 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, FloatingPointError, MemoryError, SafetensorError) as error:
-        message, where = str(error), getattr(error, "filename", None)
-        in_text = re.search(r"\(os error (\d+)\)", message)
-        number = int(in_text[1]) if in_text else getattr(error, "errno", None)
+        message = str(error)
         if isinstance(error, FileNotFoundError):
-            message = f"No such file: {where}"
-        elif number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            told = f"{where or 'a file'} was not written, the disk is full ({os.strerror(number)})"
-            message = f"{told}: free some space and run the command again, which goes on"
+            message = f"No such file: {error.filename}"
+        elif re.search(r"No space left|quota exceeded|File too large|os error (27|28|122)", message):
+            remedy = "free some space and run the command again, which goes on"
+            message = f"{message}: the disk is full: {remedy}"
         click.echo(f"error: {message}", err=True)
         raise click.exceptions.Exit(2) from None
 

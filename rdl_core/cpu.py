@@ -1,26 +1,27 @@
 """A student laid out for scoring on a CPU: the same weights, arranged once for oneDNN's kernels.
 
-PyTorch arranges weights anew for each float32 product; arranged once, products take less time
-(`rdl bench engine` says how much), with the GELU behind them. As 8-bit integers, weights need a quarter
-of the memory traffic. Each core takes batches of its own. The operators are those of ``torch.compile``,
-without its C++ compiler. Without oneDNN the student stays as it is.
+PyTorch arranges weights anew for each float32 product. As 8-bit integers, they need a quarter of the
+memory traffic. Each core takes batches of its own. The operators are those of ``torch.compile``,
+without its C++ compiler. `rdl bench engine` says what each of these saves.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from threading import Barrier, local
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from rdl_core.cross_encoder import CrossEncoder, in_order
+from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.devices import PRECISIONS, keep_freed_pages
-from rdl_core.tokens import TokenStore, plan_batches
+from rdl_core.tokens import TokenStore
 
 __all__ = ["Engine", "engine", "laid_out"]
 
@@ -30,35 +31,20 @@ _ROWS = 4096  # tokens that oneDNN lays weights out for; others work, too
 _LAST_BYTE = 2.0**23
 _MOST_WORKERS = 8  # each needs the memory of a batch
 _LOWEST_OF_GELU = 0.17  # without its sign, rounded up
+_PROJECTIONS = "query", "key", "value"
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A student that only scores, its batches shared out to threads; made by `engine`."""
+    """A student that only scores; made by `engine`."""
 
     student: CrossEncoder
-    precision: str
-    fill: int = 1
-    workers: int = 1
+    options: dict[str, Any]  #: Further arguments of `CrossEncoder.score`.
 
-    def score(
-        self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
-        token_budget: int,
-    ) -> Tensor:
+    @torch.inference_mode()
+    def score(self, *pairs: TokenStore | Tensor, token_budget: int) -> Tensor:
         """Scores of pairs, float32 ``[n]``; arguments as for `CrossEncoder.score`."""
-        lengths = self.student.pair_lengths(queries, passages, query_rows, passage_rows).cpu()
-        planned = plan_batches(lengths, token_budget, workers=self.workers)
-        batches = [batch.to(self.student.device) for batch in planned]
-
-        def score_batch(batch: Tensor) -> Tensor:
-            with torch.inference_mode():  # each thread has its own mode
-                return self.student.score_batch(
-                    queries, passages, query_rows[batch], passage_rows[batch],
-                    precision=self.precision, fill=self.fill,
-                )  # fmt: skip
-
-        run = map if self.workers == 1 else _pool(torch.get_num_threads()).map
-        return in_order(list(run(score_batch, batches)), batches)
+        return self.student.score(*pairs, token_budget=token_budget, **self.options)
 
 
 def engine(
@@ -73,57 +59,56 @@ def engine(
     are padded to a multiple of `fill` tokens; each of `workers` threads, by default one a core up to 8,
     takes one. With `keep_pages` freed memory stays. ValueError for ``"int8"`` without CPU or oneDNN.
     """
-    available = student.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if precision == "int8" and not available:
-        told = f"precision: int8 needs a CPU and PyTorch with oneDNN, got {student.device.type!r}"
-        raise ValueError(f"{told}: choose {' or '.join(PRECISIONS)}")
-    if not available:
-        return Engine(student.eval(), precision)
+    if not (student.device.type == "cpu" and torch.backends.mkldnn.is_available()):
+        if precision == "int8":
+            told = f"precision: int8 needs a CPU and PyTorch with oneDNN, got {student.device.type!r}"
+            raise ValueError(f"{told}: choose {' or '.join(PRECISIONS)}")
+        return Engine(student.eval(), {"precision": precision})
     if keep_pages:
         keep_freed_pages()
-    workers = workers or min(torch.get_num_threads(), _MOST_WORKERS)
-    layers = "float32" if precision == "int8" else precision
-    return Engine(_laid_out_copy(student, precision), layers, fill, workers)
-
-
-def _laid_out_copy(student: CrossEncoder, precision: str) -> CrossEncoder:
     # Parameters are shared, as the copying is told that they are copied.
     shared = {id(x): x for x in (*student.parameters(), *student.buffers())}
     copied = copy.deepcopy(student, shared).eval()
-    names = {module: name for name, module in copied.model.named_modules()}
+    model, names = copied.model, {module: name for name, module in copied.model.named_modules()}
     as_they_are = {name.removesuffix(".weight") for name in copied.head_names()}
     # Projections become one product, except in the last layer, whose queries are of first positions
     # alone, and whose weights `attend_first_to_states` reads.
-    attentions = [x for x in names if all(hasattr(x, n) for n in _Joined.NAMES)]
+    attentions = [x for x in names if all(hasattr(x, name) for name in _PROJECTIONS)]
     as_they_are |= {names[x] for last in attentions[-1:] for x in (last.key, last.value)}
     for attention in attentions[:-1]:
-        joined = _Joined(attention, precision)
-        for name in joined.NAMES:
-            delattr(attention, name)  # a module's place is for modules
-            setattr(attention, name, partial(joined.part, name))
-    for name, module in list(copied.model.named_modules()):
+        _join(attention, precision)
+    for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name not in as_they_are:
-            copied.model.set_submodule(name, laid_out(module, precision))
-    for layer in copied.model.modules():
+            model.set_submodule(name, laid_out(module, precision))
+    for layer in model.modules():
         between = getattr(layer, "intermediate", None)
         if isinstance(getattr(between, "intermediate_act_fn", None), GELUActivation):
             between.dense.gelu, layer.output.dense.after_gelu = True, True
             between.intermediate_act_fn = nn.Identity()
-    return copied
+    workers = workers or min(torch.get_num_threads(), _MOST_WORKERS)
+    run = map if workers == 1 else _in_threads
+    rest = "float32" if precision == "int8" else precision
+    return Engine(copied, {"precision": rest, "fill": fill, "workers": workers, "run": run})
 
 
-def _compute_with(threads: int) -> None:
-    """Have this thread compute with so many from now on, whatever others are told."""
-    torch.set_num_threads(threads)
-    torch.get_num_threads()  # PyTorch looks once in each thread, and goes by what was set last
+def _in_threads(score: Callable[..., Tensor], *rows: Iterable) -> Iterator[Tensor]:
+    """`map`; each thread has a mode of its own."""
+    return _pool(torch.get_num_threads()).map(torch.inference_mode()(score), *rows)
 
 
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that share the cores."""
     workers = min(threads, _MOST_WORKERS)
-    pool = ThreadPoolExecutor(workers, initializer=_compute_with, initargs=(threads // workers,))
     all_started = Barrier(workers)
-    list(pool.map(lambda _: all_started.wait(), range(workers)))
+
+    def start() -> None:
+        torch.set_num_threads(threads // workers)
+        torch.get_num_threads()  # PyTorch looks once in each thread, and goes by what was set last
+        all_started.wait()
+
+    pool = ThreadPoolExecutor(workers, initializer=start)
+    list(pool.map(bool, range(workers)))
     torch.set_num_threads(threads)  # for other threads than these, which had changed it
     return pool
 
@@ -133,26 +118,23 @@ def laid_out(linear: nn.Linear, precision: str) -> nn.Module:
     return _Int8(linear) if precision == "int8" else _Packed(linear, PRECISIONS[precision])
 
 
-class _Joined:
-    """Projections to queries, keys and values as one: an input is read, or quantised, once."""
+def _join(attention: nn.Module, precision: str) -> None:
+    """Make projections to queries, keys and values one: an input is read, or quantised, once."""
+    parts = [getattr(attention, name) for name in _PROJECTIONS]
+    sizes = [part.out_features for part in parts]
+    joined = nn.Linear(parts[0].in_features, sum(sizes))
+    joined.weight.data = torch.cat([part.weight.detach() for part in parts])
+    joined.bias.data = torch.cat([part.bias.detach() for part in parts])
+    layer, last = laid_out(joined, precision), local()  # each thread has a batch of its own
 
-    NAMES = "query", "key", "value"
+    def project(name: str, x: Tensor) -> Tensor:
+        if name == "query":  # layers ask for them in their order, of the same tensor
+            last.parts = dict(zip(_PROJECTIONS, layer(x).split(sizes, dim=-1), strict=True))
+        return last.parts.pop(name)
 
-    def __init__(self, attention: nn.Module, precision: str) -> None:
-        parts = [getattr(attention, name) for name in self.NAMES]
-        self._sizes = [part.out_features for part in parts]
-        joined = nn.Linear(parts[0].in_features, sum(self._sizes))
-        joined.weight.data = torch.cat([part.weight.detach() for part in parts])
-        joined.bias.data = torch.cat([part.bias.detach() for part in parts])
-        self._layer = laid_out(joined, precision)
-        self._last = local()  # each thread has a batch of its own
-
-    def part(self, name: str, x: Tensor) -> Tensor:
-        """One of the three; layers ask for them in their order, of the same tensor."""
-        if name == "query":
-            parts = self._layer(x).split(self._sizes, dim=-1)
-            self._last.parts = dict(zip(self.NAMES, parts, strict=True))
-        return self._last.parts.pop(name)
+    for name in _PROJECTIONS:
+        delattr(attention, name)  # a module's place is for modules
+        setattr(attention, name, partial(project, name))
 
 
 class _Packed(nn.Module):

@@ -2,25 +2,24 @@
 
 Weights and layers are those of transformers' ``AutoModelForSequenceClassification`` with one output,
 so that a saved folder loads anywhere. Sequences come packed, end to end, so that no linear layer
-computes padding; attention stays within each (`rdl_core.attention`), without dropout; the last layer
-computes first positions alone, or all where the head takes their mean. In shapes, `n` is the number of
-sequences and `t` that of all their tokens.
+computes padding; attention stays within each (`rdl_core.attention`), without dropout; the last layer of
+encoders like BERT computes first positions alone. In shapes, `n` is the number of sequences and `t`
+that of all their tokens.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rdl_core.attention import ATTENTION, Layout, attend_first, attend_first_to_states, has_varlen
@@ -41,7 +40,8 @@ _log = logging.getLogger(__name__)
 class CrossEncoder(nn.Module):
     """Scores of (query, passage) pairs, cut to so many tokens, from one transformer encoder.
 
-    ValueError for an architecture not in `ARCHITECTURES`, several outputs, or lengths past the limit.
+    ValueError for an architecture not in `ARCHITECTURES`, a tokenizer that does not fit, or lengths
+    past the limit.
     """
 
     def __init__(
@@ -49,19 +49,26 @@ class CrossEncoder(nn.Module):
         passage_tokens: int,
     ) -> None:  # fmt: skip
         super().__init__()
-        if model.config.model_type not in ARCHITECTURES:
-            kinds, kind = ", ".join(ARCHITECTURES), model.config.model_type
+        kind, vocabulary = model.config.model_type, tokenizer.get_vocab()
+        if kind not in ARCHITECTURES:
+            kinds = ", ".join(ARCHITECTURES)
             raise ValueError(f"expected an encoder of type {kinds}, got {kind!r}: choose another")
-        _check_outputs(model.config)
-        _check_tokenizer(tokenizer, model)
+        if vocabulary.keys() <= set(tokenizer.all_special_tokens):
+            told = f"the tokenizer knows no word, only {', '.join(vocabulary)}: is its file missing?"
+            raise ValueError(f"{told} Copy tokenizer.json and tokenizer_config.json of the encoder")
         model.set_attn_implementation(ATTENTION)
         self.model, self.tokenizer = model, tokenizer
         self.query_tokens, self.passage_tokens = query_tokens, passage_tokens
         self.template = PairTemplate.of(tokenizer)
-        n_segments = getattr(model.config, "type_vocab_size", 0)
-        if n_segments and (last := max(self.template.segments)) >= n_segments:
-            told = f"gives passages segment {last}, the model has {n_segments}, from 0"
-            raise ValueError(f"the tokenizer {told}: use the one that the model was trained with")
+        n_words = model.get_input_embeddings().num_embeddings
+        n_segments = getattr(model.config, "type_vocab_size", 0) or 2  # ModernBERT embeds none
+        ids, segments = vocabulary.values(), self.template.segments
+        for what, last, n in (
+            ("ids up to", max(ids), n_words), ("passages segment", max(segments), n_segments)
+        ):  # fmt: skip
+            if last >= n:
+                told = f"the tokenizer gives {what} {last}, the model has {n}, from 0"
+                raise ValueError(f"{told}: use the one that the model was trained with")
         # Many tokenizers name no limit, and some a larger one than the encoder's.
         table = model.config.max_position_embeddings - _first_position(model)
         longest, special = min(tokenizer.model_max_length, table), self.template.n_tokens
@@ -80,43 +87,34 @@ class CrossEncoder(nn.Module):
         are the recorded ones, or else 32 and 256. Only safetensors are read, and no code of a model is
         run. ValueError for no such model, several outputs, no head, or weights that changed.
         """
-        with _loading(name) as path:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        manifest = training_record(name)
+        config = _load(AutoConfig, name)
         kinds = config.architectures or ["no architecture"]
         scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
-        if scores:
-            _check_outputs(config, f"{name}: ")
-        elif trained:
+        if trained and not scores:
             expected = "expected a trained cross-encoder (...ForSequenceClassification), got"
             told = f"{', '.join(kinds)}, whose scores would be random: distil a student from it first"
             raise ValueError(f"{name}: {expected} {told}")
+        if scores and config.num_labels != 1:
+            told = f"expected a model with one output, the score, got {config.num_labels} outputs"
+            raise ValueError(f"{name}: {told}: choose another")
         weights = Path(model_path(name), _WEIGHTS)
-        recorded_hash = manifest.get("files", {}).get(f"model/{_WEIGHTS}")
+        recorded_hash = training_record(name).get("files", {}).get(f"model/{_WEIGHTS}")
         if recorded_hash and weights.is_file() and content_hash(weights) != recorded_hash:
             told = f"{weights} is damaged: its SHA-256 is not that of the trained weights"
             raise ValueError(f"{told}: restore the file, or train again in another folder")
-        recorded = getattr(config, _KEY, None) or manifest.get("config", {})
         given = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
-        limits = {key: given[key] or recorded.get(key, _LIMITS[key]) for key in _LIMITS}
+        limits = _LIMITS | getattr(config, _KEY, {}) | {key: x for key, x in given.items() if x}
         config.num_labels = 1
-        with _loading(name) as path:
-            model, loaded = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                output_loading_info=True,
-            )  # fmt: skip
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        student = cls(model, tokenizer, **limits)
+        own = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        model, loaded = _load(AutoModelForSequenceClassification, name, config=config, **own)
+        student = cls(model, _load(AutoTokenizer, name), **limits)
         fresh = set() if scores else student.head_names()
         missing = sorted(set(loaded["missing_keys"]) - fresh)
         missing += sorted(x for x in loaded["unexpected_keys"] if scores or _OF_ENCODER.search(x))
-        missing += sorted(str(x) for x in loaded["mismatched_keys"])
         if missing:
-            raise ValueError(
-                f"{name}: expected the weights of its config.json, but {len(missing)} are missing, of "
-                f"another shape or left over, such as {', '.join(missing[:3])}: its scores would be "
-                "random; save the model again, or use another"
-            )
+            told = f"{len(missing)} are missing or left over, such as {', '.join(missing[:3])}"
+            told = f"{name}: expected the weights of its config.json, but {told}"
+            raise ValueError(f"{told}: its scores would be random; save it again, or use another")
         _log.info("%s: queries are cut to %d tokens, passages to %d", name, *limits.values())
         return student
 
@@ -135,17 +133,20 @@ class CrossEncoder(nn.Module):
 
     def score(
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
-        token_budget: int, precision: str = "float32",
+        token_budget: int, precision: str = "float32", fill: int = 1, workers: int = 1,
+        run: Callable = map,
     ) -> Tensor:  # fmt: skip
         """Score pairs of rows, int64 ``[n]``, of stores on this model's device; float32 ``[n]``.
 
-        Differentiable. A batch has at most `token_budget` tokens; `precision` is a key of `PRECISIONS`.
+        Differentiable. A batch has at most `token_budget` tokens, padded to a multiple of `fill`; `run`
+        maps over batches planned for so many `workers`. `precision` is a key of `PRECISIONS`.
         """
-        lengths = self.pair_lengths(queries, passages, query_rows, passage_rows)
-        batches = [x.to(self.device) for x in plan_batches(lengths.cpu(), token_budget)]
-        pairs = ((query_rows[x], passage_rows[x]) for x in batches)
-        scores = [self.score_batch(queries, passages, *rows, precision=precision) for rows in pairs]
-        return in_order(scores, batches)
+        lengths = self.pair_lengths(queries, passages, query_rows, passage_rows).cpu()
+        batches = [x.to(self.device) for x in plan_batches(lengths, token_budget, workers=workers)]
+        score = partial(self.score_batch, queries, passages, precision=precision, fill=fill)
+        rows = [query_rows[x] for x in batches], [passage_rows[x] for x in batches]
+        scores = torch.cat(list(run(score, *rows)))
+        return torch.empty_like(scores).index_copy(0, torch.cat(batches), scores)
 
     def score_batch(
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
@@ -184,12 +185,6 @@ class CrossEncoder(nn.Module):
             file.chmod(Path(folder, "config.json").stat().st_mode)
 
 
-def in_order(scores: list[Tensor], batches: list[Tensor]) -> Tensor:
-    """Scores ``[size]`` of batches in the order of their pairs, whose places are in `batches`."""
-    flat = torch.cat(scores)
-    return torch.empty_like(flat).index_copy(0, torch.cat(batches), flat)
-
-
 def model_path(name: str | Path) -> str:
     """Where transformers finds a model: ``model/`` in the folder of a training, else the name."""
     inside = Path(name) / "model"
@@ -198,36 +193,18 @@ def model_path(name: str | Path) -> str:
 
 def training_record(name: str | Path) -> dict:
     """The manifest of the training that made a student; empty where there is none."""
-    for folder in (Path(name), Path(name).parent):
-        if (manifest := folder / "manifest.json").is_file():
-            return read_json(manifest)
-    return {}
+    manifests = [folder / "manifest.json" for folder in (Path(name), Path(name).parent)]
+    return next((read_json(path) for path in manifests if path.is_file()), {})
 
 
-@contextmanager
-def _loading(name: str | Path) -> Iterator[str]:
+def _load(kind: Any, name: str | Path, **own: Any) -> Any:
+    """A configuration, model or tokenizer by one of transformers' Auto classes."""
     try:
-        yield model_path(name)
+        return kind.from_pretrained(model_path(name), trust_remote_code=False, **own)
     except Exception as error:  # safetensors and tokenizers have errors of their own
         reason = str(error).partition("\n")[0]  # of several lines
         told = f"{name} is no folder or hub id of a model that transformers loads ({reason})"
         raise ValueError(told) from None
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    vocabulary, n_rows = tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings
-    if vocabulary.keys() <= set(tokenizer.all_special_tokens):
-        told = f"the tokenizer knows no word, only {', '.join(vocabulary)}: is its file missing?"
-        raise ValueError(f"{told} Copy tokenizer.json and tokenizer_config.json of the encoder")
-    if (last := max(vocabulary.values())) >= n_rows:
-        told = f"gives ids up to {last}, the model has {n_rows} word embeddings, from 0"
-        raise ValueError(f"the tokenizer {told}: use the model's own, or resize its embeddings")
-
-
-def _check_outputs(config: PreTrainedConfig, where: str = "") -> None:
-    if config.num_labels != 1:
-        told = f"expected a model with one output, the score, got {config.num_labels} outputs"
-        raise ValueError(f"{where}{told}: choose another, or load it with num_labels=1")
 
 
 def _first_position(model: PreTrainedModel) -> int:
@@ -278,31 +255,18 @@ def _encode_modernbert(model: PreTrainedModel, layout: Layout) -> Tensor:
     hidden = base.embeddings(input_ids=packed.input_ids[None])
     kinds, places = set(model.config.layer_types), packed.position_ids[None]
     rotations = {kind: base.rotary_emb(hidden, places, kind) for kind in kinds}
-    *layers, last = base.layers
-    for layer in layers:
+    for layer in base.layers:
         hidden = layer(hidden, layout=layout, position_embeddings=rotations[layer.attention_type])
-    turn = rotations[last.attention_type]
-    if model.config.classifier_pooling != "cls":
-        hidden = base.final_norm(last(hidden, layout=layout, position_embeddings=turn))
-        padded = layout.unpack(hidden.transpose(0, 1)) * layout.mask(None).mT
-        return padded.sum(2).squeeze(1) / layout.lengths[:, None]
-    # Of the last layer, only the first position of each sequence is computed.
-    hidden, attention, starts = hidden[0], last.attn, packed.cu_seqlens[:-1]
-    projected = attention.Wqkv(last.attn_norm(hidden)).unflatten(-1, (3, -1, attention.head_dim))
-    query, key, value = projected.unbind(1)
-    query, key = apply_rotary_pos_emb(query, key, *(x[0] for x in turn))
-    attended = attend_first(attention, query.index_select(0, starts), key, value, layout)
-    first = hidden.index_select(0, starts) + attention.out_drop(attention.Wo(attended))
-    return base.final_norm(first + last.mlp(last.mlp_norm(first)))
-
-
-def _head_modernbert(model: PreTrainedModel, pooled: Tensor) -> Tensor:
-    return model.classifier(model.drop(model.head(pooled)))
+    hidden = base.final_norm(hidden)
+    if model.config.classifier_pooling == "cls":
+        return hidden[0].index_select(0, packed.cu_seqlens[:-1])
+    padded = layout.unpack(hidden.transpose(0, 1)) * layout.mask(None).mT
+    return padded.sum(2).squeeze(1) / layout.lengths[:, None]
 
 
 #: By model type: ``encode(model, layout)`` gives one state per sequence, ``head(model, pooled)`` its
 #: logit ``[n, 1]``. Others can be registered here.
 ARCHITECTURES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta"), (_encode_bert, _head_bert)),
-    "modernbert": (_encode_modernbert, _head_modernbert),
+    "modernbert": (_encode_modernbert, lambda model, x: model.classifier(model.drop(model.head(x)))),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-import sys
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -19,8 +19,6 @@ __all__ = ["PRECISIONS", "default_device", "device_name", "fitting", "keep_freed
 
 _T = TypeVar("_T")
 _LEAST_TOKENS = 256
-_LONGEST_WAIT = timedelta(hours=2)  # the first process may have to tokenise a collection
-_ONEDNN_OUT_OF_MEMORY = "could not create a primitive"  # all that oneDNN says then
 _log = logging.getLogger(__name__)
 
 #: Precisions in which layers compute; scores are float32 always.
@@ -29,7 +27,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def processes() -> PartialState:
     """The processes of this run: one, unless ``accelerate launch`` or torchrun started several."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_WAIT)
+    waiting = timedelta(hours=2)  # the first process may have to tokenise a collection
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=waiting)
 
 
 def default_device() -> torch.device:
@@ -41,11 +40,9 @@ def device_name(device: torch.device) -> str:
     """Model name of a GPU or CPU, for manifests."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", info.read_text() if info.exists() else "")
+    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -71,7 +68,8 @@ def fitting(compute: Callable[..., _T], token_budget: int) -> tuple[_T, int]:
         try:
             return compute(token_budget=token_budget), token_budget
         except RuntimeError as error:
-            if not (should_reduce_batch_size(error) or _ONEDNN_OUT_OF_MEMORY in str(error)):
+            of_onednn = "could not create a primitive" in str(error)  # all that it says then
+            if not (of_onednn or should_reduce_batch_size(error)):
                 raise
             if token_budget <= _LEAST_TOKENS:
                 told = f"the device lacks the memory for {token_budget} tokens at once ({error})"

@@ -28,8 +28,7 @@ __all__ = ["Equivalence", "compare", "equivalence", "evaluate_files", "per_query
 
 _IDS = ["query_id", "doc_id"]
 _DECIMALS = 12  # smaller differences are rounding (seeds averaged in another order), not effects
-_SUBNORMAL_BITS = 0x007F_FFFF  # of float32's largest subnormal; some libraries flush these to 0
-_LOWEST_KEY = _SUBNORMAL_BITS - 0x7F7F_FFFF  # of float32's lowest finite value
+_TINY = np.finfo(np.float32).tiny
 _log = logging.getLogger(__name__)
 
 
@@ -45,9 +44,7 @@ def per_query(
     _expect(is_integer_dtype(grades), "relevance as integers", grades.dtype, "use .astype(int)")
     run = run.assign(score=_numbers("run", run, "score").astype(np.float32))
     kept = run[run["query_id"].isin(qrels["query_id"])]
-    n_queries, n_kept, n_judged = (frame["query_id"].nunique() for frame in (run, kept, qrels))
-    if n_queries > n_kept:
-        _log.info("%d of the run's %d queries have no judgments", n_queries - n_kept, n_queries)
+    n_judged, n_kept = qrels["query_id"].nunique(), kept["query_id"].nunique()
     if n_judged > n_kept:
         _log.warning("%d of %d judged queries have no results: count 0", n_judged - n_kept, n_judged)
     if n_tied := int(kept.duplicated(["query_id", "score"]).sum()):
@@ -56,12 +53,13 @@ def per_query(
         _log.warning("no passage of the run is judged: do run and qrels use the same ids?")
     # gdeval (ERR) misreads query ids that are no numbers, and blanks. Passages' order decides ties.
     numbers = {query_id: str(n) for n, query_id in enumerate(sorted(set(qrels["query_id"])))}
-    doc_ids = sorted({*qrels["doc_id"].unique(), *kept["doc_id"].unique()})
-    if any(doc_id.split() != [doc_id] for doc_id in doc_ids):
-        to_name = {doc_id: f"{n:012d}" for n, doc_id in enumerate(doc_ids)}
-        qrels, kept = (frame.assign(doc_id=frame["doc_id"].map(to_name)) for frame in (qrels, kept))
+    doc_ids = {*qrels["doc_id"], *kept["doc_id"]}
+    places = {doc_id: f"{n:012d}" for n, doc_id in enumerate(sorted(doc_ids))}
     judged, retrieved = (
-        {numbers[id_]: dict(zip(x["doc_id"], x[name].tolist())) for id_, x in frame.groupby("query_id")}
+        {
+            numbers[query_id]: dict(zip(map(places.get, rows["doc_id"]), rows[name], strict=True))
+            for query_id, rows in frame.groupby("query_id")
+        }
         for name, frame in (("relevance", qrels), ("score", kept))
     )
     table = pd.DataFrame({"query_id": list(numbers)})
@@ -73,13 +71,11 @@ def per_query(
             values = {value.query_id: value.value for value in measure.iter_calc(judged, retrieved)}
             if values.keys() != set(numbers.values()):
                 raise ValueError(f"it measured {len(values)} of {len(numbers)} queries")
-        except CalledProcessError:  # a program beside, which says why on standard error
-            expected = "grades from 0 to 4, or a measure that takes others, such as nDCG@10"
-            got = f"grades {grades.min()} to {grades.max()} for {name!r}"
-            raise ValueError(f"expected {expected}; got {got}: map the grades") from None
         except Exception as error:  # ir_measures raises five kinds, none of which names the measure
+            if isinstance(error, CalledProcessError):  # gdeval, which says why on standard error
+                error = "it needs grades from 0 to 4: map the grades"
             expected = f"a measure for grades {grades.min()} to {grades.max()}, such as 'nDCG@10'"
-            raise ValueError(f"expected {expected}; got {name!r}: {error}") from error
+            raise ValueError(f"expected {expected}; got {name!r}: {error}") from None
         table[name] = [float(values[number]) for number in numbers.values()]
     return table
 
@@ -90,63 +86,52 @@ def settle_ties(run: pd.DataFrame, first_stage: pd.DataFrame | None = None) -> p
     trec_eval breaks ties in float32 by document id. Here they keep the ``rank`` of `first_stage`, else
     the run's own ``rank``, else the order of rows. Files need nine significant digits (``"%.9g"``).
     """
-    scores, ranks = _numbers("run", run, "score"), np.arange(len(run))
+    ranked = run if "rank" in run else run.assign(rank=range(len(run)))
     if first_stage is not None:
         _numbers("first_stage", first_stage, "rank")
-        joined = run[_IDS].merge(first_stage[[*_IDS, "rank"]], on=_IDS, how="left")
-        ranks = _numbers("first_stage of the run", joined, "rank")
-    elif "rank" in run:
-        ranks = _numbers("run", run, "rank")
+        ranked = run[_IDS].merge(first_stage[[*_IDS, "rank"]], on=_IDS, how="left")
+    scores, ranks = _numbers("run", run, "score"), _numbers("run or first_stage", ranked, "rank")
     query = pd.factorize(run["query_id"])[0]
     order = np.lexsort((ranks, -scores, query))
-    # An integer stands for each score: one less is the next smaller float32 that is not subnormal.
-    bits = scores[order].astype(np.float32).view(np.int32).astype(np.int64)
-    steps = np.maximum((bits & 0x7FFF_FFFF) - _SUBNORMAL_BITS, 0)
-    keys = pd.Series(np.where(bits < 0, -steps, steps)).groupby(query[order])
-    position = keys.cumcount()
-    # The highest strictly decreasing sequence nowhere above keys k is min over j <= i of k_j + j - i.
-    lowered = (keys.obj + position).groupby(query[order]).cummin() - position
-    lowered = np.maximum(lowered, _LOWEST_KEY + keys.cumcount(ascending=False)).to_numpy()
-    magnitude = np.where(lowered == 0, 0, np.abs(lowered) + _SUBNORMAL_BITS)
-    bits = np.where(lowered < 0, magnitude | 0x8000_0000, magnitude).astype(np.uint32)
-    settled = run.iloc[order].reset_index(drop=True)
-    return settled.assign(score=bits.view(np.float32), rank=position + 1)
+    scores, query = np.maximum(scores[order], -3e38).astype(np.float32), query[order]
+    scores[np.abs(scores) < _TINY] = 0  # some libraries flush subnormals
+    same_query = query[1:] == query[:-1]
+    while (late := same_query & (scores[1:] >= scores[:-1])).any():
+        above = scores[:-1][late]
+        below = np.nextafter(above, np.float32(-np.inf))
+        scores[1:][late] = np.where(np.abs(below) < _TINY, above - _TINY, below)
+    settled = run.iloc[order].reset_index(drop=True).assign(score=scores)
+    return settled.assign(rank=settled.groupby(query).cumcount() + 1)
 
 
-def compare(
-    values: pd.DataFrame, baseline: str, *, alpha: float = 0.05, seed: int = 0
-) -> pd.DataFrame:
+def compare(values: pd.DataFrame, baseline: str, *, alpha: float = 0.05, seed: int = 0) -> pd.DataFrame:
     """Compare systems with a baseline: paired t-tests, Holm's correction, 95 % bootstrap intervals.
 
-    `values` have a row for each query (index ``query_id``) and a column for each system; all but the
-    baseline are the family of tests, with level `alpha`. All share the bootstrap's draws. Returns for
-    each ``system``: ``n_queries``; ``mean``, ``ci_low``, ``ci_high``; ``delta`` (minus the baseline),
-    ``delta_low``, ``delta_high``; ``p_value``, ``p_holm``, ``significant``. One query has no intervals
-    and p-values: NaN.
+    `values` have a row per query (index ``query_id``) and a column per system; all but the baseline are
+    the family of tests, with level `alpha`. Returns for each ``system``: ``n_queries``; ``mean``,
+    ``ci_low``, ``ci_high``; ``delta`` (minus the baseline), ``delta_low``, ``delta_high``; ``p_value``,
+    ``p_holm``, ``significant``. One query has no intervals and p-values: NaN.
     """
     _expect(0 < alpha < 1, "alpha in (0, 1)", alpha, "0.05 is usual")
     values = _checked_values(values, [*values.columns, baseline])
-    rows = []
-    for name in values:
-        sample, differences = values[name].to_numpy(), _differences(values, name, baseline)
-        row = {"n_queries": len(sample)}
-        for mean, interval, each in (("mean", "ci", sample), ("delta", "delta", differences)):
-            low = high = np.nan
-            if len(each) > 1:  # BCa covers no better, and is NaN where all values are equal
-                low, high = bootstrap(
-                    (each,), np.mean, method="percentile", confidence_level=0.95, n_resamples=9_999,
-                    batch=max(1, 100_000 // len(each)), rng=np.random.default_rng(seed),
-                ).confidence_interval  # fmt: skip
-            row |= {mean: each.mean(), f"{interval}_low": low, f"{interval}_high": high}
-        row["p_value"] = np.nan
-        if name != baseline and np.ptp(differences) > 0:
-            row["p_value"] = ttest_1samp(differences, 0.0).pvalue
-        elif name != baseline and len(sample) > 1:  # the t-test's limit where nothing varies
-            row["p_value"] = float(differences[0] == 0)
-        rows.append(row)
-    table = pd.DataFrame(rows, index=pd.Index(values.columns, name="system"))
-    p_values = table["p_value"].dropna().sort_values()
-    table["p_holm"] = (p_values * np.arange(len(p_values), 0, -1)).cummax().clip(upper=1)
+    differences = values.sub(values[baseline], axis=0).round(_DECIMALS)
+    both, p_values = np.stack([values, differences]), pd.Series(np.nan, index=values.columns)
+    low = high = np.full((2, len(values.columns)), np.nan)
+    if len(values) > 1:
+        low, high = bootstrap(  # BCa covers no better, and is NaN where all values are equal
+            (both,), np.mean, axis=1, method="percentile", confidence_level=0.95, n_resamples=9_999,
+            batch=max(1, 1_000_000 // both.size), rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+        for name, sample in differences.drop(columns=baseline).items():
+            varies = np.ptp(sample) > 0  # else the t-test's limit
+            p_values[name] = ttest_1samp(sample, 0.0).pvalue if varies else float(sample.iloc[0] == 0)
+    ordered = p_values.dropna().sort_values()
+    p_holm = (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1)
+    table = pd.DataFrame({
+        "n_queries": len(values), "mean": values.mean(), "ci_low": low[0], "ci_high": high[0],
+        "delta": differences.mean(), "delta_low": low[1], "delta_high": high[1],
+        "p_value": p_values, "p_holm": p_holm.reindex(values.columns),
+    }, index=values.columns).rename_axis("system")  # fmt: skip
     return table.assign(significant=table["p_holm"] < alpha)
 
 
@@ -154,13 +139,11 @@ def compare(
 class Equivalence:
     """Result of `equivalence`; the interval has level 1 - 2 alpha. One query alone: NaN."""
 
-    n_queries: int
     delta: float  #: Mean difference, system minus reference.
     delta_low: float
     delta_high: float
     p_value: float  #: The larger p-value of the two one-sided tests.
     margin: float  #: Smallest difference that matters, in units of the measure.
-    alpha: float  #: Level of the test.
     equivalent: bool  #: Whether a difference of `margin` or more, either way, is rejected.
 
 
@@ -173,33 +156,33 @@ def equivalence(
     """
     _expect(0 < alpha < 0.5, "alpha in (0, 0.5)", alpha, "0.05 is usual")
     _expect(0 < margin < np.inf, "a margin > 0", margin, "choose from where differences matter")
-    differences = _differences(_checked_values(values, [system, reference]), system, reference)
-    low = high = delta = float(differences.mean())
+    values = _checked_values(values, [system, reference])
+    differences = (values[system] - values[reference]).round(_DECIMALS).to_numpy()
+    low = high = delta = differences.mean()
     p_value = float(abs(differences[0]) >= margin)
     if len(differences) < 2:
         p_value = low = high = np.nan
     elif np.ptp(differences) > 0:
         p_value = ttost_paired(differences, np.zeros_like(differences), -margin, margin)[0]
         low, high = ttest_1samp(differences, 0.0).confidence_interval(1 - 2 * alpha)
+    delta, low, high, p_value = map(float, (delta, low, high, p_value))
     return Equivalence(
-        n_queries=len(differences), delta=delta, delta_low=float(low), delta_high=float(high),
-        p_value=float(p_value), margin=margin, alpha=alpha, equivalent=bool(p_value < alpha),
+        delta=delta, delta_low=low, delta_high=high, p_value=p_value, margin=margin,
+        equivalent=p_value < alpha,
     )  # fmt: skip
 
 
 def evaluate_files(config: EvaluateConfig) -> str:
     """`rdl evaluate`: measure runs in files and compare them with one of them, by default the first.
 
-    Returns a table as text for each measure: `compare`'s, with ``p_tost`` and ``equivalent``. A run has
-    the name of its file, or its path where names repeat. Ranks count, not scores a file may have kept.
+    Returns `compare`'s table with ``p_tost`` and ``equivalent`` for each measure. Runs are named by
+    their files, or paths where names repeat. Ranks count, not scores that a file may have kept.
     """
-    names = [Path(path).name.removesuffix(".gz").rpartition(".")[0] for path in config.runs]
-    if len(set(names)) < len(names) or not all(names):
+    names = [Path(path.removesuffix(".gz")).stem for path in config.runs]
+    if len(set(names)) < len(names):
         names = list(config.runs)
     _expect(len(set(names)) == len(names), "each run once", names, "name it once")
-    baseline = config.baseline or names[0]
-    _expect(baseline in names, f"baseline out of {', '.join(names)}", repr(baseline), "name a run")
-    qrels, measured = read_judgments(config.qrels), {}
+    baseline, qrels, measured = config.baseline or names[0], read_judgments(config.qrels), {}
     for name, path in zip(names, config.runs, strict=True):
         run = read_candidates(path, config.format)
         measured[name] = per_query(qrels, run[_IDS].assign(score=-run["rank"]), config.measures)
@@ -211,11 +194,9 @@ def evaluate_files(config: EvaluateConfig) -> str:
         for name in table.index.drop(baseline):
             test = equivalence(wide, name, baseline, margin=config.margin, alpha=config.alpha)
             table.loc[name, ["p_tost", "equivalent"]] = test.p_value, test.equivalent
-        count, columns = f"{len(wide)} queries", table.drop(columns="n_queries")
-        if len(wide) == 1:
-            count, columns = "1 query, too few for tests", table[["mean", "delta"]]
-        text = columns.to_string(float_format="{:.4f}".format, na_rep="")
-        texts.append(f"{measure}, {count}\n{text}")
+        shown = table.drop(columns="n_queries").dropna(axis=1, how="all")
+        text = shown.to_string(float_format="{:.4f}".format, na_rep="")
+        texts.append(f"{measure}, {len(wide)} queries\n{text}")
     if config.per_query:
         values.to_csv(config.per_query, index=False)
     if config.table:
@@ -256,10 +237,6 @@ def _checked_values(values: pd.DataFrame, systems: list[str]) -> pd.DataFrame:
     got = f"{len(bad)} others, first (query, system) {bad[:3]}"
     _expect(not bad, "finite values of all systems", got, "measure all on the same queries")
     return values
-
-
-def _differences(values: pd.DataFrame, system: str, reference: str) -> np.ndarray:
-    return (values[system] - values[reference]).round(_DECIMALS).to_numpy()
 
 
 def _expect(good: bool, expected: str, got: object, remedy: str) -> None:

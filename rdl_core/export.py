@@ -9,8 +9,6 @@ import random
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +39,10 @@ tags: [cross-encoder, reranker, distillation]
 
 # {name}
 A cross-encoder ({kind}, {n_weights:.1f} million weights). It reads a query and a passage together and
-gives a score, a logit; higher is better. Written by rdl-core {version}.
+gives a score, a logit; higher is better.
 
-## Data and teacher
-{lists}
-
-## Training
+## Data, teacher and training
 {training}
-
-{settings}
 
 ## Measures
 {measures}
@@ -94,12 +87,11 @@ def export(
 ) -> pd.DataFrame:  # fmt: skip
     """Write a student for other libraries, to a new or empty folder, named so once it is whole.
 
-    With `quantise` there is ``onnx/model_int8.onnx``, too (`quantise_weights`). The card has `record`,
-    the training's manifest, and `measures`, Markdown. The student moves to the CPU; its tokenizer's
-    ``model_max_length`` becomes what it reads. Returns for each ONNX ``file`` how far scores of `pairs`
-    of query and passage (none: random words) are from PyTorch's: ``n_pairs``, ``largest`` and ``mean``
-    difference, ``spread`` (standard deviation of PyTorch's). ValueError if ``model.onnx`` differs by
-    more than `TOLERANCE`.
+    With `quantise` there is ``onnx/model_int8.onnx``, too. The card has `record`, the training's
+    manifest, and `measures`, Markdown. The student moves to the CPU; its tokenizer's limit becomes its
+    own. Returns for each ONNX ``file`` how far scores of `pairs` of query and passage (none: random
+    words) are from PyTorch's: ``n_pairs``, ``largest`` and ``mean`` difference, ``spread`` (standard
+    deviation of PyTorch's). ValueError if ``model.onnx`` differs by more than `TOLERANCE`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -113,12 +105,11 @@ def export(
         differences = _write_onnx(unfinished, quantise, list(pairs) or _random_pairs(student))
         short = differences.map(lambda x: f"{x:.2g}" if isinstance(x, float) else x)
         card = _CARD.format(
-            name=folder.name, version=metadata.version("rdl-core"), kind=model.config.model_type,
-            n_weights=model.num_parameters() / 1e6, **_training(record or {}),
+            name=folder.name, kind=model.config.model_type, n_weights=model.num_parameters() / 1e6,
+            training=_training(record or {}), query_tokens=student.query_tokens,
             measures=measures or "None were known when this folder was written.",
-            query_tokens=student.query_tokens, passage_tokens=student.passage_tokens,
-            total_tokens=tokenizer.model_max_length, words="texts" if pairs else "random words",
-            differences=as_markdown(short),
+            passage_tokens=student.passage_tokens, total_tokens=tokenizer.model_max_length,
+            words="texts" if pairs else "random words", differences=as_markdown(short),
         )  # fmt: skip
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         os.replace(unfinished, folder)  # also where an empty one is
@@ -129,24 +120,22 @@ def export(
 
 def export_files(config: ExportConfig) -> pd.DataFrame:
     """`rdl export`: `export`, with the manifest of the student's training."""
-    measures, pairs = "", []
+    own = {"quantise": config.quantise, "record": training_record(config.student)}
     if config.table:
         try:
-            table = pd.read_csv(config.table).round(4)
-            if missing := sorted({"measure", "system", "mean"} - set(table.columns)):
-                raise ValueError(f"columns {missing} are missing")
-        except ValueError as error:  # pandas' own are some
+            table = pd.read_csv(config.table).set_index(["measure", "system"]).round(4)
+        except (KeyError, ValueError) as error:
             raise ValueError(f"{config.table} is not of rdl evaluate --table: {error}") from None
-        measures = as_markdown(table.astype(object).fillna(""))
-    own = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
-    student = CrossEncoder.from_pretrained(config.student, trained=True, **own)
+        own["measures"] = as_markdown(table.reset_index().astype(object).fillna(""))
+    limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
+    student = CrossEncoder.from_pretrained(config.student, trained=True, **limits)
     if config.candidates:
         corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
         first = corpus.candidates[:_PAIRS_OF_FILE]
         queries = corpus.queries.of(first["query_id"].tolist())
-        pairs = list(zip(queries, corpus.passages.of(first["doc_id"].tolist()), strict=True))
-    own = {"quantise": config.quantise, "record": training_record(config.student)}
-    return export(student, config.out, pairs=pairs, measures=measures, **own)
+        passages = corpus.passages.of(first["doc_id"].tolist())
+        own["pairs"] = list(zip(queries, passages, strict=True))
+    return export(student, config.out, **own)
 
 
 def quantise_weights(source: Path, target: Path) -> None:
@@ -197,9 +186,8 @@ def _write_onnx(folder: Path, quantise: bool, pairs: Sequence[tuple[str, str]]) 
     if quantise:
         files.append(files[0].with_name("model_int8.onnx"))
         quantise_weights(*files)
-    bounds = pairwise((0, 1, 3, 7, 15, *range(31, len(pairs) + 32, 32)))  # batches of 1, 2, 4, ... 32
-    texts = [map(list, zip(*pairs[a:b], strict=True)) for a, b in bounds if a < len(pairs)]
-    batches = [tokenizer(*x, padding=True, truncation=True, return_tensors="pt") for x in texts]
+    parts = [pairs[:1], *(pairs[i : i + 32] for i in range(1, len(pairs), 32))]
+    batches = [tokenizer(x, padding=True, truncation=True, return_tensors="pt") for x in parts]
     with torch.inference_mode():
         expected = np.concatenate([model(**batch).logits[:, 0].numpy() for batch in batches])
     rows = []
@@ -216,28 +204,24 @@ def _write_onnx(folder: Path, quantise: bool, pairs: Sequence[tuple[str, str]]) 
 
 
 def _random_pairs(student: CrossEncoder) -> list[tuple[str, str]]:
-    """A batch of each size, of words from the vocabulary, of all lengths."""
+    """Words from the vocabulary, of all lengths."""
     draw, tokenizer = random.Random(0), student.tokenizer
     words = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-    texts = [
-        [tokenizer.decode(draw.choices(words, k=draw.randint(1, longest))) for _ in range(63)]
-        for longest in (student.query_tokens, student.passage_tokens)
-    ]
-    return list(zip(*texts, strict=True))
+    limits = student.query_tokens, student.passage_tokens
+    lengths = ([draw.randint(1, longest) for longest in limits] for _ in range(64))
+    return [tuple(tokenizer.decode(draw.choices(words, k=k)) for k in pair) for pair in lengths]
 
 
-def _training(record: Mapping[str, Any]) -> dict[str, str]:
+def _training(record: Mapping[str, Any]) -> str:
     """What a manifest says about a training, in Markdown."""
     config = record.get("config", {})
-    unknown = "Not recorded: the student came without the manifest of its training."
-    parts = {"lists": unknown, "training": unknown}
-    for part in parts if config.get("stages") else ():
-        columns = {f"stage {n}": x[part] for n, x in enumerate(config["stages"], start=1)}
-        table = pd.DataFrame(columns, dtype=object)
-        known = table.map(lambda x: x not in (None, "", {}) and x == x).any(axis=1)
-        parts[part] = as_markdown(table[known].reset_index(names=part))
+    if not config.get("stages"):
+        return "Not recorded: the student came without the manifest of its training."
+    stages = enumerate(config["stages"], start=1)
+    table = pd.DataFrame({f"stage {n}": x["lists"] | x["training"] for n, x in stages}, dtype=object)
+    known = table.map(lambda x: x not in (None, "", {}) and x == x).any(axis=1)
     about = {key: config.get(key) for key in ("encoder", "seed")}
     about |= {key: record.get(key) for key in ("device", "finished", "commit")}
     about |= record.get("versions", {})
     lines = [f"- {key}: {value}" for key, value in about.items() if value is not None]
-    return parts | {"settings": "\n".join(lines)}
+    return "\n".join([as_markdown(table[known].reset_index(names="")), "", *lines])

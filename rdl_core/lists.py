@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -53,19 +51,17 @@ class RankedLists:
             query_id, doc_id = candidates.loc[repeated, ["query_id", "doc_id"]].iloc[0]
             raise ValueError(f"{doc_id!r} stands twice for query {query_id!r}: remove duplicates first")
         frame = candidates.sort_values(["query_id", "rank"], kind="stable")
-        list_number, query_ids = pd.factorize(frame["query_id"])
-        column = frame.groupby("query_id").cumcount().to_numpy()
         passage_rows = rows_of(frame["doc_id"], corpus.doc_ids, "passage")
         frame = frame.assign(passage_rows=passage_rows, mask=True)
-        where = (torch.tensor(list_number), torch.tensor(column))
-        shape = (len(query_ids), int(column.max(initial=-1)) + 1)
-        tables = {}
+        list_number, query_ids = pd.factorize(frame["query_id"])
+        column = frame.groupby("query_id").cumcount().to_numpy()
+        shape, tables = (len(query_ids), int(column.max(initial=-1)) + 1), {}
         for name, empty in _EMPTY.items():
             dtype = {"teacher_score": "float32", "mask": "bool"}.get(name, "int64")
-            tables[name] = torch.full(shape, empty, dtype=getattr(torch, dtype))
+            table = np.full(shape, empty, dtype)
             if name in frame:
-                values = frame[name].fillna(empty).to_numpy(dtype=dtype, copy=True)
-                tables[name][where] = torch.from_numpy(values)
+                table[list_number, column] = frame[name].fillna(empty)
+            tables[name] = torch.from_numpy(table)
         query_rows = torch.from_numpy(rows_of(pd.Series(query_ids), corpus.query_ids, "query"))
         texts = {"queries": corpus.queries, "passages": corpus.passages, "query_ids": corpus.query_ids}
         return cls(query_rows=query_rows, **texts, **tables)
@@ -97,12 +93,11 @@ def rows_of(ids: pd.Series, store_ids: pd.Index, what: str) -> np.ndarray:
     """Row of each id, repeats too, in a store; int64 ``[n]``; ValueError names a `what` it lacks."""
     # The store's ids are looked up among the wanted: a hash table of millions is slow to build.
     number, wanted = pd.factorize(ids)
-    stored, sought = (pa.array(x.astype("str"), pa.large_string()) for x in (store_ids, wanted))
-    places = pc.index_in(stored, value_set=sought).fill_null(-1).to_numpy()
+    places = pd.Index(wanted).get_indexer(store_ids)  # -1 where not wanted
     row_of = np.full(len(wanted) + 1, -1)
     row_of[places] = np.arange(len(places))  # the last place is nobody's
     rows = row_of[:-1][number]
-    if (rows < 0).any():
+    if len(lacking := ids[rows < 0]):
         told = f"expected every {what} id in the collection ({len(store_ids)} ids), but"
-        raise ValueError(f"{told} {ids[rows < 0].iloc[0]!r} is not: is it of another collection?")
+        raise ValueError(f"{told} {lacking.iloc[0]!r} is not: is it of another collection?")
     return rows

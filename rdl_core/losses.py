@@ -1,16 +1,16 @@
-r"""Ranking losses as plain functions of two tensors, ``[batch, n]``; dimension 1 is the list.
+"""Ranking losses as plain functions of two tensors, ``[batch, n]``; dimension 1 is the list.
 
 Every loss is ``name(scores, targets, *, mask=None, reduction="mean", **own)``, in :data:`LOSSES`:
 
-- ``scores``: student logits, higher is better. Half precision is raised to float32; float64 stays.
-- ``targets``: finite, higher is better, no gradient: grades, scores, :func:`targets_from_ranks`.
-  Their ranks average ties: :math:`p_i = 1 + |\{j: t_j > t_i\}| + \frac12 |\{j \ne i: t_j = t_i\}|`.
+- ``scores`` s: student logits, higher is better. Half precision is raised to float32; float64 stays.
+- ``targets`` t: finite, higher is better, no gradient: grades, scores, :func:`targets_from_ranks`.
+  Their ranks p, 1 = best, average ties.
 - ``mask`` bool: True = real passage; None = all. What is masked, NaN too, changes nothing; gradient 0.
 - ``reduction``: ``"none"`` gives ``[batch]``; ``"mean"`` the mean over the lists with a preference.
 - ``temperature`` T > 0 divides the scores; a small T makes smoothed ranks hard and gradients rare.
 - ``positives``, the set P: passages at the list's ``"best"`` target, or ``"all"`` above its lowest.
-- ``gain`` of a target t, negative counts as 0: ``"exp2"``, :math:`2^t - 1`, safe for any t, or
-  ``"linear"``, t. :math:`G_i` is the gain divided by the ideal DCG; without a gain, a list costs 0.
+- ``gain`` of a target t, negative counts as 0: ``"exp2"``, 2^t - 1, safe for any t, or ``"linear"``,
+  t. G is the gain divided by the ideal DCG; a list without a gain costs 0.
 
 A list without a preference (all passages tied or masked, or only one) has loss and gradient 0, and the
 mean does not count it. Pointwise and pairwise losses are means over a list's items or pairs, where some
@@ -61,24 +61,22 @@ def _loss(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 raise ValueError(f"{name} must be greater than 0, got {value}")
             if name in ("mu", "sinkhorn_steps") and not value >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
-        mask = _check(scores, "scores", mask)
         if not scores.is_floating_point():
             raise TypeError(f"scores must be floating, got {scores.dtype}; use scores.float()")
+        scores, mask = _checked(scores, "scores", mask)
         if (got := tuple(targets.shape)) != (shape := tuple(scores.shape)):
             raise ValueError(f"targets must have the shape of scores, {shape}, got {got}")
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        scores, targets = scores.to(dtype), targets.detach().to(dtype)
+        targets = targets.detach().to(scores.dtype)
         counts = has_preference(targets, mask)
         mask = mask & counts[:, None]
         losses = formula(scores.masked_fill(~mask, 0), targets.masked_fill(~mask, 0), mask, **own)
         losses = losses.masked_fill(~counts, 0)
         return losses if reduction == "none" else losses.sum() / counts.sum().clamp(min=1)
 
-    common = list(inspect.signature(loss).parameters.values())[:-1]
-    own = [p for p in inspect.signature(formula).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    literals = [p for p in common + own if get_origin(p.annotation) is Literal]
-    choices = {p.name: get_args(p.annotation) for p in literals}
-    loss.__signature__ = inspect.Signature(common + own, return_annotation=Tensor)
+    options = list(inspect.signature(formula).parameters.values())[3:]
+    taken = list(inspect.signature(loss).parameters.values())[:-1] + options
+    choices = {p.name: get_args(p.annotation) for p in taken if get_origin(p.annotation) is Literal}
+    loss.__signature__ = inspect.Signature(taken, return_annotation=Tensor)
     # Code of its own: tracebacks then name the loss, and torch.compile keeps a cache for each.
     loss.__code__ = loss.__code__.replace(co_name=formula.__name__)
     LOSSES[formula.__name__] = loss
@@ -88,92 +86,78 @@ def _loss(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @_loss
 def ranknet(scores, targets, mask, *, weighting: Literal["uniform", "inverse_rank_sum"] = "uniform"):
-    r"""RankNet: the logistic loss of every pair that the targets order, mean over the pairs.
+    """RankNet: ``w_ij log(1 + exp(s_j - s_i))``, mean over the pairs with ``t_i > t_j``.
 
-    .. math:: \ell = \operatorname{mean}_{t_i > t_j} w_{ij} \log(1 + e^{-(s_i - s_j)})
-
-    ``weighting``: ``"uniform"``, 1, or ``"inverse_rank_sum"``, :math:`w_{ij} = 1 / (p_i + p_j)`.
+    ``weighting`` w: ``"uniform"``, 1, or ``"inverse_rank_sum"``, ``1 / (p_i + p_j)``, not normalised.
     Reference: Burges et al., ICML 2005, who also take tied pairs, at probability 1/2. Weights: Gangi
-    Reddy et al. (FIRST), EMNLP 2024; not normalised.
+    Reddy et al. (FIRST), EMNLP 2024.
     """
     loss = F.softplus(-_differences(scores))
     if weighting == "inverse_rank_sum":
-        ranks = _ranks(targets, mask)
+        ranks = _ranks(_differences(targets), mask)
         loss = loss / (ranks[:, :, None] + ranks[:, None, :])
     return _mean(loss, _ordered_pairs(targets, mask))
 
 
 @_loss
 def adr_mse(scores, targets, mask, *, discount: _Discount = "log2", temperature: float = 1.0):
-    r"""ADR-MSE: discounted squared error of smoothed ranks, mean over the passages.
+    """ADR-MSE: ``d(p_i) (p_i - r_i)^2``, mean over the passages, with smoothed ranks of the student.
 
-    .. math:: \ell = \frac1m \sum_i d(p_i) (p_i - r_i)^2, \qquad
-        r_i = 1 + \sum_{j \ne i} \operatorname{sigmoid}\bigl((s_j - s_i) / T\bigr)
-
-    ``discount`` :math:`d(p)`: ``"log2"``, 1 / log2(p + 1), ``"reciprocal"``, 1 / p, or ``"none"``, 1.
+    ``r_i = 1 + sum over j != i of sigmoid((s_j - s_i) / T)``. ``discount`` d(p): ``"log2"``,
+    ``1 / log2(p + 1)``, ``"reciprocal"``, ``1 / p``, or ``"none"``, 1.
     Reference: Schlatt et al. (Rank-DistiLLM), ECIR 2025, with ``log2`` and T = 1.
     """
-    ranks = _ranks(targets, mask)
-    squares = (ranks - _smooth_ranks(scores, mask, temperature)) ** 2
+    ranks = _ranks(_differences(targets), mask)
+    squares = (ranks - _ranks(_differences(scores), mask, temperature)) ** 2
     weights = {"log2": 1 / torch.log2(1 + ranks), "reciprocal": 1 / ranks, "none": 1.0}
     return _mean(squares * weights[discount], mask)
 
 
 @_loss
 def info_nce(scores, targets, mask, *, positives: _Positives = "best", temperature: float = 1.0):
-    r"""InfoNCE, also localized contrastive estimation: each positive against all the negatives.
+    """InfoNCE, also localized contrastive estimation: each positive against all the negatives.
 
-    .. math:: \ell = \operatorname{mean}_{i \in P}
-        -\log \frac{e^{s_i / T}}{e^{s_i / T} + \sum_{j \notin P} e^{s_j / T}}
-
+    ``-log(exp(s_i / T) / (exp(s_i / T) + sum over j not in P of exp(s_j / T)))``, mean over i in P.
     Positives do not compete with one another; with one of them it is softmax cross-entropy.
     Reference: van den Oord et al., arXiv 1807.03748, 2018. LCE: Gao et al., ECIR 2021.
     """
-    positive, scores = _positives(targets, mask, positives), scores / temperature
-    negatives = _filled(scores, mask & ~positive).logsumexp(-1)
-    return _mean(F.softplus(negatives[:, None] - scores), positive)
+    positive = _positives(targets, mask, positives)
+    return _mean(_choice_losses(scores / temperature, (mask & ~positive)[:, None, :]), positive)
 
 
 @_loss
 def listnet(scores, targets, mask, *, distribution: _Labels = "targets", temperature: float = 1.0):
-    r"""ListNet: cross-entropy of the top-one probabilities of teacher and student; never 0.
+    """ListNet: ``-sum of P_i log softmax(s / T)_i``, cross-entropy of top-one probabilities; never 0.
 
-    .. math:: \ell = -\sum_i P_i \log \operatorname{softmax}(s / T)_i, \qquad
-        P = \operatorname{softmax}(t) \;\text{or}\; \operatorname{softmax}(1 / p)
-
-    ``distribution`` P: of ``"targets"`` (for ranks, the first three weigh most) or the much flatter
-    ``"reciprocal_rank"``. T divides the student's scores only. Reference: Cao et al., ICML 2007. Labels
-    1 / rank: the code of Sun et al. (RankGPT), EMNLP 2023.
+    ``distribution`` P: softmax of ``"targets"`` (for ranks, the first three weigh most) or the much
+    flatter one of 1 / p, ``"reciprocal_rank"``. T divides the student's scores only.
+    Reference: Cao et al., ICML 2007. Labels 1 / p: the code of Sun et al. (RankGPT), EMNLP 2023.
     """
-    wanted = targets if distribution == "targets" else 1 / _ranks(targets, mask)
+    wanted = targets if distribution == "targets" else 1 / _ranks(_differences(targets), mask)
     return (-_log_softmax(wanted, mask).exp() * _log_softmax(scores / temperature, mask)).sum(1)
 
 
 @_loss
 def list_mle(scores, targets, mask):
-    r"""ListMLE: negative log-likelihood of the teacher's order under the Plackett-Luce model.
+    """ListMLE: negative log-likelihood of the teacher's order under the Plackett-Luce model.
 
-    .. math:: \ell = \sum_i \Bigl(\log \sum_{j = i \,\vee\, t_j < t_i} e^{s_j} - s_i\Bigr)
-
-    Tied passages do not compete; one positive: :func:`info_nce`. Reference: Xia et al., ICML 2008.
+    ``sum over i of log(sum over j = i or t_j < t_i of exp(s_j)) - s_i``: tied passages do not compete;
+    one positive: :func:`info_nce`. Reference: Xia et al., ICML 2008.
     """
-    return _choice_losses(scores, targets, mask).sum(1)
+    return _choice_losses(scores, _ordered_pairs(targets, mask)).sum(1)
 
 
 @_loss
 def p_list_mle(scores, targets, mask):
-    r"""Position-aware ListMLE: the terms of ListMLE weighted towards the head of the list.
+    """Position-aware ListMLE: its terms weighted by ``2^(m - p_i) - 1``, of m passages, sum 1.
 
-    .. math:: \ell = \sum_i \alpha_i \Bigl(\log \sum_{j = i \,\vee\, t_j < t_i} e^{s_j} - s_i\Bigr),
-        \qquad \alpha_i \propto 2^{m - p_i} - 1, \; \sum_i \alpha_i = 1
-
-    Reference: Lan et al., UAI 2014, whose weights sum to about :math:`2^m`: no float for a long list.
+    Reference: Lan et al., UAI 2014, whose weights sum to about 2^m: no float for a long list.
     """
-    length = mask.sum(1, keepdim=True).to(scores)
-    weight = (torch.exp2(-_ranks(targets, mask)) - torch.exp2(-length)).masked_fill(~mask, 0)
-    total = weight.sum(1, keepdim=True)
-    weight = weight / total.masked_fill(total == 0, 1)
-    return (_choice_losses(scores, targets, mask) * weight).sum(1)
+    ranks, length = _ranks(_differences(targets), mask), mask.sum(1, keepdim=True).to(scores)
+    weight = (torch.exp2(-ranks) - torch.exp2(-length)).masked_fill(~mask, 0)
+    total = weight.sum(1)
+    loss = (_choice_losses(scores, _ordered_pairs(targets, mask)) * weight).sum(1)
+    return loss / total.masked_fill(total == 0, 1)
 
 
 @_loss
@@ -181,21 +165,18 @@ def lambda_loss(
     scores, targets, mask, *, weighting: _LambdaWeights = "ndcg2pp", gain: _Gain = "exp2",
     mu: float = 10.0, scale: float = 1.0,
 ):  # fmt: skip
-    r"""LambdaLoss: pairwise logistic losses weighted by what the pair is worth to the measure.
+    """LambdaLoss: ``w_ij log2(1 + exp(-scale (s_i - s_j)))``, mean over the pairs with ``t_i > t_j``.
 
-    .. math:: \ell = \operatorname{mean}_{(i, j)} w_{ij} \log_2(1 + e^{-\sigma (s_i - s_j)})
-
-    With the rank :math:`r_i` of passage i by score, :math:`D_i = \log_2(1 + r_i)` and
-    :math:`\delta_{ij} = 1 / \log_2(1 + |r_i - r_j|) - 1 / \log_2(2 + |r_i - r_j|)`, the ``weighting``
-    :math:`w_{ij}` of pairs with :math:`t_i > t_j` (ndcg1, arp1: of all pairs), without gradient, is
-    ``lambdarank``: :math:`|1/D_i - 1/D_j| |G_i - G_j|`; ``ndcg1``: :math:`G_i / D_i`; ``ndcg2``:
-    :math:`\delta_{ij} \, |G_i - G_j|`; ``ndcg2pp``: lambdarank's plus :math:`\mu` (``mu`` >= 0) times
-    ndcg2's; ``arp1``: :math:`\max(t_i, 0)`; ``arp2``: :math:`t_i - t_j`. ``scale``: :math:`\sigma` > 0.
-
+    With the rank r by score, ``D = log2(1 + r)``, ``d = |r_i - r_j|`` and
+    ``near = 1 / log2(1 + d) - 1 / log2(2 + d)``, the ``weighting`` w, without gradient, is
+    ``lambdarank``: ``|1/D_i - 1/D_j| |G_i - G_j|``; ``ndcg2``: ``near |G_i - G_j|``; ``ndcg2pp``:
+    lambdarank's + ``mu`` (>= 0) ndcg2's; ``arp2``: ``t_i - t_j``; of all pairs, ``ndcg1``:
+    ``G_i / D_i``, and ``arp1``: ``max(t_i, 0)``. ``scale`` > 0.
     Passages tied in score are ranked worst first: a student that ties all is not taken for a good one.
     Reference: Wang et al., CIKM 2018, who sum over the pairs. LambdaRank: Burges et al., NIPS 2006.
     """
-    ranks = _ranks(scores.detach(), mask, tie_break=-targets)
+    lead = _differences(scores)
+    ranks = _ranks(torch.where(lead == 0, -_differences(targets), lead).detach(), mask)
     gains, discounts = _gains(targets, gain), 1 / torch.log2(1 + ranks)
     gap = _differences(gains).abs()
     swap = _differences(discounts).abs() * gap  # change of nDCG when i and j swap places
@@ -206,33 +187,27 @@ def lambda_loss(
         "ndcg2pp": swap + mu * near, "arp1": targets.clamp(min=0)[:, :, None],
         "arp2": _differences(targets),
     }[weighting]  # fmt: skip
-    loss = weight * F.softplus(-scale * _differences(scores)) / math.log(2)
-    all_pairs = weighting in ("ndcg1", "arp1")
-    return _mean(loss, _other_pairs(mask) if all_pairs else _ordered_pairs(targets, mask))
+    pairs = _other_pairs(mask) if weighting in ("ndcg1", "arp1") else _ordered_pairs(targets, mask)
+    return _mean(weight * F.softplus(-scale * lead) / math.log(2), pairs)
 
 
 @_loss
 def approx_ndcg(scores, targets, mask, *, gain: _Gain = "exp2", temperature: float = 1.0):
-    r"""ApproxNDCG: one minus nDCG at the smoothed ranks :math:`r_i` of :func:`adr_mse`.
-
-    .. math:: \ell = 1 - \sum_i G_i / \log_2(1 + r_i)
+    """ApproxNDCG: ``1 - sum of G_i / log2(1 + r_i)``, with the smoothed ranks of :func:`adr_mse`.
 
     Reference: Qin et al., Information Retrieval 13(4), 2010. Revisited: Bruch et al., SIGIR 2019.
     """
-    gains = _gains(targets, gain)
-    dcg = (gains / torch.log2(1 + _smooth_ranks(scores, mask, temperature))).sum(1)
-    return (gains > 0).any(1).to(dcg) - dcg
+    gains, ranks = _gains(targets, gain), _ranks(_differences(scores), mask, temperature)
+    return (gains > 0).any(1).to(gains) - (gains / torch.log2(1 + ranks)).sum(1)
 
 
 @_loss
 def approx_mrr(scores, targets, mask, *, positives: _Positives = "best", temperature: float = 1.0):
-    r"""ApproxMRR: one minus 1 / smoothed rank, as in :func:`adr_mse`, of the positive ranked first.
-
-    .. math:: \ell = 1 - \max_{i \in P} 1 / r_i
+    """ApproxMRR: ``1 - max over i in P of 1 / r_i``, with the smoothed ranks of :func:`adr_mse`.
 
     Reference: smoothed ranks of Qin et al., Information Retrieval 13(4), 2010, in reciprocal rank.
     """
-    reciprocal = 1 / _smooth_ranks(scores, mask, temperature)
+    reciprocal = 1 / _ranks(_differences(scores), mask, temperature)
     return 1 - reciprocal.masked_fill(~_positives(targets, mask, positives), 0).amax(1)
 
 
@@ -240,15 +215,12 @@ def approx_mrr(scores, targets, mask, *, positives: _Positives = "best", tempera
 def neural_ndcg(
     scores, targets, mask, *, gain: _Gain = "exp2", temperature: float = 1.0, sinkhorn_steps: int = 10
 ):
-    r"""NeuralNDCG: one minus nDCG of the list sorted by a relaxed permutation matrix.
+    """NeuralNDCG: ``1 - sum over k of (A G)_k / log2(1 + k)``, A a relaxed permutation matrix.
 
-    .. math:: \ell = 1 - \sum_{k=1}^{m} \frac{(\hat P G)_k}{\log_2(1 + k)}, \qquad
-        \hat P_{k \cdot} = \operatorname{softmax}_i
-        \Bigl(\bigl((m + 1 - 2k) s_i - \textstyle\sum_j |s_i - s_j|\bigr) / T\Bigr)
-
-    ``sinkhorn_steps`` >= 0: how often columns, then rows, of :math:`\hat P` are scaled to sum to one;
-    each costs memory; without them a passage may count repeatedly. Reference: Pobrotyn and
-    Białobrzeski, arXiv 2102.07831, 2021. NeuralSort: Grover et al., ICLR 2019.
+    Of m passages, row k of A is the softmax over i of ``((m + 1 - 2k) s_i - sum_j |s_i - s_j|) / T``.
+    ``sinkhorn_steps`` >= 0: how often its columns, then rows, are scaled to sum to one; each costs
+    memory; without them a passage may count repeatedly. Reference: Pobrotyn and Białobrzeski, arXiv
+    2102.07831, 2021. NeuralSort: Grover et al., ICLR 2019.
     """
     length = mask.sum(1)[:, None, None]
     position = torch.arange(1, scores.shape[1] + 1, device=scores.device)[:, None]
@@ -266,12 +238,10 @@ def neural_ndcg(
 
 @_loss
 def margin_mse(scores, targets, mask, *, margin: float | None = None):
-    r"""MarginMSE: squared error of the score difference of every ordered pair, mean over the pairs.
+    """MarginMSE: ``((s_i - s_j) - m_ij)^2``, mean over the pairs with ``t_i > t_j``.
 
-    .. math:: \ell = \operatorname{mean}_{t_i > t_j} \bigl((s_i - s_j) - m_{ij}\bigr)^2
-
-    ``margin`` > 0 is for every pair; None takes :math:`m_{ij} = t_i - t_j`, with targets on the scores'
-    scale. Reference: Hofstätter et al., arXiv 2010.02666, 2020 (one positive and one negative a query).
+    ``margin`` > 0 is m for every pair; None takes ``t_i - t_j``, with targets on the scores' scale.
+    Reference: Hofstätter et al., arXiv 2010.02666, 2020 (one positive and one negative a query).
     """
     wanted = _differences(targets) if margin is None else margin
     return _mean((_differences(scores) - wanted) ** 2, _ordered_pairs(targets, mask))
@@ -279,13 +249,10 @@ def margin_mse(scores, targets, mask, *, margin: float | None = None):
 
 @_loss
 def kl_div(scores, targets, mask, *, temperature: float = 1.0):
-    r"""Kullback-Leibler divergence of the student's softmax from that of the teacher's scores.
+    """Kullback-Leibler divergence, ``P = softmax(t / T)`` from ``softmax(s / T)``; 0 if they agree.
 
-    .. math:: \ell = \sum_i P_i (\log P_i - \log Q_i), \qquad
-        P = \operatorname{softmax}(t / T), \; Q = \operatorname{softmax}(s / T)
-
-    At T = 1 the gradient is that of :func:`listnet`; the value is 0 where the student agrees.
-    Reference: Hinton et al., arXiv 1503.02531, 2015; without their factor :math:`T^2`.
+    At T = 1 the gradient is that of :func:`listnet`.
+    Reference: Hinton et al., arXiv 1503.02531, 2015; without their factor T^2.
     """
     log_p = _log_softmax(targets / temperature, mask)
     log_q = _log_softmax(scores / temperature, mask)
@@ -294,9 +261,7 @@ def kl_div(scores, targets, mask, *, temperature: float = 1.0):
 
 @_loss
 def bce(scores, targets, mask, *, positives: _Positives = "best"):
-    r"""Binary cross-entropy: is this passage one of the positives? Mean over the passages.
-
-    .. math:: \ell = \operatorname{mean}_i \bigl(\log(1 + e^{s_i}) - y_i s_i\bigr), \; y_i = [i \in P]
+    """Binary cross-entropy: ``log(1 + exp(s_i)) - [i in P] s_i``, mean over the passages.
 
     Reference: pointwise re-ranking, Nogueira and Cho, arXiv 1901.04085, 2019.
     """
@@ -309,13 +274,11 @@ def hinge(
     scores, targets, mask, *, comparison: Literal["pairwise", "pointwise"] = "pairwise",
     margin: float = 1.0, positives: _Positives = "best",
 ):  # fmt: skip
-    r"""Hinge: every ordered pair, or every passage, should keep its margin.
+    """Hinge: every ordered pair, or every passage, should keep its ``margin`` > 0, in units of scores.
 
-    .. math:: \ell = \operatorname{mean}_{t_i > t_j} \max(0, m - (s_i - s_j))
-        \quad\text{or}\quad \operatorname{mean}_i \max(0, m - y_i s_i), \; y_i = \pm 1
-
-    ``comparison``: ``"pairwise"``, the first, or ``"pointwise"``, where positives have y = 1.
-    ``margin``: :math:`m` > 0, in units of scores. Reference: Joachims (ranking SVM), KDD 2002.
+    ``comparison``: ``"pairwise"``, ``max(0, margin - (s_i - s_j))``, mean over the pairs with
+    ``t_i > t_j``, or ``"pointwise"``, ``max(0, margin - y_i s_i)``, y = 1 for positives, else -1, mean
+    over the passages. Reference: Joachims (ranking SVM), KDD 2002.
     """
     if comparison == "pairwise":
         return _mean(F.relu(margin - _differences(scores)), _ordered_pairs(targets, mask))
@@ -324,33 +287,31 @@ def hinge(
 
 
 def targets_from_ranks(teacher_rank: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Turn teacher ranks, 1 = best, into targets, float32 (float64 for float64), 0 where masked.
+    """Turn teacher ranks, 1 = best, into targets, float32 (float64 for float64), 0 where masked.
 
-    Of :math:`m` real passages, :math:`t_i = m - p_i + 1`: gaps are closed, tied ranks averaged.
+    The best of m real passages gets m, the worst 1: gaps are closed, tied ranks averaged.
     """
-    mask = _check(teacher_rank, "teacher_rank", mask)
-    rank = teacher_rank.to(torch.promote_types(teacher_rank.dtype, torch.float32))
-    return _ranks(rank.masked_fill(~mask, 0), mask).masked_fill(~mask, 0)  # 1 = largest rank
+    rank, mask = _checked(teacher_rank, "teacher_rank", mask)
+    return _ranks(_differences(rank), mask).masked_fill(~mask, 0)  # 1 = largest rank
 
 
 def has_preference(targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """Tell which lists the mean counts, ``[batch]`` bool: those with two different real targets."""
-    mask = _check(targets, "targets", mask)
-    return _positives(targets.to(torch.promote_types(targets.dtype, torch.float32)), mask, "all").any(1)
+    return _positives(*_checked(targets, "targets", mask), "all").any(1)
 
 
-def _check(values: Tensor, name: str, mask: Tensor | None) -> Tensor:
-    """Check a tensor and its mask; gives the mask."""
+def _checked(values: Tensor, name: str, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Values of float32 or float64, 0 where masked, and their mask."""
     shape = tuple(values.shape)
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(f"{name} must be 2-D, [batch, n], n >= 1, got shape {shape}; use x[None]")
-    if mask is None:
-        return torch.ones_like(values, dtype=torch.bool)
+    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool, True = real passage, got {mask.dtype}; use .bool()")
     if mask.shape != values.shape:
         raise ValueError(f"mask must have the shape of {name}, {shape}, got {tuple(mask.shape)}")
-    return mask
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return values.to(dtype).masked_fill(~mask, 0), mask
 
 
 def _mean(loss: Tensor, valid: Tensor) -> Tensor:
@@ -369,6 +330,11 @@ def _log_softmax(values: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     return _filled(values, mask).log_softmax(dim).masked_fill(~mask, 0)
 
 
+def _choice_losses(scores: Tensor, rivals: Tensor) -> Tensor:
+    """-log of the chance to choose passage i before its rivals, ``rivals[:, i]``."""
+    return F.softplus(_filled(scores[:, None, :], rivals).logsumexp(-1) - scores)
+
+
 def _differences(values: Tensor) -> Tensor:
     return values[:, :, None] - values[:, None, :]
 
@@ -382,28 +348,10 @@ def _ordered_pairs(targets: Tensor, mask: Tensor) -> Tensor:
     return _other_pairs(mask) & (targets[:, :, None] > targets[:, None, :])
 
 
-def _ranks(values: Tensor, mask: Tensor, tie_break: Tensor | None = None) -> Tensor:
-    """Rank of each real passage, 1 = highest; ties by ``tie_break``, then averaged; 1 if masked."""
-    ahead = values[:, :, None] < values[:, None, :]
-    level = values[:, :, None] == values[:, None, :]
-    if tie_break is not None:
-        ahead = ahead | (level & (tie_break[:, :, None] < tie_break[:, None, :]))
-        level = level & (tie_break[:, :, None] == tie_break[:, None, :])
-    others = _other_pairs(mask)
-    return 1 + (ahead & others).sum(2).to(values) + (level & others).sum(2).to(values) / 2
-
-
-def _smooth_ranks(scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """1 + sum over the other real passages of sigmoid((s_j - s_i) / T)."""
-    beaten = torch.sigmoid(-_differences(scores) / temperature)
-    return 1 + beaten.masked_fill(~_other_pairs(mask), 0).sum(2)
-
-
-def _choice_losses(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """-log of the chance to choose passage i before all that are worse."""
-    itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
-    left = _ordered_pairs(targets, mask) | itself
-    return _filled(scores[:, None, :], left).logsumexp(-1) - scores
+def _ranks(lead: Tensor, mask: Tensor, temperature: float | None = None) -> Tensor:
+    """Ranks, 1 = best, by the lead of i over j, ``[batch, n, n]``; ties averaged, or all smoothed."""
+    behind = (1 - lead.sign()) / 2 if temperature is None else torch.sigmoid(-lead / temperature)
+    return 1 + behind.masked_fill(~_other_pairs(mask), 0).sum(2)
 
 
 def _positives(targets: Tensor, mask: Tensor, which: str) -> Tensor:

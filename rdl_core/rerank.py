@@ -1,4 +1,4 @@
-"""Re-ranking: candidates in, run out, some pairs at a time; machines share it by shards of queries."""
+"""Re-ranking: candidates in, run out; machines share it by shards of queries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,6 @@ from rdl_core.data.formats import check_run, read_run, write_run
 from rdl_core.devices import default_device, fitting, resolve_precision
 from rdl_core.evaluate import settle_ties
 from rdl_core.files import content_hash, read_json, write_json
-from rdl_core.files import partial as partial_file
 from rdl_core.lists import RankedLists
 from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
@@ -30,8 +28,6 @@ __all__ = ["merge_runs", "rerank", "rerank_files", "token_budget_of"]
 
 _PAIRS_AT_ONCE = 1024  # scored between two lines of progress
 _PAIRS_IN_MEMORY = 2**15  # whose texts and tokens are held
-# Fastest of 512 to 4,096 on each core of a CPU with 32 MiB of cache; a GPU needs more to be busy.
-_TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65_536}
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +43,7 @@ def rerank(
     suits the device. ValueError for an id that the corpus lacks, or a score that is not finite.
     """
     lists = RankedLists.from_frame(candidates, corpus)
-    query_rows = lists.query_rows.repeat_interleave(lists.mask.shape[1])[lists.mask.flatten()]
+    query_rows = lists.query_rows[:, None].expand_as(lists.mask)[lists.mask]
     passage_rows = lists.passage_rows[lists.mask]
     queries, passages = (x.to(student.device) for x in (corpus.queries, corpus.passages))
     starts = range(0, len(query_rows), _PAIRS_AT_ONCE)
@@ -69,14 +65,14 @@ def rerank(
 
 
 def token_budget_of(device: torch.device) -> int:
-    """Tokens in a batch that keep a device busy."""
-    return _TOKEN_BUDGETS.get(device.type, _TOKEN_BUDGETS["cpu"])
+    """Tokens in a batch: for a CPU core with 32 MiB of cache, fastest; for a GPU, enough to be busy."""
+    return 65_536 if device.type == "cuda" else 1024
 
 
 def rerank_files(config: RerankConfig) -> None:
-    """Write a run of a student's scores, which takes its name when it is whole.
+    """Write a run of a student's scores, strictly decreasing, equal ones in the candidates' order.
 
-    Scores strictly decrease, equal ones in the candidates' order. A shard gets ``<out>.json``, too.
+    A shard gets ``<out>.json``, too.
     """
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(every.candidates, config.tag)
@@ -87,19 +83,18 @@ def rerank_files(config: RerankConfig) -> None:
     ).to(default_device())  # fmt: skip
     precision, out = resolve_precision(config.precision, student.device), Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory() as beside, partial_file(out) as unfinished, unfinished.open("wb") as run:
-        for some in corpus.parts(_PAIRS_IN_MEMORY):
-            query_ids, doc_ids = some.ids("query_id"), some.ids("doc_id")
-            queries = pd.DataFrame({"query_id": query_ids, "query": some.queries.of(query_ids)})
-            passages = pd.DataFrame({"doc_id": doc_ids, "text": some.passages.of(doc_ids)})
-            tokens = TokenCorpus.of(queries, passages, student.tokenizer)
-            scores = rerank(student, some.candidates, tokens, precision=precision)
-            piece = Path(beside) / out.name
-            write_run(settle_ties(scores, some.candidates), piece, tag=config.tag)
-            run.write(piece.read_bytes())  # gzip files end to end are one, too
-            _log.info("%d queries ranked", len(query_ids))
+    ranked = []
+    for some in corpus.parts(_PAIRS_IN_MEMORY):
+        query_ids, doc_ids = some.ids("query_id"), some.ids("doc_id")
+        queries = pd.DataFrame({"query_id": query_ids, "query": some.queries.of(query_ids)})
+        passages = pd.DataFrame({"doc_id": doc_ids, "text": some.passages.of(doc_ids)})
+        tokens = TokenCorpus.of(queries, passages, student.tokenizer)
+        scores = rerank(student, some.candidates, tokens, precision=precision)
+        ranked.append(settle_ties(scores, some.candidates))
+        _log.info("%d queries ranked", len(query_ids))
+    write_run(pd.concat(ranked), out, tag=config.tag)
     if config.part[1] > 1:
-        weights = Path(model_path(config.student)) / "model.safetensors"
+        weights = Path(model_path(config.student), "model.safetensors")
         identity = {
             "student": content_hash(weights) if weights.is_file() else config.student,
             "candidates": fingerprint(every.candidates), "n_queries": len(every.ids("query_id")),
@@ -113,7 +108,16 @@ def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:
     """Make one run of those of all shards; gives its number of queries. ValueError for shards that are
     missing, there twice, made of something else, or changed since.
     """
-    records = {Path(shard): _shard_record(Path(shard)) for shard in shards}
+    records = {}
+    for shard in map(Path, shards):
+        record = shard.with_name(f"{shard.name}.json")
+        if not (shard.is_file() and record.is_file()):
+            told = f"{shard} is no run of a shard with {record.name} beside it"
+            raise ValueError(f"{told}: bring both, or run rdl rerank --shard again")
+        records[shard] = read_json(record)
+        if records[shard].pop("sha256") != content_hash(shard):
+            told = f"{shard} changed since {record.name} was written"
+            raise ValueError(f"{told}: run rdl rerank again")
     identity = whole(records)
     runs = [read_run(shard) for shard in sorted(records, key=lambda x: records[x]["shard"])]
     order = in_turn([run["query_id"].unique().tolist() for run in runs])
@@ -121,14 +125,3 @@ def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:
     by_query = pd.concat(runs).groupby("query_id")
     write_run(pd.concat(map(by_query.get_group, order)), out, tag=identity["tag"])
     return len(order)
-
-
-def _shard_record(shard: Path) -> dict:
-    record = shard.with_name(f"{shard.name}.json")
-    if not (shard.is_file() and record.is_file()):
-        told = f"{shard} is no run of a shard with {record.name} beside it"
-        raise ValueError(f"{told}: bring both, or run rdl rerank --shard again")
-    identity = read_json(record)
-    if identity.pop("sha256") != content_hash(shard):
-        raise ValueError(f"{shard} changed since {record.name} was written: run rdl rerank again")
-    return identity

@@ -1,4 +1,4 @@
-r"""Samplers: which passages of a query go into one training list, drawn wholly on the device.
+"""Samplers: which passages of a query go into one training list, drawn wholly on the device.
 
 Every sampler is ``name(mask, list_size, *, generator, **own)``, in :data:`SAMPLERS`:
 
@@ -9,9 +9,8 @@ Every sampler is ``name(mask, list_size, *, generator, **own)``, in :data:`SAMPL
 Some take tensors ``[batch, depth]`` besides, which :func:`needs` names: ``relevant`` and ``judged``,
 bool, and ``teacher_rank``, numbers, 1 = best, 0 = unranked. ``ValueError`` for another shape, dtype,
 size or device. No value is read, so nothing waits for the device, and a generator advances alike
-whatever the data. In the formulas :math:`M` is the set of eligible candidates, :math:`n = |M|`,
-:math:`L` the list size, :math:`r_i` the first-stage rank of candidate :math:`i` (column + 1) and
-:math:`\pi_i` the probability that the list holds :math:`i \in M`.
+whatever the data. Below, n is the number of eligible candidates, L the list size, r the first-stage
+rank (column + 1), and pi the probability that the list holds an eligible candidate.
 
 >>> import torch
 >>> from rdl_core.samplers import random
@@ -72,25 +71,20 @@ def _sampler(draw: Callable[..., SampledLists]) -> Callable[..., SampledLists]:
 
 @_sampler
 def top(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
-    """Take the first :math:`L` eligible candidates, not at random (Schlatt et al., ECIR 2025)."""
+    """Take the first L eligible candidates, not at random (Schlatt et al., ECIR 2025)."""
     keys = torch.arange(mask.shape[1], 0, -1, device=mask.device, dtype=torch.float32)
     return _highest(keys.expand_as(mask), mask, list_size)
 
 
 @_sampler
 def random(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
-    r"""Draw eligible candidates uniformly: :math:`\pi_i = \min(1, L / n)`, every set equally likely."""
+    """Draw eligible candidates uniformly: ``pi = min(1, L / n)``, every set equally likely."""
     return _highest(_uniform(mask, generator), mask, list_size)
 
 
 @_sampler
 def log_random(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
-    r"""Draw one by one without replacement, with the weight of nDCG's discount at the rank.
-
-    With :math:`w_i = 1 / \log_2(1 + r_i)`, :math:`W = \sum_{c \in M} w_c`, :math:`k = \min(L, n)`,
-    summed over all ordered draws :math:`a = (a_1, \dots, a_k)` that hold :math:`i`,
-
-    .. math:: \pi_i = \sum_{a \ni i} \prod_{j=1}^k \frac{w_{a_j}}{W - \sum_{l<j} w_{a_l}}
+    """Draw one by one without replacement, with the weight of nDCG's discount, ``1 / log2(1 + r)``.
 
     Reference: Efraimidis and Spirakis, IPL 2006 (keys); Kool et al., ICML 2019 (Gumbel top-k).
     """
@@ -101,10 +95,9 @@ def log_random(mask: Tensor, list_size: int, *, generator: Generator) -> Sampled
 
 @_sampler
 def stratified(mask: Tensor, list_size: int, *, generator: Generator) -> SampledLists:
-    r"""Cut the eligible ranks 1..n into :math:`L` strata of equal width and draw one from each.
+    """Cut the eligible ranks 1..n into L strata of equal width and draw one from each.
 
-    With :math:`b_s = \lfloor s n / L \rfloor`, stratum :math:`s = 1..L` has the eligible ranks
-    :math:`b_{s-1} + 1` to :math:`b_s`, each drawn with :math:`\pi_i = 1 / (b_s - b_{s-1})`.
+    Stratum s = 1..L ends at rank ``floor(s n / L)``; each of its candidates has ``pi = 1 / width``.
     """
     bounds = torch.arange(list_size + 1, device=mask.device) * mask.sum(1)[:, None] // list_size
     width = bounds.diff(dim=1)
@@ -116,14 +109,14 @@ def stratified(mask: Tensor, list_size: int, *, generator: Generator) -> Sampled
 
 @_sampler
 def hard(mask: Tensor, list_size: int, *, generator: Generator, first: int, last: int) -> SampledLists:
-    r"""Draw uniformly from the eligible candidates of first-stage ranks ``first`` to ``last``.
+    """Draw uniformly from the eligible candidates of first-stage ranks ``first`` to ``last``.
 
-    Of :math:`m` of them, each has :math:`\pi_i = \min(1, L / m)`. Needs 1 <= first <= last <= depth.
+    Of m of them, each has ``pi = min(1, L / m)``. Needs 1 <= first <= last <= depth.
     """
     depth = mask.shape[1]
     if not 1 <= first <= last <= depth:
-        expected = f"expected ranks 1 <= first <= last <= depth = {depth}"
-        raise ValueError(f"{expected}, got first={first}, last={last}; narrow or move the window")
+        told = f"expected ranks 1 <= first <= last <= depth = {depth}, got first={first}, last={last}"
+        raise ValueError(f"{told}; narrow or move the window")
     window = pad(mask[:, first - 1 : last], (first - 1, depth - last))
     return _highest(_uniform(mask, generator), window, list_size)
 
@@ -132,14 +125,14 @@ def hard(mask: Tensor, list_size: int, *, generator: Generator, first: int, last
 def single_relevant(
     mask: Tensor, list_size: int, *, generator: Generator, relevant: Tensor
 ) -> SampledLists:
-    r"""Draw one relevant candidate and fill the list with non-relevant ones, both uniformly.
+    """Draw one relevant candidate and fill the list with non-relevant ones, both uniformly.
 
-    Of :math:`P` eligible relevant and :math:`N` other candidates :math:`\pi_i = 1 / P` if relevant,
-    else :math:`\min(1, (L - 1) / N)`; if :math:`P = 0`, the row is empty. To add positives that the
-    first stage missed, append columns, True in ``mask`` and ``relevant``: no rank moves.
+    Of P eligible relevant and N other candidates ``pi = 1 / P`` if relevant, else
+    ``min(1, (L - 1) / N)``; if P = 0, the row is empty. To add positives that the first stage missed,
+    append columns, True in ``mask`` and ``relevant``: no rank moves.
     Reference: Schlatt et al., ECIR 2025 (first stage: 1 relevant, 7 others of the top 200).
     """
-    own = {"judged": torch.ones_like(mask), "teacher_rank": mask.int()}  # nothing to drop
+    own = {"judged": mask, "teacher_rank": mask.int()}  # nothing to drop
     return denoised(mask, list_size, generator=generator, relevant=relevant, **own)
 
 
@@ -148,15 +141,10 @@ def denoised(
     mask: Tensor, list_size: int, *, generator: Generator, relevant: Tensor, judged: Tensor,
     teacher_rank: Tensor,
 ) -> SampledLists:  # fmt: skip
-    r"""Draw as :func:`single_relevant`, save the unjudged the teacher puts above the positive.
+    """Draw as :func:`single_relevant`, save the unjudged the teacher puts above the positive.
 
-    Those are probably relevant. Unranked candidates stay, and an unranked positive drops none. With
-    :math:`P`, :math:`N` the eligible relevant and other candidates, :math:`t` the teacher's rank and
-    :math:`N_p = \{i \in N : i \text{ judged or unranked, or } t_i \ge t_p\}`,
-
-    .. math:: \pi_i = \frac{1}{|P|} \text{ for } i \in P, \quad \frac{1}{|P|}
-        \sum_{p \in P : i \in N_p} \min(1, (L - 1) / |N_p|) \text{ for } i \in N
-
+    Those are probably relevant. Unranked candidates stay, and an unranked positive drops none. A
+    candidate's pi is that of :func:`single_relevant` without what is dropped, mean over the positives.
     Reference: Qu et al. (RocketQA), NAACL 2021, who compare a cross-encoder's score with a threshold.
     """
     keys, positives = _uniform(mask, generator), mask & relevant
@@ -170,8 +158,6 @@ def denoised(
 
 def needs(name: str) -> frozenset[str]:
     """Name the tensors that a sampler takes besides ``mask``: relevant, judged, teacher_rank."""
-    if name not in SAMPLERS:
-        raise ValueError(f"expected a sampler of {', '.join(SAMPLERS)}, got {name!r}; choose one")
     return _TENSORS.intersection(inspect.signature(SAMPLERS[name]).parameters)
 
 
@@ -189,6 +175,6 @@ def _highest(keys: Tensor, eligible: Tensor, list_size: int) -> SampledLists:
 def _ascending(indices: Tensor, real: Tensor, list_size: int) -> SampledLists:
     """Bring what is real to the front, ascending, and pad to ``list_size``."""
     indices = indices.masked_fill(~real, 2**62).sort(dim=1).values
+    indices = pad(indices, (0, list_size - indices.shape[1]), value=2**62)
     real = indices < 2**62
-    missing = (0, list_size - indices.shape[1])
-    return SampledLists(pad(indices.masked_fill(~real, 0), missing), pad(real, missing))
+    return SampledLists(indices.masked_fill(~real, 0), real)

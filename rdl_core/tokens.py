@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -31,15 +31,14 @@ from rdl_core.progress import progress
 __all__ = ["Packed", "PairTemplate", "TokenCorpus", "TokenStore", "pack", "plan_batches"]
 
 TOKENS, OFFSETS, UNFINISHED, FINISHED = "tokens.bin", "offsets.bin", "progress.json", "store.json"
-# Most texts, and characters, handed to the tokenizer at once: it needs some 100 bytes for each token.
-_CHUNK, _CHUNK_CHARACTERS = 4096, 2**22
+_CHUNK = 512  # texts handed to the tokenizer at once: it needs some 100 bytes for each token
 
 
 @dataclass(frozen=True)
 class TokenStore:
     """Token ids of many texts, without special tokens, as ragged rows."""
 
-    flat: Tensor  #: int16 ``[tokens]``: ids modulo 2**16, or int32 where the vocabulary is larger.
+    flat: Tensor  #: ``[tokens]``, int32; mapped from disk int16, ids modulo 2**16, if these are enough.
     offsets: Tensor  #: int64 ``[rows + 1]``: row ``i`` is ``flat[offsets[i]:offsets[i + 1]]``.
 
     @classmethod
@@ -49,21 +48,26 @@ class TokenStore:
     ) -> TokenStore:  # fmt: skip
         """Tokenise `total` texts chunk by chunk into a folder, and map it; resumes where it was killed.
 
-        Special tokens are left out, texts cut to `max_tokens`. ``progress.json`` says how far the files
-        are whole, and becomes ``store.json``. `rdl_core.files.resumable` sees if the texts changed.
+        Special tokens are left out, texts cut to `max_tokens`. ``progress.json`` becomes ``store.json``
+        once all is there. `rdl_core.files.resumable` sees if the texts changed.
         """
-        encoder = _encoder(tokenizer, max_tokens)
-        done = _resume(folder, encoder)
-        rest = islice(texts, done["rows"], None)
-        rest = progress(rest, total=total, what="tokenising", done=done["rows"])
+        encoder = copy.deepcopy(tokenizer.backend_tokenizer)  # in Rust; a fifth faster alone
+        encoder.no_padding()
+        encoder.enable_truncation(max_tokens)
+        encoder.encode_special_tokens = tokenizer.split_special_tokens
+        dtype, n_rows, n_tokens = _resume(folder, encoder)
+        rest = progress(islice(texts, n_rows, None), total=total, what="tokenising", done=n_rows)
         with (folder / TOKENS).open("ab") as tokens, (folder / OFFSETS).open("ab") as offsets:
-            for chunk in _chunks(rest):
-                ids, lengths = _tokenise(chunk, encoder, done["dtype"])
-                for file, array in ((tokens, ids), (offsets, done["tokens"] + lengths.cumsum())):
-                    file.write(array)
-                    file.flush()  # before the record that counts on it
-                done |= {"rows": done["rows"] + len(chunk), "tokens": done["tokens"] + len(ids)}
-                write_json(folder / UNFINISHED, done)
+            while chunk := list(islice(rest, _CHUNK)):
+                if wrong := [x for x in chunk if not isinstance(x, str)]:
+                    raise TypeError(f"expected texts, got {wrong[0]!r}: fill it or leave it out")
+                rows = [x.ids for x in encoder.encode_batch_fast(chunk, add_special_tokens=False)]
+                ends = n_tokens + np.cumsum([len(x) for x in rows], dtype=np.int64)
+                n_tokens = ends[-1]
+                tokens.write(np.fromiter(chain.from_iterable(rows), np.int32).astype(dtype))
+                tokens.flush()  # before the offsets that count on it
+                offsets.write(ends)
+                offsets.flush()
         os.replace(folder / UNFINISHED, folder / FINISHED)
         return cls.open(folder)
 
@@ -71,15 +75,15 @@ class TokenStore:
     def open(cls, folder: Path) -> TokenStore:
         """Map a finished store, however large; ValueError if there is none or its files disagree."""
         try:
-            done = json.loads((folder / FINISHED).read_text())
-            sizes = {name: (folder / name).stat().st_size for name in (TOKENS, OFFSETS)}
+            dtype = np.dtype(json.loads((folder / FINISHED).read_text())["dtype"])
             offsets = np.memmap(folder / OFFSETS, np.int64, mode="c")
-            if sizes != _sizes(done) or offsets[-1] != done["tokens"]:
-                raise ValueError(f"files of {sizes} bytes for {done['tokens']} tokens")
+            n_tokens, n_bytes = int(offsets[-1]), (folder / TOKENS).stat().st_size
+            if n_bytes != n_tokens * dtype.itemsize:
+                raise ValueError(f"{n_bytes} bytes for {n_tokens} tokens")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} holds no whole token store ({error}): build it again") from None
-        dtype = done["dtype"].replace("uint16", "int16")  # no file without tokens can be mapped
-        ids = np.memmap(folder / TOKENS, dtype, mode="c") if done["tokens"] else np.empty(0, dtype)
+        # No file without tokens can be mapped.
+        ids = np.memmap(folder / TOKENS, dtype, mode="c") if n_tokens else np.empty(0, dtype)
         return cls(flat=torch.from_numpy(ids), offsets=torch.from_numpy(offsets))
 
     @classmethod
@@ -91,11 +95,8 @@ class TokenStore:
     @classmethod
     def from_lists(cls, rows: Sequence[Sequence[int]]) -> TokenStore:
         """A store in memory from lists of token ids."""
-        lengths = torch.tensor([0, *map(len, rows)], dtype=torch.int64)
-        ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
-        if ids.max(initial=0) < 2**16:
-            ids = ids.astype(np.uint16).view(np.int16)
-        return cls(flat=torch.from_numpy(ids), offsets=lengths.cumsum(0))
+        flat = torch.tensor([*chain.from_iterable(rows)], dtype=torch.int32)
+        return cls(flat=flat, offsets=torch.tensor([0, *map(len, rows)]).cumsum(0))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -128,9 +129,8 @@ class TokenCorpus:
         cls, queries: pd.DataFrame, passages: pd.DataFrame, tokenizer: PreTrainedTokenizerBase
     ) -> TokenCorpus:
         """Tokenise ``query_id, query`` and ``doc_id, text`` in memory."""
-        query_ids, doc_ids = queries["query_id"].astype(object), passages["doc_id"].astype(object)
         stores = [TokenStore.of_texts(x, tokenizer) for x in (queries["query"], passages["text"])]
-        return cls(pd.Index(query_ids), stores[0], pd.Index(doc_ids), stores[1])
+        return cls(pd.Index(queries["query_id"]), stores[0], pd.Index(passages["doc_id"]), stores[1])
 
 
 @dataclass(frozen=True)
@@ -149,15 +149,14 @@ class PairTemplate:
         probe = next(x for x in texts if tokenizer(x, add_special_tokens=False)["input_ids"])
         encoded = tokenizer(probe, probe)
         ids, text_of = encoded["input_ids"], encoded.sequence_ids()
-        # Requested, they come even where the model never gets any: what comes by default counts.
-        segments = encoded.get("token_type_ids", [0] * len(ids))
-        query, passage = text_of.index(0), text_of.index(1)
+        segments = encoded.get("token_type_ids", [0] * len(ids))  # requested, all models would get some
+        query, passage, n = text_of.index(0), text_of.index(1), text_of.count(0)
         first, second = segments[query], segments[passage]
         if segments != [first] * passage + [second] * (len(ids) - passage):
             got = f"{segments} for tokens {ids}: use an encoder of BERT's or RoBERTa's form"
             raise ValueError(f"expected segments {first} up to the passage, then {second}, got {got}")
-        between, after = ids[query + text_of.count(0) : passage], ids[passage + text_of.count(1) :]
-        return cls(tuple(ids[:query]), tuple(between), tuple(after), (first, second))
+        parts = ids[:query], ids[query + n : passage], ids[passage + n :]
+        return cls(*map(tuple, parts), segments=(first, second))
 
     @property
     def n_tokens(self) -> int:
@@ -213,13 +212,17 @@ def pack(
     n_query, n_passage, longest = torch.stack(sums).tolist()  # the one wait
     n_tokens = n_query + n_passage + len(query_rows) * template.n_tokens
     input_ids = lengths.new_empty(n_tokens)
-    _put_special(input_ids, starts, template.before)
-    places = _ragged_positions(starts + before, query_lengths, n_query)
-    input_ids.index_copy_(0, places, queries.gather(query_rows, query_lengths, n_query))
-    _put_special(input_ids, starts + passage_at - between, template.between)
-    places = _ragged_positions(starts + passage_at, passage_lengths, n_passage)
-    input_ids.index_copy_(0, places, passages.gather(passage_rows, passage_lengths, n_passage))
-    _put_special(input_ids, ends - after, template.after)
+    for first, special in (
+        (starts, template.before), (starts + passage_at - between, template.between),
+        (ends - after, template.after),
+    ):  # fmt: skip
+        for i, token in enumerate(special):  # numbers need no copy to the device
+            input_ids.index_fill_(0, first + i, token)
+    for store, rows, cut, first, n in (
+        (queries, query_rows, query_lengths, starts + before, n_query),
+        (passages, passage_rows, passage_lengths, starts + passage_at, n_passage),
+    ):
+        input_ids.index_copy_(0, _ragged_positions(first, cut, n), store.gather(rows, cut, n))
     position_ids = _ragged_positions(torch.zeros_like(starts), lengths, n_tokens)
     in_passage = position_ids >= passage_at.repeat_interleave(lengths, output_size=n_tokens)
     segment_ids = torch.where(in_passage, template.segments[1], template.segments[0])
@@ -250,69 +253,33 @@ def plan_batches(lengths: Tensor, token_budget: int, *, workers: int = 1) -> lis
     return batches
 
 
-def _sizes(done: dict) -> dict[str, int]:
-    """Bytes of a store's files as far as they are whole."""
-    return {TOKENS: done["tokens"] * np.dtype(done["dtype"]).itemsize, OFFSETS: 8 * done["rows"] + 8}
+def _resume(folder: Path, encoder: Tokenizer) -> tuple[str, int, int]:
+    """The type of ids, and the rows and tokens of an earlier build with the same tokenizer.
 
-
-def _resume(folder: Path, encoder: Tokenizer) -> dict:
-    """What an earlier build with the same tokenizer finished, the files cut to it; else nothing."""
+    Its files are cut to these. Every offset is written after its tokens, so the last one tells.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    tokens, offsets = folder / TOKENS, folder / OFFSETS
     (folder / FINISHED).unlink(missing_ok=True)  # unfinished from here on
-    large = max(encoder.get_vocab().values(), default=0) >= 2**16
+    dtype = "int32" if max(encoder.get_vocab().values(), default=0) >= 2**16 else "int16"
     key = hashlib.sha256(f"{encoder.encode_special_tokens} {encoder.to_str()}".encode()).hexdigest()
-    done = {"key": key, "dtype": "int32" if large else "uint16", "rows": 0, "tokens": 0}
-    with suppress(OSError, KeyError, TypeError, ValueError):  # nothing was finished
-        earlier = json.loads((folder / UNFINISHED).read_text())
-        sizes = _sizes(earlier)
-        if earlier["key"] == key and all((folder / n).stat().st_size >= x for n, x in sizes.items()):
-            done = earlier
-    if not done["rows"]:
-        for name, n_bytes in _sizes(done).items():
-            (folder / name).write_bytes(bytes(n_bytes))
-        write_json(folder / UNFINISHED, done)
-    for name, n_bytes in _sizes(done).items():
-        os.truncate(folder / name, n_bytes)
-    return done
-
-
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk, n_characters = [], 0
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"expected texts, got {text!r}: fill it or leave it out")
-        chunk.append(text)
-        n_characters += len(text)
-        if len(chunk) >= _CHUNK or n_characters >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, n_characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _encoder(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Tokenizer:
-    """The Rust tokenizer behind a fast one, a fifth faster alone; a copy, as cutting sets it."""
-    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
-    encoder.no_padding()
-    encoder.enable_truncation(max_tokens)
-    encoder.encode_special_tokens = tokenizer.split_special_tokens
-    return encoder
-
-
-def _tokenise(texts: list[str], encoder: Tokenizer, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of some texts, end to end, and how many each has."""
-    rows = [text.ids for text in encoder.encode_batch_fast(texts, add_special_tokens=False)]
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    return np.fromiter(chain.from_iterable(rows), dtype, lengths.sum()), lengths
+    record = {"key": key, "dtype": dtype}
+    with suppress(OSError, ValueError, IndexError):  # nothing was begun, or files were lost
+        n_rows = offsets.stat().st_size // 8 - 1
+        n_tokens = int(np.fromfile(offsets, np.int64, count=1, offset=8 * n_rows)[0])
+        n_bytes = n_tokens * np.dtype(dtype).itemsize
+        same = json.loads((folder / UNFINISHED).read_text()) == record
+        if same and tokens.stat().st_size >= n_bytes:
+            os.truncate(tokens, n_bytes)
+            os.truncate(offsets, 8 * n_rows + 8)
+            return dtype, n_rows, n_tokens
+    tokens.write_bytes(b"")
+    offsets.write_bytes(bytes(8))
+    write_json(folder / UNFINISHED, record)
+    return dtype, 0, 0
 
 
 def _ragged_positions(starts: Tensor, lengths: Tensor, n_tokens: int) -> Tensor:
     """``starts[i], starts[i] + 1, ...`` for `lengths[i]` places each, end to end; int64 ``[t]``."""
     shift = (starts - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths, output_size=n_tokens)
     return torch.arange(n_tokens, device=starts.device) + shift
-
-
-def _put_special(input_ids: Tensor, starts: Tensor, special: tuple[int, ...]) -> None:
-    """Write special tokens at each start; as numbers, which need no copy to the device."""
-    for i, token in enumerate(special):
-        input_ids.index_fill_(0, starts + i, token)

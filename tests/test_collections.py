@@ -77,7 +77,7 @@ def test_datasets_of_ir_datasets_and_the_subsets_that_have_what_they_lack(monkey
     monkeypatch.setitem(ir_datasets.registry._registered, "two", dataset)
     two = load.__wrapped__("two")
     assert rows(two.passages) == [["1", "one!"], ["2", "two!"]]
-    with pytest.raises(ValueError, match=r"queries of .*'two'.*at http://a \(OSError\), at http://b"):
+    with pytest.raises(ValueError, match=r"queries of .*'two'.*'http://a', OSError\(\)\), \('http://b"):
         _ = two.queries
     assert two.find(["7", "x"]) == {"7": "looked up 7!"}
     with pytest.raises(ValueError, match="has no qrels") as error:  # 20 subsets, some without
@@ -121,7 +121,7 @@ def test_parts_of_published_collections(tmp_path, monkeypatch):
     year = load("rdl/trec-dl-2022")
     assert rows(year.passages) == [["d2", "the first"], ["d1", "one"], ["d3", "three"], ["d4", "four"]]
     assert rows(year.queries) == [["7", "seven"], ["5", "five"]]
-    assert (year.has("qrels"), year.fingerprint.count("-")) == (False, 1)
+    assert ("qrels" in year.parts, year.fingerprint.count("-")) == (False, 1)
     assert rows(load("rdl/trec-dl-2019").qrels) == [["9", "a", 3], ["9", "unseen", 0]]
     vaswani, cranfield = load("rdl/vaswani"), load("rdl/cranfield")
     assert rows(vaswani.passages) == [["1", "first  text\nof two lines\n"], ["2", "second\n"]]
@@ -139,7 +139,7 @@ downloads._local = lambda file: exit(f"{{file}} was asked for")
 from rdl_core.data.collections import load
 assert not {{"torch", "bm25s", "transformers", "scipy"}} & set(sys.modules)
 official = ["msmarco-passage/trec-dl-2019/judged", "vaswani", "beir/scifact/test"]
-print(*(load(name).has("qrels") for name in [*{FETCHED!r}, *official]))
+print(*("qrels" in load(name).parts for name in [*{FETCHED!r}, *official]))
 """
     own = child_environment(IR_DATASETS_HOME=str(tmp_path))
     opened = subprocess.check_output([sys.executable, "-c", code], text=True, env=own)
@@ -159,7 +159,7 @@ FACTS = {  # queries, passages, judgments; recorded runs know their data by the 
 @pytest.mark.parametrize("name", FETCHED)
 def test_real_collections(name):
     own = load(name)
-    qrels = own.qrels if own.has("qrels") else ()
+    qrels = own.qrels if "qrels" in own.parts else ()
     assert (len(own.queries), len(own.passages), len(qrels), own.fingerprint) == FACTS[name]
 
 
@@ -217,12 +217,12 @@ def test_what_is_unknown_or_lacking_is_refused_by_name(tmp_path):
         (lambda: read_corpus(run, collection=str(own)).queries.of(["1", "3"]),
          "has no text for 1 of 2 query ids, such as '3': name the collection"),
         (lambda: read_corpus(run, collection=str(own)).shard(1, 3), "2 queries cannot be shared"),
-        (lambda: read_judgments(own), "is a folder: name a file of judgments .*test.tsv"),
         (lambda: read_judgments("nothing"), "nothing is no file of judgments, and unknown collection"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             read()
-    assert rows(read_judgments(own / "qrels" / "test.tsv")) == [["1", "x", 2]]
+    for source in (own, own / "qrels" / "test.tsv"):
+        assert rows(read_judgments(source)) == [["1", "x", 2]]
     assert read_judgments("rdl/pydocs/test").equals(load("rdl/pydocs/test").qrels)
 
 

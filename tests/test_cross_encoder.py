@@ -100,7 +100,7 @@ def test_variable_length_kernel_gets_what_it_takes(kind, layers, stores, monkeyp
         monkeypatch.setattr(module, "has_varlen", lambda x: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     torch.testing.assert_close(fixed(student, stores), without, atol=1e-5, rtol=0)
-    assert windows == ({(-1, -1), (3, 3)} if (kind, layers) == ("modernbert", 3) else {(-1, -1)})
+    assert windows == ({(-1, -1), (3, 3)} if kind == "modernbert" else {(-1, -1)})
 
 
 @pytest.mark.gpu
@@ -236,7 +236,7 @@ def test_tokenizers_that_do_not_fit_are_refused(files, tmp_path):
         CrossEncoder(make_model("bert", type_vocab_size=1), student.tokenizer, **limits)
     n = student.model.config.vocab_size
     student.tokenizer.add_tokens([f"xylophonium{i}" for i in range(n)])
-    with pytest.raises(ValueError, match=rf"gives ids up to \d+, the model has {n} word embeddings"):
+    with pytest.raises(ValueError, match=rf"gives ids up to \d+, the model has {n}, from 0"):
         CrossEncoder(student.model, student.tokenizer, **limits)
 
 

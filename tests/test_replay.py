@@ -144,9 +144,8 @@ def test_a_log_keeps_every_answer_as_it_was_on_the_disk_and_is_not_made_before(t
     again.add(unusable[0], Answer(text="[1]"))
     third = AnswerLog(path, teacher="t")
     assert (third.get(unusable[0]).text, third.get(unusable[1]), len(third)) == ("[1]", None, len(log))
-    with pytest.raises(ValueError, match=r"window \('q', 1, 0, 0.* has two answers"):
-        log.add(window(), Answer(text="[2]"))
-    assert (path.stat().st_size, log.get(window()).input_tokens) == (synced[-1], 5)
+    log.add(window(), Answer(text="[2]"))
+    assert AnswerLog(path, teacher="t").get(window()) == log.get(window()) == Answer(text="[2]")
 
 
 def test_whatever_byte_a_kill_stops_at_whole_lines_are_kept_and_reading_changes_nothing(tmp_path):
@@ -166,12 +165,12 @@ def test_whatever_byte_a_kill_stops_at_whole_lines_are_kept_and_reading_changes_
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("line", ["{", "7", "{}", '{"key": ["q"], "answer": {"order": null}}', None])
+@pytest.mark.parametrize("line", ["{", "7", "{}", '{"key": ["q"], "answer": {"order": null}}'])
 def test_damage_inside_and_another_teacher_are_refused_with_their_place(tmp_path, line):
     path = tmp_path / "answers.jsonl"
     AnswerLog(path, teacher="t").add(window(), Answer(text="[1]"))
     with pytest.raises(ValueError, match="line 1: expected answers of 'zephyr'.*these are .*'t'"):
         AnswerLog(path, teacher="zephyr")
-    path.write_text(path.read_text() + (line or path.read_text().splitlines()[1]) + "\n")  # or twice
+    path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ValueError, match="line 3: .*repair or remove that line"):
         AnswerLog(path, teacher="t")

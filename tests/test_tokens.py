@@ -74,14 +74,15 @@ def _build(folder, texts=PASSAGES, *, kind="bert", words=WORDS, max_tokens=3):
     return len(done)
 
 
-def _kill(folder, *, reading=99, renaming=99):
+def _kill(folder, *, reading=None, renaming=99):
     """A build in a process of its own that is killed at its n-th text, or at its n-th rename."""
     if not (child := os.fork()):
         die, replace = partial(os.kill, os.getpid(), signal.SIGKILL), os.replace
         left = iter(range(renaming))
         os.replace = lambda *names: die() if next(left, None) is None else replace(*names)
+        texts = PASSAGES if reading is None else [*PASSAGES[:reading], None]
         try:
-            _build(folder, (die() if text is None else text for text in [*PASSAGES[:reading], None]))
+            _build(folder, (die() if text is None else text for text in texts))
         finally:
             os._exit(1)  # never back into pytest
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL

@@ -1,7 +1,6 @@
 """One door to every collection: `load` takes an id and gives frames; `read_corpus` reads candidates.
 
-An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...``), or one of ours.
-Files are fetched when a collection is first read:
+An id is one of ir_datasets (``msmarco-passage/trec-dl-2019/judged``, ``beir/...``), or one of:
 
 - ``rdl/pydocs/{train,dev,test}``: the embedded collection, which needs no network;
 - ``rdl/trec-dl-{2019,2020,2022}``: the passages of RankLLM's lists; 2022 has no judgments;
@@ -34,8 +33,7 @@ __all__ = ["Collection", "Corpus", "Texts", "crops", "fingerprint", "load", "rea
            "read_judgments"]  # fmt: skip
 
 _PARTS = ("queries", "docs", "qrels")
-_CHUNK = 2**16  # passages read at once
-_LOOKED_UP = 4096  # texts looked up at once
+_CHUNK = 2**16  # texts read, or looked up, at once
 _Find = Callable[[list[str]], Mapping[str, str]]
 _Parts = dict[str, Callable[[], Iterable[tuple] | pd.DataFrame]]
 
@@ -46,7 +44,7 @@ class Collection:
 
     id: str
     parts: _Parts  # read docs, queries and qrels, as far as there are any: a frame, or its rows
-    find: _Find | None = None  # gives the texts of some passages, where this needs no reading of all
+    find: _Find | None = None  # looks passages up, where this needs no reading of all
 
     @cached_property
     def queries(self) -> pd.DataFrame:
@@ -60,9 +58,6 @@ class Collection:
 
     def passage_chunks(self) -> Iterator[pd.DataFrame]:
         """The same in parts, so that memory does not grow with the collection."""
-        if "passages" in vars(self):  # read before
-            yield self.passages
-            return
         rows = self._rows("docs")
         while chunk := list(islice(rows, _CHUNK)):
             yield pd.DataFrame(chunk, columns=["doc_id", "text"], dtype="str")
@@ -100,20 +95,15 @@ class Collection:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprints of queries, passages and judgments, as far as it has them, in one string."""
-        return "-".join(
-            self.passages_fingerprint if part == "docs" else fingerprint(getattr(self, part))
-            for part in _PARTS if part in self.parts
-        )  # fmt: skip
-
-    def has(self, part: str) -> bool:
-        """Whether the collection has ``docs``, ``queries`` or ``qrels``."""
-        return part in self.parts
+        own = (x for x in _PARTS if x in self.parts)
+        prints = (self._read_through[1] if x == "docs" else fingerprint(getattr(self, x)) for x in own)
+        return "-".join(prints)
 
     def _rows(self, part: str) -> Iterator[tuple]:
-        if not self.has(part):
-            has = ", ".join(filter(self.has, _PARTS)) or "nothing"
+        if part not in self.parts:
+            has = ", ".join(x for x in _PARTS if x in self.parts) or "nothing"
             subsets = (i for i in (*_OURS, *ir_datasets.registry) if i.startswith(f"{self.id}/"))
-            near = ", ".join(islice((i for i in subsets if load.__wrapped__(i).has(part)), 8))
+            near = ", ".join(islice((i for i in subsets if part in load.__wrapped__(i).parts), 8))
             remedy = f": try one of {near}" if near else ""
             raise ValueError(f"collection {self.id!r} has no {part}, only {has}{remedy}")
         rows = self.parts[part]()
@@ -126,12 +116,18 @@ def load(collection_id: str) -> Collection:
     base, _, last = collection_id.rpartition("/")
     if collection_id in _OURS:
         return Collection(collection_id, _OURS[collection_id])
+    if Path(collection_id).is_dir():  # before an id of its name: ir_datasets has a "beir" without texts
+        return Collection(collection_id, _folder(Path(collection_id).resolve()))
     if collection_id in ir_datasets.registry:
         return _indexed(collection_id)
     if base and last == "crops":
-        return _cropped(load(base), collection_id)
-    if Path(collection_id).is_dir():
-        return Collection(collection_id, _folder(Path(collection_id)))
+        source = load(base)
+        queries = cache(lambda: crops(source.passages))
+        own = {
+            "queries": queries,
+            "qrels": lambda: ((x, x.removesuffix(".crop"), 1) for x in queries()["query_id"]),
+        }
+        return Collection(collection_id, source.parts | own, source.find)
     known = f"a folder, an ir_datasets id, or one of ours: {', '.join(sorted(_OURS))}"
     raise ValueError(f"unknown collection {collection_id!r}: expected {known}")
 
@@ -145,9 +141,9 @@ def fingerprint(frame: pd.DataFrame) -> str:
 def crops(passages: pd.DataFrame) -> pd.DataFrame:
     """A pseudo-query from each passage: 4 to 9 words in a row of one of its sentences.
 
-    Gives ``query_id``, the passage's ``doc_id`` with ``.crop`` behind it, and ``query``: lower case,
-    without punctuation, stop words at either end taken off. A passage has none if fewer than two words
-    are left, or all its sentences are shorter. Each draws from its own id and text alone.
+    Gives ``query_id``, the ``doc_id`` with ``.crop`` behind it, and ``query``: lower case, without
+    punctuation, stop words at either end taken off; none if fewer than two words are left. Each draws
+    from its own id and text alone.
 
     Reference: Baldelli et al., TWOLAR, ECIR 2024; Lee et al., ACL 2019.
     """
@@ -180,12 +176,12 @@ class Texts:
     def each(self, ids: Sequence[str]) -> Iterator[str]:
         """The text of each id, looked up some thousands at a time; ValueError for an id without one."""
         rest = iter(ids)
-        while some := list(islice(rest, _LOOKED_UP)):
+        while some := list(islice(rest, _CHUNK)):
             texts = self.find(some)
             if missing := [x for x in some if x not in texts]:
-                ids = f"{len(missing)} of {len(some)} {self.what} ids, such as {missing[0]!r}"
-                told = f"{self.source} has no text for {ids}"
-                raise ValueError(f"{told}: name the collection that was ranked (--collection)")
+                told = f"{len(missing)} of {len(some)} {self.what} ids, such as {missing[0]!r}"
+                remedy = "name the collection that was ranked (--collection)"
+                raise ValueError(f"{self.source} has no text for {told}: {remedy}")
             yield from (texts[x] for x in some)
 
     def of(self, ids: Sequence[str]) -> list[str]:
@@ -226,29 +222,26 @@ def read_corpus(
 ) -> Corpus:
     """Read ranked candidates, and find their texts: in what `load` opens as `collection`, or the file.
 
-    ValueError as from `read_candidates`, which takes `path` and `format`, and `load`; if an id has two
-    texts in the file; or if neither has queries, or passages.
+    ValueError also if an id has two texts in the file, or if neither has queries, or passages.
     """
-    candidates, texts, opened = read_candidates(path, format), [], None
-    if collection:  # a folder comes before an id of its name: ir_datasets knows a "beir" without texts
-        opened = load(str(Path(collection).resolve()) if Path(collection).is_dir() else collection)
+    candidates, texts = read_candidates(path, format), []
+    opened = load(collection) if collection else None
     columns = ("query", "queries", "query_id", "query"), ("passage", "docs", "doc_id", "text")
     for what, part, key, column in columns:
-        source, find = str(path), None
-        if opened and opened.has(part):
-            source, rows = f"collection {collection!r}", partial(opened._rows, part)
-            find = opened.find if part == "docs" else None
+        if opened and part in opened.parts:
+            source = f"collection {collection!r}"
+            find = (part == "docs" and opened.find) or _by_id(partial(opened._rows, part))
         elif column in candidates:
             pairs = candidates[[key, column]].drop_duplicates()
             if (twice := pairs[key].duplicated()).any():
                 first = pairs.loc[twice, key].iloc[0]
                 raise ValueError(f"{path} has two texts for {what} {first!r}: give each its own id")
-            rows = dict(pairs.itertuples(index=False, name=None)).items
+            source, find = str(path), _by_id(partial(pairs.itertuples, index=False, name=None))
         else:
             either = f" and {collection!r} has none either" if collection else ""
             remedy = "name a folder or an ir_datasets id that has them (--collection)"
             raise ValueError(f"{path} has no {what} texts{either}: {remedy}")
-        texts.append(Texts(what=what, source=source, find=find or _by_id(rows)))
+        texts.append(Texts(what=what, source=source, find=find))
     candidates = candidates.drop(columns=["query", "text"], errors="ignore")
     return Corpus(candidates=candidates, queries=texts[0], passages=texts[1])
 
@@ -260,10 +253,7 @@ def _by_id(rows: Callable[[], Iterable[tuple]]) -> _Find:
 
 def read_judgments(source: str | Path) -> pd.DataFrame:
     """Judgments of a file, or of a collection: ``query_id``, ``doc_id``, ``relevance``."""
-    if Path(source).is_dir():
-        near = sorted(map(str, Path(source).glob("qrels/*.tsv"))) or "qrels/test.tsv"
-        raise ValueError(f"{source} is a folder: name a file of judgments in it, such as {near}")
-    if Path(source).exists():
+    if Path(source).is_file():
         return read_qrels(source)
     try:
         return load(str(source)).qrels
@@ -281,17 +271,11 @@ def _indexed(collection_id: str) -> Collection:
 
     def read(part: str) -> Iterator[tuple]:
         try:
-            rows = getattr(dataset, f"{part}_iter")()
-            if part == "qrels":
-                yield from ((x.query_id, x.doc_id, x.relevance) for x in rows)
-            else:
-                yield from ((x[0], x.default_text()) for x in rows)
+            for x in getattr(dataset, f"{part}_iter")():
+                yield (x[0], x.doc_id, x.relevance) if part == "qrels" else (x[0], x.default_text())
         except RuntimeError as error:  # ir_datasets' own, with a list of what it tried
-            tried = error.args[1] if len(error.args) == 2 else [(error, None)]
-            places = ", ".join(f"at {source} ({type(why).__name__})" for source, why in tried)
-            home = ir_datasets.util.home_path()
-            told = f"{part} of collection {collection_id!r} are neither in {home} nor {places}"
-            remedy = "set IR_DATASETS_HOME to a copy of that folder made with a network"
+            told = f"{part} of collection {collection_id!r} are neither here nor fetched: {error}"
+            remedy = f"set IR_DATASETS_HOME to a copy of {ir_datasets.util.home_path()} with them"
             raise ValueError(f"{told}: {remedy}") from error
 
     parts = {part: partial(read, part) for part in _PARTS if getattr(dataset, f"has_{part}")()}
@@ -300,31 +284,20 @@ def _indexed(collection_id: str) -> Collection:
 
 def _folder(folder: Path) -> _Parts:
     """Files in BEIR's layout or as tsv, packed or not; the first of each kind that is there."""
-    kinds = {
-        "docs": (read_passages, "corpus.jsonl", "collection.tsv"),
-        "queries": (read_queries, "queries.jsonl", "queries.tsv"),
-        "qrels": (read_qrels, "qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv"),
-    }
     parts = {}
-    for part, (read, *names) in kinds.items():
-        paths = [folder / f"{name}{packed}" for name in names for packed in ("", ".gz")]
-        if first := next(filter(Path.is_file, paths), None):
-            parts[part] = partial(read, first)
-    if not {"docs", "queries"} <= set(parts):
+    for part, read, *names in (
+        ("docs", read_passages, "corpus.jsonl", "collection.tsv"),
+        ("queries", read_queries, "queries.jsonl", "queries.tsv"),
+        ("qrels", read_qrels, "qrels/test.tsv", "qrels.tsv", "qrels/dev.tsv", "qrels/train.tsv"),
+    ):
+        paths = (folder / f"{name}{packed}" for name in names for packed in ("", ".gz"))
+        if path := next(filter(Path.is_file, paths), None):
+            parts[part] = partial(read, path)
+    if not parts.keys() >= {"docs", "queries"}:
         expected = "queries.jsonl and corpus.jsonl, or queries.tsv and collection.tsv"
         got = sorted(path.name for path in folder.iterdir())[:9]
         raise ValueError(f"{folder}: expected {expected}; got {got}: rename or convert them")
     return parts
-
-
-def _cropped(base: Collection, collection_id: str) -> Collection:
-    """The passages of `base`, with pseudo-queries to which they are relevant."""
-    parts = base.parts | {
-        "queries": lambda: crops(base.passages),
-        "qrels": lambda: ((x, x.removesuffix(".crop"), 1) for x in cropped.queries["query_id"]),
-    }
-    cropped = Collection(collection_id, parts, base.find)
-    return cropped
 
 
 def _pydocs(split: str, part: str) -> pd.DataFrame:
@@ -334,21 +307,12 @@ def _pydocs(split: str, part: str) -> pd.DataFrame:
     return {"docs": passages, "queries": own, "qrels": judged}[part]
 
 
-def _vaswani(part: str) -> Iterable[tuple]:
-    if part == "docs":
-        numbers = _elements("vaswani/doc-text.trec", "DOCNO")
-        return ((number.text, number.tail.removeprefix("\n")) for number in numbers)
-    topics = _elements("vaswani/query-text.trec", "top")
-    return ((x.findtext("num"), x.findtext("title").removeprefix("\n")) for x in topics)
+def _trec_dl(year: int) -> _Parts:
+    return {part: lambda part=part: published.texts(year)[part] for part in ("queries", "docs")}
 
 
-def _cranfield(part: str) -> Iterable[tuple]:
-    if part == "docs":
-        docs = _elements("cranfield/cran.all.1400.xml", "doc")
-        fields = ([doc.findtext(x).strip() for x in ("docno", "title", "text")] for doc in docs)
-        return ((number, f"{title} {text}") for number, title, text in fields)
-    topics = _elements("cranfield/cran.qry.xml", "top")  # numbered from 1 as its judgments number them
-    return ((str(n), x.findtext("title").strip()) for n, x in enumerate(topics, start=1))
+def _judged(name: str) -> _Parts:
+    return {"qrels": lambda: read_qrels(fetch(name))}
 
 
 def _elements(name: str, tag: str) -> Iterator[ElementTree.Element]:
@@ -357,21 +321,29 @@ def _elements(name: str, tag: str) -> Iterator[ElementTree.Element]:
     return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
 
 
-def _trec_dl(year: int, qrels: str | None = None) -> _Parts:
-    return _fetched(lambda part: published.texts(year)[part], qrels)
-
-
-def _fetched(read: Callable, qrels: str | None = None) -> _Parts:
-    parts = {part: partial(read, part) for part in ("queries", "docs")}
-    return parts | ({"qrels": lambda: read_qrels(fetch(qrels))} if qrels else {})
-
-
 _OURS = {
     "rdl/pydocs": {"docs": lambda: pydocs.load().passages},
     **{f"rdl/pydocs/{x}": {part: partial(_pydocs, x, part) for part in _PARTS} for x in pydocs.SPLITS},
-    "rdl/trec-dl-2019": _trec_dl(2019, "trec-dl/qrels/qrels.dl19-passage.txt"),
-    "rdl/trec-dl-2020": _trec_dl(2020, "trec-dl/qrels/qrels.dl20-passage.txt"),
+    "rdl/trec-dl-2019": _trec_dl(2019) | _judged("trec-dl/qrels/qrels.dl19-passage.txt"),
+    "rdl/trec-dl-2020": _trec_dl(2020) | _judged("trec-dl/qrels/qrels.dl20-passage.txt"),
     "rdl/trec-dl-2022": _trec_dl(2022),  # nobody published its judgments
-    "rdl/vaswani": _fetched(_vaswani, "vaswani/qrels"),
-    "rdl/cranfield": _fetched(_cranfield, "cranfield/cranqrel.trec.txt"),
-}
+    "rdl/vaswani": _judged("vaswani/qrels") | {
+        "docs": lambda: (
+            (x.text, x.tail.removeprefix("\n")) for x in _elements("vaswani/doc-text.trec", "DOCNO")
+        ),
+        "queries": lambda: (
+            (x.findtext("num"), x.findtext("title").removeprefix("\n"))
+            for x in _elements("vaswani/query-text.trec", "top")
+        ),
+    },
+    "rdl/cranfield": _judged("cranfield/cranqrel.trec.txt") | {
+        "docs": lambda: (
+            (x.findtext("docno").strip(), " ".join(x.findtext(y).strip() for y in ("title", "text")))
+            for x in _elements("cranfield/cran.all.1400.xml", "doc")
+        ),
+        "queries": lambda: (  # numbered from 1, as its judgments number them
+            (str(n), x.findtext("title").strip())
+            for n, x in enumerate(_elements("cranfield/cran.qry.xml", "top"), start=1)
+        ),
+    },
+}  # fmt: skip

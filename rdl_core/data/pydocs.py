@@ -14,14 +14,13 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -37,9 +36,12 @@ _QUERY_WORDS, _PASSAGE_WORDS = range(4, 31), range(15, 91)
 _SKIPPED_FOLDERS = set(  # tests, and copies of other people's packages
     "__pycache__ _vendor externals idlelib lib2to3 site-packages test testing tests".split()
 )
-_SECTION = re.compile(r"^[ \t]*([A-Z][A-Za-z ]+)\n[ \t]*-{3,}[ \t]*$", re.MULTILINE)
+_SEE_ALSO = re.compile(  # numpydoc's section, up to the next one
+    r"^[ \t]*See Also\n[ \t]*-{3,}[ \t]*$(.*?)(?=^[ \t]*[A-Z][A-Za-z ]+\n[ \t]*-{3,}[ \t]*$|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
 _ROLE = re.compile(r":[a-z:]+:`~?([^`<]+?)(?: <[^`]*>)?`")
-_DIRECTIVE = re.compile(r"^[ \t]*(\.\. [a-z-]+::.*|:no-?index:)$", re.MULTILINE)
+_MARKUP = re.compile(r"^[ \t]*(\.\. [a-z-]+::.*|:no-?index:|[-=~]{3,}[ \t]*)$", re.MULTILINE)
 #: Names at the start of an unindented line, up to a colon; a description is indented or follows it.
 _SEE_ALSO_NAMES = re.compile(r"^([\w.]+(?:[ ]*,[ ]*[\w.]+)*)[ ]*,?[ ]*(?::|$)", re.MULTILINE)
 #: A full stop after an abbreviation ends no sentence, after "etc" only before a capital letter.
@@ -49,13 +51,11 @@ _SENTENCE_END = re.compile(
 )
 
 
-class Entry(NamedTuple):
-    """One documented object: its qualified name, first sentence, rest, and names under "See Also"."""
-
-    name: str
-    query: str
-    passage: str
-    see_also: tuple[str, ...]
+#: One documented object: its qualified name, first sentence, rest, and names under "See Also".
+Entry = namedtuple("Entry", "name query passage see_also")
+#: ``query_id, query, split``; ``doc_id, text``; ``query_id, doc_id, relevance``: an object's name is
+#: the id of its query and its passage.
+Frames = namedtuple("Frames", "queries passages qrels")
 
 
 def parse_docstring(name: str, docstring: str) -> Entry | None:
@@ -65,10 +65,13 @@ def parse_docstring(name: str, docstring: str) -> Entry | None:
         return None
     head, _, rest = text.partition("\n\n")
     sentence, tail, *_ = *_SENTENCE_END.split(re.sub(r"\s+", " ", head), maxsplit=1), ""
-    see_also, rest = _cut_see_also(rest)
-    query = _plain(sentence).rstrip(". ")
-    passage = " ".join(_plain(f"{tail}\n{rest}").split()[: _PASSAGE_WORDS.stop - 1])
-    return Entry(name, query, passage, see_also) if passage else None
+    section = _SEE_ALSO.search(rest)
+    lines = re.sub(r":[a-z:]+:(?=`)|[`~]", "", inspect.cleandoc(section[1])) if section else ""
+    named = (x.strip(" .") for x in ",".join(_SEE_ALSO_NAMES.findall(lines)).split(","))
+    see_also = tuple(dict.fromkeys(filter(None, named)))
+    words = _plain(f"{tail}\n{_SEE_ALSO.sub('', rest, count=1)}").split()
+    passage = " ".join(words[: _PASSAGE_WORDS.stop - 1])
+    return Entry(name, _plain(sentence).rstrip(". "), passage, see_also) if passage else None
 
 
 def split_of(name: str) -> str:
@@ -79,14 +82,6 @@ def split_of(name: str) -> str:
         if draw < 0:
             break
     return split
-
-
-class Frames(NamedTuple):
-    """The collection as three frames. An object's name is the id of its query and its passage."""
-
-    queries: pd.DataFrame  # query_id, query, split
-    passages: pd.DataFrame  # doc_id, text
-    qrels: pd.DataFrame  # query_id, doc_id, relevance
 
 
 @lru_cache(maxsize=1)
@@ -133,31 +128,16 @@ def build() -> Frames:
 
 def _plain(text: str) -> str:
     """Take out markup that only a documentation tool reads."""
-    text = _DIRECTIVE.sub(" ", _ROLE.sub(r"\1", text))
-    text = re.sub(r"^[ \t]*[-=~]{3,}[ \t]*$", " ", text, flags=re.MULTILINE)
-    return re.sub(r"\s+", " ", text.replace("``", "").replace("`", "")).strip()
-
-
-def _cut_see_also(text: str) -> tuple[tuple[str, ...], str]:
-    """Names in a numpydoc "See Also" section, and the text without that section."""
-    if not (section := next((x for x in _SECTION.finditer(text) if x[1] == "See Also"), None)):
-        return (), text
-    following = _SECTION.search(text, section.end())
-    end = following.start() if following else len(text)
-    lines = re.sub(r":[a-z:]+:(?=`)|[`~]", "", inspect.cleandoc(text[section.end() : end]))
-    named = ",".join(_SEE_ALSO_NAMES.findall(lines)).split(",")
-    names = dict.fromkeys(filter(None, (name.strip(" .") for name in named)))
-    return tuple(names), text[: section.start()] + text[end:]
+    return " ".join(_MARKUP.sub(" ", _ROLE.sub(r"\1", text)).replace("`", "").split())
 
 
 def _resolve(name: str, other: str, by_last_part: dict[str, list[str]]) -> str | None:
     """Full name that `other`, written in the docstring of `name`, stands for; None if unclear."""
     same_last_part, scope = by_last_part[other.rpartition(".")[2]], name
-    while scope := scope.rpartition(".")[0]:
-        if f"{scope}.{other}" in same_last_part:
-            return f"{scope}.{other}"
-    if other in same_last_part:
-        return other
+    while scope:
+        scope = scope.rpartition(".")[0]
+        if (full := f"{scope}.{other}" if scope else other) in same_last_part:
+            return full
     top, _, within = other.partition(".")
     package = top if within and top in PACKAGES else name.partition(".")[0]
     fits = [candidate for candidate in same_last_part if candidate.startswith(f"{package}.")]
@@ -165,19 +145,16 @@ def _resolve(name: str, other: str, by_last_part: dict[str, list[str]]) -> str |
 
 
 def _entries() -> Iterator[Entry]:
-    roots = [(Path(sysconfig.get_path("stdlib")), ())]
-    for package in PACKAGES:
-        if (spec := importlib.util.find_spec(package)) and spec.submodule_search_locations:
-            roots.append((Path(spec.submodule_search_locations[0]), (package,)))
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    packages = [Path(importlib.util.find_spec(name).origin).parent for name in PACKAGES]
     files = [
-        (".".join((*prefix, *(part for part in parts if part != "__init__"))), path)
-        for root, prefix in roots
-        for path in sorted(root.rglob("*.py"))
-        if not _SKIPPED_FOLDERS.intersection(parts := path.relative_to(root).with_suffix("").parts)
+        (".".join(part for part in parts if part != "__init__"), path)
+        for base, folder in [(stdlib, stdlib), *((package.parent, package) for package in packages)]
+        for path in sorted(folder.rglob("*.py"))
+        if not _SKIPPED_FOLDERS.intersection(parts := path.relative_to(base).with_suffix("").parts)
     ]
     for module, path in progress(files, total=len(files), what="reading docstrings"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes are not ours to report
+        with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
             try:
                 stack = [(module, node) for node in ast.parse(path.read_bytes()).body]
             except SyntaxError:  # templates and files for other Python versions

@@ -21,7 +21,6 @@ from rdl_core.words import first_words
 __all__ = ["Answer", "Reading", "Window", "identifiers", "listwise_prompt", "read_answer"]
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_MAX_DIGITS = 9  # longer numbers name no passage, and int() refuses thousands of digits
 _IDENTIFIER = r"(?:\d+|[A-Za-z])"
 _BRACKETED = re.compile(  # also [3, 1, 2] and ["3", "1"]
     rf"""\[\s*["']?({_IDENTIFIER}(?:[\s,;>"']+{_IDENTIFIER})*)["']?\s*\]"""
@@ -37,9 +36,7 @@ _BARE = re.compile(
 )
 _TAG = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad)[^<>\[\]▷]*[>\]▷]"
 _END = rf"[<\[◁]\|?(?:/(?:\w+:)?|end_of_){_TAG}"
-_THOUGHT = re.compile(
-    rf"[<\[◁]\|?(?:\w+:|begin_of_)?{_TAG}.*?(?:{_END}|\Z)", re.IGNORECASE | re.DOTALL
-)
+_THOUGHT = re.compile(rf"[<\[◁]\|?(?:\w+:|begin_of_)?{_TAG}.*?(?:{_END}|\Z)", re.IGNORECASE | re.DOTALL)
 _THOUGHT_OPENED_BY_PROMPT = re.compile(rf"\A.*{_END}", re.IGNORECASE | re.DOTALL)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")  # gpt-oss; the answer is in "final"
 
@@ -110,11 +107,11 @@ class Answer:
 def read_answer(text: str, n: int) -> Reading:
     """Read the order of a window's `n` passages from any text.
 
-    Thoughts are dropped: tags of the usual names, also unclosed or opened by the prompt, and channels.
-    Letters, digits of any script and full-width brackets count; ``[1``, which may begin ``[12]``, does
-    not. Identifiers with only signs, list numbers or "passage" between them make a ranking, as does
-    ``2 > 1`` without brackets. The last one of all passages counts; else the last that names more than
-    half as many as the longest; else lines of a numbered list that begin so; else every one.
+    Thoughts between tags are dropped, also unclosed or opened by the prompt. Letters, digits of any
+    script and full-width brackets count; ``[1``, which may begin ``[12]``, does not. Identifiers with
+    only signs, list numbers or "passage" between them make a ranking, as does ``2 > 1`` without
+    brackets. The last one of all passages counts; else the last that names more than half as many as
+    the longest; else lines of a numbered list that begin so; else every one.
     """
     text = unicodedata.normalize("NFKC", text).replace("【", "[").replace("】", "]")
     if len(channels := _CHANNEL.split(text)) > 1:
@@ -131,12 +128,11 @@ def read_answer(text: str, n: int) -> Reading:
         end = group.end()
     if not rankings:
         rankings = [_places(chain[0]) for chain in _BARE.finditer(text)]
-    sizes = [len({place for place in ranking if 0 <= place < n}) for ranking in rankings]
-    if complete := [x for x in rankings if sorted(x) == list(range(n))]:
-        return _reading(complete[-1], n)
-    if (longest := max(sizes, default=0)) > 1:
-        long = [x for x, size in zip(rankings, sizes, strict=True) if 2 * size > longest]
-        return _reading(long[-1], n)
+    sizes = [len({*ranking} & {*range(n)}) for ranking in rankings]
+    longest = max(sizes, default=0)
+    long = [x for x, size in zip(rankings, sizes, strict=True) if 2 * size > longest > 1]
+    if best := [x for x in rankings if sorted(x) == list(range(n))] or long:
+        return _reading(best[-1], n)
     lines = [place for line in _NUMBERED.findall(text) for place in _places(line)]
     return _reading(lines or [place for ranking in rankings for place in ranking], n)
 
@@ -182,10 +178,6 @@ def listwise_prompt(
 
 
 def _places(text: str) -> list[int]:
-    """Places that identifiers name; -1, which is no passage's, for huge ones."""
+    """Places that identifiers name; of a huge number, which int() refuses, the first digits do."""
     names = re.findall(rf"\b{_IDENTIFIER}\b", text)
-    return [
-        (int(name) if name.isdigit() else _LETTERS.find(name.upper()) + 1) - 1
-        if len(name) <= _MAX_DIGITS else -1
-        for name in names
-    ]  # fmt: skip
+    return [int(x[:9]) - 1 if x.isdigit() else _LETTERS.find(x.upper()) for x in names]

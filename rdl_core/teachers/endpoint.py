@@ -5,7 +5,6 @@ later each time. What will not (a wrong key, an unknown model, no credit) stops 
 their way are still given. The key comes from the environment and is never shown.
 """
 
-import json
 import logging
 import os
 import random
@@ -15,8 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from itertools import count
 
 import openai
@@ -27,6 +24,7 @@ from rdl_core.teachers.answers import Answer, Window, listwise_prompt
 __all__ = ["Endpoint", "EndpointError"]
 
 _FILTERED = re.compile(r"content[ _](filter|policy|management)|data_inspection|moderation", re.I)
+_TOKENS = {"input": "prompt", "output": "completion"}
 _log = logging.getLogger(__name__)
 
 
@@ -76,7 +74,7 @@ class Endpoint:
                     return None
                 try:
                     return self._request(window, n_calls)
-                except (openai.APIError, json.JSONDecodeError) as error:
+                except openai.APIError as error:
                     told = f"{getattr(error, 'code', None)} {error}"
                     if getattr(error, "status_code", None) == 400 and _FILTERED.search(told):
                         return Answer(text="", why="held back by a content filter", n_calls=n_calls)
@@ -90,34 +88,41 @@ class Endpoint:
         body, temperature = self.config.options, self.config.temperature
         if temperature is not None and temperature >= 0:  # greedily, a retry would say the same again
             body = {"temperature": max(temperature, 0.7 if window.attempt else 0.0)} | body
-        completion = self._client.chat.completions.create(
+        response = self._client.chat.completions.with_raw_response.create(
             model=self.config.model, messages=[{"role": "user", "content": prompt}], extra_body=body
-        )
-        choice = (getattr(completion, "choices", None) or [None])[0]
-        text = _text(message := getattr(choice, "message", None))
-        if text is None:  # an error or a page, sent with status 200
-            raise json.JSONDecodeError("no chat completion", str(completion), 0)
-        why, reason = None, getattr(choice, "finish_reason", None)
-        if refusal := getattr(message, "refusal", None):
+        ).http_response
+        try:
+            completion = response.json()
+            choice = completion["choices"][0]
+            message, reason = choice["message"], choice.get("finish_reason")
+            text, usage = message.get("content") or "", completion.get("usage") or {}
+            if isinstance(text, list):
+                parts = [part for part in text if part.get("type") == "text"]
+                text = "".join(part.get("text") or "" for part in parts)
+            blank = not text.strip()
+            tokens = {f"{to}_tokens": usage.get(f"{of}_tokens") for to, of in _TOKENS.items()}
+        except (ValueError, LookupError, TypeError, AttributeError):  # an error or a page, status 200
+            told = f"no completion: {response.text}"
+            raise openai.APIResponseValidationError(response, None, message=told) from None
+        why = None
+        if refusal := message.get("refusal"):
             why = f"refused: {refusal}"
         elif reason == "content_filter":
             why = "held back by a content filter"
         elif reason == "length":
             why = "cut off at the longest answer: allow more tokens (--options max_tokens=...)"
-        elif not text.strip():
-            names = ("reasoning_content", "reasoning")  # vLLM's, and others'
-            thoughts = any(getattr(message, name, None) for name in names)
+        elif blank:  # thoughts are under vLLM's name, or others'
+            thoughts = message.get("reasoning_content") or message.get("reasoning")
             why = "thoughts alone: turn them off, or allow more tokens" if thoughts else "empty"
-        usage = getattr(completion, "usage", None)
-        read, written = (getattr(usage, f"{name}_tokens", None) for name in ("prompt", "completion"))
-        own = {"n_calls": n_calls, "input_tokens": read, "output_tokens": written}
-        return Answer(text=text, why=why and " ".join(why.split())[:200], **own)
+        why = why and " ".join(why.split())[:200]
+        return Answer(text=text, why=why, n_calls=n_calls, **tokens)
 
     def _wait_s(self, window: Window, error: Exception, n_calls: int) -> float:
         """Seconds until the next try; EndpointError if there is to be none."""
-        config, asked_s = self.config, _retry_after_s(error)
-        cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
-        text = f"no completion: {error.doc}" if hasattr(error, "doc") else f"{error}{cause}"
+        config, asked_s = self.config, 0.0
+        with suppress(AttributeError, KeyError, ValueError):  # no response, no header, no number
+            asked_s = max(0.0, float(error.response.headers["retry-after"]))
+        text = f"{error} ({error.__cause__!r})" if error.__cause__ else str(error)
         text = " ".join((text.replace(self._key, "***") if self._key else text).split())[:300]
         if remedy := self._remedy(error, n_calls, asked_s):
             place = f"query {window.query_id!r}, pass {window.pass_number}, start {window.start}"
@@ -138,7 +143,7 @@ class Endpoint:
 
     def _remedy(self, error: Exception, n_calls: int, asked_s: float) -> str | None:
         """What to do about an error that will not pass; None if it may."""
-        config, status = self.config, getattr(error, "status_code", None) or 200  # 200: no completion
+        config, status = self.config, getattr(error, "status_code", 200)  # 200: no completion
         if getattr(error, "code", None) == "insufficient_quota":  # a 429 that waiting does not cure
             return "the account has no credit left: add some, then run this again to go on"
         if status < 500 and status not in (200, 408, 409, 425, 429):
@@ -155,24 +160,3 @@ class Endpoint:
         if asked_s > config.longest_wait_s:
             return f"it asks to wait {asked_s:.0f} s: run this again then, or raise longest_wait_s"
         return None
-
-
-def _text(message: object) -> str | None:
-    """The text of a message, of its text parts where it comes in parts; None for what is no message."""
-    content = getattr(message, "content", None)
-    if isinstance(content, list):  # of dicts, as openai does not check what a server sends
-        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "".join(str(part.get("text") or "") for part in parts)
-    if message is None or not isinstance(content, str | None):
-        return None
-    return content or ""
-
-
-def _retry_after_s(error: Exception) -> float:
-    """Seconds that the server asks to wait, in its header's two forms; 0 if it does not."""
-    header = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
-    with suppress(ValueError):
-        return max(0.0, float(header))  # in this order, NaN gives 0
-    with suppress(TypeError, ValueError):
-        return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
-    return 0.0

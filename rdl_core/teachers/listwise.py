@@ -13,6 +13,7 @@ Reference: Sun et al., EMNLP 2023.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from pandas.api.types import is_string_dtype
 
 from rdl_core.config import WindowConfig
 from rdl_core.files import checked
-from rdl_core.teachers.answers import Answer, Reading, Window
+from rdl_core.teachers.answers import Answer, Window
 from rdl_core.teachers.replay import AnswerLog
 
 __all__ = ["Backend", "ask_all", "check_candidates", "plan_windows", "rank_lists"]
@@ -73,7 +74,7 @@ def rank_lists(
         ``output_tokens`` over all, stored ones too (NA if not counted); ``why`` some were unusable.
 
     Raises:
-        ValueError: Candidates or options do not fit, or the backend skips or repeats a window.
+        ValueError: Candidates or options do not fit, or the backend skips a window.
     """
     config = checked(WindowConfig, windows, what="rank_lists")
     check_candidates(candidates)
@@ -87,31 +88,34 @@ def rank_lists(
     n_tries = 1 + config.max_retries if backend.can_retry else 1
     for pass_number in range(1, config.passes + 1):
         for step in range(max(map(len, plans.values()), default=0)):
-            moving = left = [x for x in lists if step < len(x.plan)]
+            left = [x for x in lists if step < len(x.plan)]
             for attempt in range(n_tries):
                 asked = [x.window(step, pass_number, attempt) for x in left]
-                for x, answer in zip(left, ask_all(asked, backend, answers, on_answer), strict=True):
-                    x.answers.append(answer)
-                left = [x for x in left if x.read(step).status == "unusable"]
-            for x in moving:
-                x.reorder(step)
+                new = zip(left, ask_all(asked, backend, answers, on_answer), strict=True)
+                left = [x for x, answer in new if not x.take(answer, step, attempt, n_tries)]
     ranks = np.zeros(len(candidates), dtype="int64")
     for x in lists:
         ranks[[row for row, _, _ in x.passages]] = np.arange(1, len(x.passages) + 1)
-    return candidates.assign(teacher_rank=ranks), _report(lists)
+    rows = [{"query_id": x.query_id, **x.counts, "why": "; ".join(dict.fromkeys(x.why))} for x in lists]
+    report = pd.DataFrame(rows, columns=["query_id", *_COUNTS, "why"])
+    report = report.astype({"query_id": "str", "why": "str"} | dict.fromkeys(_COUNTS, "Int64"))
+    if why := Counter(reason for x in lists for reason in x.why).most_common(3):
+        counts = report["n_unusable"].sum(), report["n_windows"].sum()
+        reasons = "; ".join(f"{reason} ({n} times)" for reason, n in why)
+        _log.warning("%d of %d windows had no usable answer, left in order: %s", *counts, reasons)
+    return candidates.assign(teacher_rank=ranks), report
 
 
 @dataclass
 class _List:
-    """One query's passages in their present order, and all that was answered."""
+    """One query's passages in their present order, and what its answers add up to."""
 
     query_id: str
     query: str
     plan: list[range]
     passages: list[tuple[int, str, str]]  # row of the candidates, id, text
-    answers: list[Answer] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)  # of each window's last answer
-    why: list[str] = field(default_factory=list)  # those that could not be used could not
+    counts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
+    why: list[str] = field(default_factory=list)  # answers could not be used
 
     def window(self, step: int, pass_number: int, attempt: int) -> Window:
         places = self.plan[step]
@@ -121,15 +125,21 @@ class _List:
             pass_number=pass_number, start=places.start, attempt=attempt,
         )  # fmt: skip
 
-    def read(self, step: int) -> Reading:
-        return self.answers[-1].read(len(self.plan[step]))
-
-    def reorder(self, step: int) -> None:
-        places, reading = self.plan[step], self.read(step)
-        self.passages[places.start : places.stop] = [self.passages[places[i]] for i in reading.order]
-        self.readings.append(reading)
-        if reading.status == "unusable":
-            self.why.append(self.answers[-1].why or "no ranking in the answer")
+    def take(self, answer: Answer, step: int, attempt: int, n_tries: int) -> bool:
+        """Count an answer and reorder by it; False, without reordering, if one may ask again."""
+        places, counts = self.plan[step], {"n_retries": int(attempt > 0)}
+        reading = answer.read(len(places))
+        counts |= {x: getattr(answer, x) for x in ("n_calls", "input_tokens", "output_tokens")}
+        if last := reading.status != "unusable" or attempt + 1 == n_tries:
+            counts |= {x: getattr(reading, x) for x in ("n_missing", "n_repeated", "n_unknown")}
+            counts |= {"n_windows": 1, f"n_{reading.status}": 1}
+            moved = [self.passages[places[i]] for i in reading.order]
+            self.passages[places.start : places.stop] = moved
+            if reading.status == "unusable":
+                self.why.append(answer.why or "no ranking in the answer")
+        for name, n in counts.items():
+            self.counts[name] += math.nan if n is None else n
+        return last
 
 
 def ask_all(
@@ -139,11 +149,8 @@ def ask_all(
     """An answer for each window, from the log or else the backend."""
     answers = [None if log is None else log.get(window) for window in windows]
     new = [i for i, answer in enumerate(answers) if answer is None]
-    ask = f"{type(backend).__name__}.ask gave"
     for number, answer in backend.ask([windows[i] for i in new]) if new else ():
         i = new[number]
-        if answers[i] is not None:
-            raise ValueError(f"{ask} a second answer for window {windows[i].key}")
         answers[i] = answer
         if log is not None:
             log.add(windows[i], answer)
@@ -151,7 +158,7 @@ def ask_all(
             on_answer(windows[i], answer)
     if missing := [windows[i].key for i in new if answers[i] is None]:
         which = f"{len(missing)} of {len(new)} windows, such as {missing[0]}"
-        raise ValueError(f"{ask} no answer for {which}")
+        raise ValueError(f"{type(backend).__name__}.ask gave no answer for {which}")
     return answers
 
 
@@ -172,25 +179,3 @@ def check_candidates(candidates: pd.DataFrame) -> None:
             problem = f"{name} must be strings, got {column.dtype}, {column.isna().sum()} missing"
     if problem:
         raise ValueError(f"candidates: {problem}")
-
-
-def _report(lists: list[_List]) -> pd.DataFrame:
-    rows = []
-    for x in lists:
-        row = {"query_id": x.query_id, "n_windows": len(x.readings)}
-        row["n_retries"] = len(x.answers) - len(x.readings)
-        statuses = [f"n_{reading.status}" for reading in x.readings]
-        row |= {name: statuses.count(name) for name in ("n_clean", "n_repaired", "n_unusable")}
-        for name in ("n_missing", "n_repeated", "n_unknown"):
-            row[name] = sum(getattr(reading, name) for reading in x.readings)
-        for name in ("n_calls", "input_tokens", "output_tokens"):
-            values = [getattr(answer, name) for answer in x.answers]
-            row[name] = pd.NA if None in values else sum(values)
-        rows.append(row | {"why": "; ".join(dict.fromkeys(x.why))})
-    table = pd.DataFrame(rows, columns=["query_id", *_COUNTS, "why"])
-    table = table.astype({"query_id": "str", "why": "str"} | dict.fromkeys(_COUNTS, "Int64"))
-    if why := Counter(reason for x in lists for reason in x.why).most_common(3):
-        counts = table["n_unusable"].sum(), table["n_windows"].sum()
-        reasons = "; ".join(f"{reason} ({n} times)" for reason, n in why)
-        _log.warning("%d of %d windows had no usable answer, left in order: %s", *counts, reasons)
-    return table

@@ -4,14 +4,12 @@ import json
 import logging
 import os
 import re
-import unicodedata
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rdl_core.data.formats import each_record
 from rdl_core.teachers.answers import Answer, Window
@@ -26,30 +24,28 @@ class AnswerLog:
     """A teacher's answers as JSON lines, each on the disk before the next window is asked.
 
     The first line names the teacher: model and all settings that change answers. The first answer makes
-    the file. A last line that a kill cut off is dropped; ValueError names other damage or teachers.
+    the file; the last answer of a window counts. A last line that a kill cut off is dropped; ValueError
+    names other damage or teachers.
     """
 
     def __init__(self, path: str | Path, *, teacher: str) -> None:
         self.path, self.teacher = Path(path), teacher
         self._answers: dict[tuple, Answer] = {}
-        *lines, self._cut_off = (self.path.read_bytes() if self.path.exists() else b"").split(b"\n")
-        self._size = sum(map(len, lines)) + len(lines)
+        content = self.path.read_bytes() if self.path.exists() else b""
+        *lines, self._cut_off = content.split(b"\n")
+        self._size = len(content) - len(self._cut_off)
         if self._cut_off:
             _log.warning("%s: leaving out an unfinished last line", self.path)
         for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
-                if number == 1 and entry["teacher"] != teacher:
-                    raise ValueError(f"these are answers of {entry['teacher']!r}")
                 if number > 1:
-                    for name in ("order", "scores"):
-                        if (values := entry["answer"].get(name)) is not None:
-                            entry["answer"][name] = tuple(values)
-                    key = tuple(entry["key"])
-                    if not entry.get("again"):  # a later answer than one that could not be used
-                        self._check_new(key)
-                    self._answers[key] = Answer(**entry["answer"])
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                    fields = entry["answer"].items()
+                    answer = {name: tuple(x) if isinstance(x, list) else x for name, x in fields}
+                    self._answers[tuple(entry["key"])] = Answer(**answer)
+                elif entry["teacher"] != teacher:
+                    raise ValueError(f"these are answers of {entry['teacher']!r}")
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 place = f"{self.path}, line {number}: expected answers of {teacher!r}"
                 remedy = "repair or remove that line, or name another file"
                 raise ValueError(f"{place}, one JSON object a line; {error!r}: {remedy}") from error
@@ -67,7 +63,7 @@ class AnswerLog:
         return self._answers[key] if any(tries) else None
 
     def add(self, window: Window, answer: Answer) -> None:
-        """Store an answer; ValueError if the window has one already, but of an earlier run."""
+        """Store an answer, in place of the window's earlier one."""
         self._store({window.key: answer})
 
     def take(self, other: str | Path) -> None:
@@ -75,21 +71,10 @@ class AnswerLog:
         theirs = AnswerLog(other, teacher=self.teacher)._answers
         self._store({key: answer for key, answer in theirs.items() if key not in self._answers})
 
-    def _check_new(self, key: tuple) -> None:
-        if key in self._answers:
-            raise ValueError(f"window {key} has two answers: let one process write to {self.path}")
-
     def _store(self, answers: dict[tuple, Answer]) -> None:
-        entries = [{"teacher": self.teacher}] if answers and not self._size else []
-        for key, answer in answers.items():
-            entry = {"key": key, "answer": asdict(answer)}
-            if key in self._earlier:
-                self._earlier.remove(key)
-                entry["again"] = True
-            else:
-                self._check_new(key)
-            self._answers[key] = answer
-            entries.append(entry)
+        entries = [{"key": key, "answer": asdict(answer)} for key, answer in answers.items()]
+        if entries and not self._size:
+            entries.insert(0, {"teacher": self.teacher})
         lines = "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
         with self.path.open("ab") as file:
             if self._cut_off:
@@ -97,6 +82,8 @@ class AnswerLog:
             self._cut_off, self._size = b"", self._size + file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+        self._answers |= answers
+        self._earlier -= answers.keys()
 
 
 class Recorded(NamedTuple):
@@ -135,12 +122,12 @@ class Replay:
     can_retry = False
 
     def __init__(self, records: Iterable[Recorded]) -> None:
-        self._records: dict[str, deque[Recorded]] = defaultdict(deque)  # of a query's id or words
+        self._records: dict[Any, deque[Recorded]] = defaultdict(deque)  # of a query's id or words
         for number, record in enumerate(records, start=1):
             if (owner := record.query_id) is None:
                 if not (names := _QUERY.findall(record.prompt)):
                     raise ValueError(f"recorded prompt {number} names no query: {record.prompt[:60]!r}")
-                owner = _words(names[-1])
+                owner = tuple(_words(names[-1]))
             self._records[owner].append(record)
 
     def ask(self, windows: Sequence[Window]) -> Iterator[tuple[int, Answer]]:
@@ -148,7 +135,7 @@ class Replay:
         for number, window in enumerate(windows):
             place = f"query {window.query_id!r} ({window.query!r}), pass {window.pass_number}, "
             place += f"start {window.start}: replay the list, window size, stride and passes recorded"
-            left = self._records.get(window.query_id) or self._records.get(_words(window.query))
+            left = self._records.get(window.query_id) or self._records.get((*_words(window.query),))
             if not left:
                 raise ValueError(f"no recorded answer is left for {place}")
             record = left.popleft()
@@ -167,28 +154,19 @@ def _passages(prompt: str) -> list[str]:
     for name in re.finditer(r"^\[(\d+|[A-Z])\]", prompt, re.MULTILINE):
         if name[1] in (str(len(spans) + 1), chr(ord("A") + len(spans))):  # else part of a text
             spans.append(name.span())
-    query = [found.start() for found in _QUERY.finditer(prompt)][-1:]
-    end = query[0] if query and spans and query[0] > spans[-1][0] else len(prompt)
+    last = spans[-1][1] if spans else 0
+    end = max((query.start() for query in _QUERY.finditer(prompt, last)), default=len(prompt))
     stops = [*(start for start, _ in spans), end][1:]
     return [prompt[start:stop] for (_, start), stop in zip(spans, stops, strict=True)]
 
 
-def _words(text: str) -> str:
-    """Words of a text whose encoding is repaired: one decoded twice, ``KÅ\x91``, becomes ``Kő``."""
-
-    def once(run: re.Match) -> str:
-        with suppress(UnicodeError):
-            return run[0].encode("latin-1").decode()
-        with suppress(UnicodeError):
-            return run[0].encode("cp1252").decode()
-        return run[0]
-
-    text = unicodedata.normalize("NFKC", re.sub(r"[^\x00-\x7f]+", once, text))
-    return " ".join(re.findall(r"\w+", text.casefold()))
+def _words(text: str) -> list[str]:
+    """The ASCII parts of words, as repairing an encoding leaves them alone; without any, characters."""
+    return re.findall("[a-z0-9]+", text.casefold()) or re.findall(r"\w", text)
 
 
 def _similar(left: str, right: str) -> bool:
     """Whether one text has nearly all the different words of the other, or both have none."""
-    first, second = set(_words(left).split()), set(_words(right).split())
+    first, second = set(_words(left)), set(_words(right))
     # Of 7,740 right passages, cut and repaired by prompts, each shared 0.78 or more.
     return first == second or len(first & second) >= max(1, 0.7 * min(len(first), len(second)))
