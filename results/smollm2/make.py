@@ -13,19 +13,23 @@ import pandas as pd
 from rdl_core.config import TeachConfig
 from rdl_core.data.collections import load
 from rdl_core.data.formats import read_candidates, write_run
-from rdl_core.files import content_hash, read_json, versions, write_json
+from rdl_core.files import content_hash, versions, write_json
 from rdl_core.teachers.teach import teach
 from rdl_study.lists import ListsConfig, candidates_of, chosen_queries, llm_settings
 from rdl_study.store import machine, runs_folder
 
 FOLDER, NAME = Path(__file__).parent, "smollm2"
-DEPTHS = {"train": (20, 20), "dev": (100, 20), "test": (50, 20)}  # BM25's, the bi-encoder's
+DEPTHS = {"train": (20, 20), "dev": (100, 20), "test": (30, 0)}  # BM25's, the bi-encoder's
 DEEPER, QUERIES = 50, 1000  # of this many training queries, both are cut here
+TESTED = 400  # test queries
 
 
 def candidates(split: str) -> pd.DataFrame:
-    """Passages that the LLM scores, BM25's first; of the test queries more of BM25's."""
-    wanted = ListsConfig(collection=f"rdl/pydocs/{split}", first_stage="bm25+bi_encoder", depth=20)
+    """Passages that the LLM scores, BM25's first."""
+    wanted = ListsConfig(
+        collection=f"rdl/pydocs/{split}", first_stage="bm25+bi_encoder", depth=20,
+        n_queries=TESTED if split == "test" else None,
+    )  # fmt: skip
     deeper = chosen_queries(wanted)[:QUERIES] if split == "train" else []
     kept = []
     for one, depth in zip(wanted.each(), DEPTHS[split], strict=True):
@@ -55,7 +59,6 @@ def make(split: str) -> dict:
         "file": path.name, "sha256": content_hash(path), "fingerprint": load(collection).fingerprint,
         "n_queries": totals["n_queries"], "n_pairs": totals["n_passages"],
         "prompt_tokens": totals["input_tokens"],
-        "wall_s": read_json(work / "lists" / "manifest.json")["wall_s"],
     }  # fmt: skip
 
 
