@@ -86,16 +86,15 @@ def attend_first(
 ) -> Tensor:
     """Attention of each sequence's first position alone; ``[n, heads * size]``.
 
-    `query`: ``[n, heads, size]``; `key`, `value`: ``[t, heads, size]``. `module` may have a window.
+    `query`: ``[n, heads, size]``; `key`, `value`: ``[t, heads, size]``.
     """
-    scaling, window = query.shape[-1] ** -0.5, _window(module)
-    # The kernel puts a single query at the end of its keys, so its window would be the wrong one.
-    if has_varlen(query) and window is None:
+    scaling = query.shape[-1] ** -0.5
+    if has_varlen(query):
         cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
         one_each = torch.arange(len(cu), dtype=torch.int32, device=cu.device)
         return varlen_attn(query, key, value, one_each, cu, 1, longest, scale=scaling).flatten(1)
-    key, value, mask = layout.unpack(key), layout.unpack(value), layout.mask(window)[:, :, :1]
-    return _attend(module, query[:, :, None], key, value, mask, scaling).flatten(1)
+    key, value = layout.unpack(key), layout.unpack(value)
+    return _attend(module, query[:, :, None], key, value, layout.mask(None), scaling).flatten(1)
 
 
 def attend_first_to_states(

@@ -380,7 +380,7 @@ def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: 
     }  # fmt: skip
 
     def ask(folder: Path) -> dict:
-        write_run(candidates, folder / "candidates.run")
+        write_run(candidates[[*_IDS, "rank"]], folder / "candidates.run")
         (folder / "lists").mkdir(exist_ok=True)
         log = AnswerLog(folder / "lists" / ANSWERS, teacher=who.name)
         for path in sorted(runs_folder().glob("teach-*/config.json")):

@@ -1,19 +1,24 @@
 """Pointwise teachers: scores as of prompts of their own, from rows that share passages."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from rdl_core.config import PROMPTS, EndpointConfig, LocalConfig, TeachConfig
+from rdl_core.config import PROMPTS, LocalConfig, TeachConfig
+from rdl_core.data.collections import load
 from rdl_core.data.formats import read_candidates, write_requests
 from rdl_core.teachers import teach as teaching
+from rdl_core.teachers.local_llm import load_llm
 from rdl_core.teachers.pointwise import PointwiseLLM, plan_groups, score_lists
 from rdl_core.teachers.replay import AnswerLog
+from rdl_study.lists import llm_settings
 from test_local_llm import bytes_tokenizer, llama, words_tokenizer
 
+ROOT = Path(__file__).parents[1]
 modes = pytest.mark.parametrize("mode", [*PROMPTS])
 WORDS = ["Passage:", "Query:", "red", "green", "blue", "yes", "no", "Answer:"]
 
@@ -137,6 +142,15 @@ def test_teach_keeps_scores_and_merges_shards(tmp_path, mode, monkeypatch):
         np.testing.assert_allclose(both["teacher_score"], both["score"], atol=1e-4)
 
 
-def test_a_server_gives_no_probabilities():
-    with pytest.raises(ValueError, match="mode"):
-        EndpointConfig(model="m", mode="yes_no")
+def test_the_embedded_llm_makes_ten_of_its_recorded_lists_again():
+    collection = load("rdl/pydocs/test")
+    recorded = read_candidates(ROOT / "results" / "smollm2" / "test.parquet")
+    ten = recorded[recorded["query_id"].isin(recorded["query_id"].unique()[:10])]
+    frame = ten.drop(columns="score").merge(collection.queries, on="query_id")
+    frame = frame.merge(collection.passages_of(ten["doc_id"]), on="doc_id")
+    config = llm_settings("smollm2").backend
+    scores, _ = score_lists(frame, PointwiseLLM(*load_llm(config), **vars(config)))
+    both = scores.merge(ten, on=["query_id", "doc_id"]).groupby("query_id")
+    taus = both.apply(lambda x: x["teacher_score"].corr(x["score"], method="kendall"))
+    assert len(taus) == 10
+    assert taus.min() > 0.9
