@@ -106,7 +106,7 @@ def test_students_differ_in_what_the_page_is_about():
     assert steps == (5, 5, 16)
     negatives = declared("negatives", {"first_stages": ["bm25", "random"]})["first stages"].systems
     stages = negatives["dual, lists from random"].stages
-    assert [stage.lists.first_stage for stage in stages] == ["bm25", "random"]
+    assert [stage.lists.first_stage for stage in stages] == ["bm25+bi_encoder", "random"]
 
 
 @pytest.mark.parametrize("name", [x for x in NOTEBOOKS if x not in ("start", "costs")])

@@ -33,7 +33,7 @@ def with_value(key, value):
     ("stage2.lists.first_stage", "bm25+tfidf", "first_stage: .*bm25.*got 'tfidf'"),
     ("stage2.lists.depth", 101, "depth: expected 1 to 100, got 101"),
     ("test.skip_queries", -1, "test.skip_queries: .*got -1"),
-    ("stage2.lists.add_relevant", True, "add_relevant: expected teacher 'judgments', got 'fused'"),
+    ("stage2.lists.add_relevant", True, "add_relevant: expected teacher 'judgments', got 'smollm2_fused'"),
     ("stage2.training.dev_every", 2, "dev: expected dev queries if and only if"),
     ("seeds", [], "seeds: "),
     ("scale", "huge", "scale: .*'smoke', 'subset' or 'full', got 'huge'"),
