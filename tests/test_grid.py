@@ -74,7 +74,7 @@ def test_queries_that_were_trained_on_are_refused_in_dev_and_test(config, monkey
     """
     with pytest.raises(ValueError, match="dev: expected queries of .* not trained on"):
         grid.train(with_dev(config, "rdl/pydocs/train"))
-    trained_on = replace(config.stages[0].lists, add_relevant=False)
+    trained_on = replace(config.stages[0].lists, first_stage="bm25")
     for other in (0, 1):  # the stage that has not seen them
         with pytest.raises(ValueError, match="candidates: expected queries of .* not trained on"):
             grid.rank(ranking(trained_on, changed(config, other, skip_queries=10)))
