@@ -42,11 +42,11 @@ peers: $(READY) .venv-peers/.ready
 kept: $(READY)
 	PYTHONPATH=. $(BIN)/python book/drawings.py
 
-# The LLM's lists in results/smollm2/, about an hour of two cores; goes on where it was killed.
+# The LLM's lists in results/smollm2/, for hours; goes on where it was killed.
 lists: $(READY)
 	PYTHONPATH=. $(BIN)/python results/smollm2/make.py
 
-# Memory of 500 training steps, about ten minutes.
+# Memory of 500 training steps.
 memory: $(READY)
 	PYTHONPATH=. $(BIN)/python results/efficiency/memory.py
 

@@ -291,7 +291,7 @@ class EndpointConfig:
 #: Prompts of pointwise teachers, by mode.
 PROMPTS = {
     "query_likelihood": "Passage: {passage}\nA search query that this passage answers: {query}",
-    "yes_no": "Passage: {passage}\nQuery: {query}\nDoes the passage answer the query, yes or no? Answer:",
+    "yes_no": "Passage: {passage}\nQuery: {query}\nDoes the passage answer the query? Yes or no:",
 }
 
 
@@ -310,7 +310,7 @@ class LocalConfig:
     max_new_tokens: Positive | None = None
     """Longest answer of mode free, in tokens; none: a ranking and a short preamble."""
     batch_size: Positive = 8
-    """Windows at once."""
+    """Windows at once; pointwise modes fill rows of tokens instead."""
     precision: Precision = "auto"
     """In which the layers compute."""
 

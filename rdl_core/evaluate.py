@@ -196,7 +196,8 @@ def evaluate_files(config: EvaluateConfig) -> str:
             table.loc[name, ["p_tost", "equivalent"]] = test.p_value, test.equivalent
         shown = table.drop(columns="n_queries").dropna(axis=1, how="all")
         text = shown.to_string(float_format="{:.4f}".format, na_rep="")
-        texts.append(f"{measure}, {len(wide)} queries\n{text}")
+        count = "1 query, too few for tests" if len(wide) == 1 else f"{len(wide)} queries"
+        texts.append(f"{measure}, {count}\n{text}")
     if config.per_query:
         values.to_csv(config.per_query, index=False)
     if config.table:

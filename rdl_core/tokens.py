@@ -78,6 +78,8 @@ class TokenStore:
             dtype = np.dtype(json.loads((folder / FINISHED).read_text())["dtype"])
             offsets = np.memmap(folder / OFFSETS, np.int64, mode="c")
             n_tokens, n_bytes = int(offsets[-1]), (folder / TOKENS).stat().st_size
+            if dtype not in (np.int16, np.int32):  # earlier versions wrote uint16
+                raise ValueError(f"ids of type {dtype}")
             if n_bytes != n_tokens * dtype.itemsize:
                 raise ValueError(f"{n_bytes} bytes for {n_tokens} tokens")
         except (OSError, KeyError, TypeError, ValueError) as error:

@@ -22,6 +22,7 @@ _LABEL = 36  # characters in a line of a row's name
 _WORDS = {
     "rank_vicuna_unaugmented": "RankVicuna, no augmentation", "rank_vicuna": "RankVicuna",
     "rank_vicuna_early": "RankVicuna, early", "rank_zephyr": "RankZephyr", "gpt_3.5": "GPT-3.5",
+    "gpt_3.5_mean": "GPT-3.5, mean of five",
     "vicuna_7b": "Vicuna 7B", "vicuna_13b": "Vicuna 13B", "smollm2": "SmolLM2",
     "smollm2_fused": "SmolLM2 + bi-encoder + first stage", "fused": "bi-encoder + first stage",
     "bi_encoder": "bi-encoder", "first_stage": "first stage", "bm25_rm3": "BM25+RM3", "bm25": "BM25",
@@ -85,7 +86,8 @@ def in_words(label: str) -> str:
 
 def name_rows(axes: Axes, names: list[str], title: str) -> None:
     """Label rows from the top; long names, such as of several first stages, take several lines."""
-    lines = ["\n".join(wrap(in_words(name).replace("+", "+ "), _LABEL)).replace("+ ", "+") for name in names]
+    labels = [in_words(name).replace("+", "+ ") for name in names]
+    lines = ["\n".join(wrap(label, _LABEL)).replace("+ ", "+") for label in labels]
     axes.set_yticks(range(len(names)), lines)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_title(title, fontsize="medium")

@@ -33,11 +33,11 @@ _ENCODERS, _MEAN, _FUSED = ("bi_encoder", "fused"), "_mean", "_fused"
 #: LLMs that rank the embedded collection: ``teachers/<name>.yaml`` asks them, ``results/<name>/`` has
 #: what they answered.
 LLMS = ("smollm2",)
-_BESIDE_LLM = {"bi_encoder": 1.0, "first_stage": 0.25}  # weights in an LLM's fused order
+_FIRST_STAGE_WEIGHT = 0.25  # in an LLM's fused order, where LLM and bi-encoder have 1; from dev
 #: Orders to learn from and to rank with. ``_mean`` behind an LLM's name: the mean of its ranks over all
 #: the times that it ranked a list; ``_fused``: its scores with the bi-encoder's and the first stage's.
-TEACHERS = (*_ENCODERS, *LLMS, *(name + _FUSED for name in LLMS), "first_stage", "judgments", "splade", *published.TEACHERS,
-            *(name + _MEAN for name in published.TEACHERS))  # fmt: skip
+TEACHERS = (*_ENCODERS, *LLMS, *(name + _FUSED for name in LLMS), "first_stage", "judgments",
+            "splade", *published.TEACHERS, *(name + _MEAN for name in published.TEACHERS))  # fmt: skip
 #: Modules that decide what `lists` gives, for the ids of the runs that use it.
 CODE = ("rdl_core.lists", "rdl_core.data.published", "rdl_core.data.retrieval",
         "rdl_core.teachers.encoders")  # fmt: skip
@@ -86,6 +86,8 @@ class ListsConfig:
         deepest = min(_DEEPEST.get(name, _CANDIDATES) for name in self.first_stages)
         if self.depth > deepest:
             raise ValueError(f"depth: expected 1 to {deepest}, got {self.depth}")
+        if self.pseudo_labels and self.teacher == "judgments":
+            raise ValueError("pseudo_labels: expected a teacher that ranks, got 'judgments'")
         if self.add_relevant and self.teacher != "judgments":
             raise ValueError(f"add_relevant: expected teacher 'judgments', got {self.teacher!r}")
 
@@ -261,13 +263,9 @@ def order_scores(candidates: pd.DataFrame, wanted: ListsConfig, order: str) -> n
         scores = _llm_scores(candidates, wanted.collection, llm)
         if order == llm:
             return scores
-        total = encoders.fuse(candidates, scores)
-        for name, weight in _BESIDE_LLM.items():
-            of = candidates["score"].to_numpy()
-            if name != "first_stage":
-                of = order_scores(candidates, wanted, name)
-            total += weight * encoders.fuse(candidates, of)
-        return total
+        similarity = order_scores(candidates, wanted, "bi_encoder")
+        first_stage = encoders.fuse(candidates, candidates["score"].to_numpy())
+        return encoders.fuse(candidates, scores, similarity) + _FIRST_STAGE_WEIGHT * first_stage
     keys = pd.MultiIndex.from_frame(candidates[_IDS])
     if order.endswith(".yaml"):
         asked = _asked(candidates_of(wanted), wanted.collection, Path(order))

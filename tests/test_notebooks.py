@@ -46,7 +46,8 @@ def executed(name, **values):
 @pytest.fixture(scope="module")
 def pages(runs, tiny):
     """Namespace of a page at the tiny profile; each is executed once."""
-    own = {"your_corpus": {"n_train": 300}, "teacher": {"teachers": ["fused", "first_stage", "judgments"]}}
+    teachers = ["fused", "first_stage", "judgments"]  # no LLM is asked
+    own = {"your_corpus": {"n_train": 300}, "teacher": {"teachers": teachers}}
     return cache(lambda name: executed(name, profile=tiny, **own.get(name, {})))
 
 

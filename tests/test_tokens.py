@@ -49,6 +49,7 @@ def test_ids_of_large_vocabularies_survive_disk_and_memory(tmp_path, n_words, st
 
 @pytest.mark.parametrize(("name", "damage"), [
     ("store.json", None), ("store.json", lambda raw: raw[:5]),
+    ("store.json", lambda raw: raw.replace(b"int16", b"uint16")),  # as it once was
     ("tokens.bin", None), ("tokens.bin", lambda raw: raw[:3]),
     ("offsets.bin", lambda raw: raw[:20]), ("offsets.bin", lambda raw: raw[:16] + b"\4" + bytes(7)),
 ])  # fmt: skip

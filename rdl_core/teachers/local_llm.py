@@ -46,7 +46,7 @@ def load_llm(
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(name, **more)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **own)
-    except (OSError, ImportError) as error:  # without the package gguf, transformers tells to install it
+    except (OSError, ImportError) as error:  # for want of gguf: transformers tells to install it
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"transformers cannot load {config.model}: {reason}: check the name") from None
     return model.to(device), tokenizer

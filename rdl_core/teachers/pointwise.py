@@ -4,7 +4,7 @@
 - ``yes_no``: log-odds of "yes" against "no" as the next word (Nogueira et al., EMNLP Findings 2020;
   Zhuang et al., NAACL 2024).
 
-Lists share passages: of 5,000 queries on 7,000 passages, each passage is in dozens of lists. So what is
+Lists share passages: those of 5,720 queries have 8,776 of them, each 28 times. So what is
 asked is a passage with all its queries, and the passage is read once: in one row of tokens, a query
 sees the passage and itself, at the positions that it would have alone.
 """
@@ -107,8 +107,8 @@ def score_lists(
         tokens[[*group.rows]] = answer.input_tokens // len(group)
     ranked = add_teacher_rank(candidates, scores).assign(teacher_score=scores)
     each = ranked.assign(n=tokens).groupby("query_id", sort=False)["n"].agg(["size", "sum"])
-    report = each.set_axis(["n_windows", "input_tokens"], axis=1).assign(output_tokens=0).reset_index()
-    return ranked, report
+    counts = each.set_axis(["n_windows", "input_tokens"], axis=1).assign(output_tokens=0)
+    return ranked, counts.reset_index()
 
 
 class PointwiseLLM:
@@ -194,11 +194,12 @@ class PointwiseLLM:
                     predicted += tokens
                     spans.append(len(tokens))
         n_seen = len(seen)
-        for row_of, value in ((ids, self._end), (positions, 0), (passages, -1), (branches, -1), (seen, 0)):
-            row_of += [value] * (-len(row_of) % _MULTIPLE)
+        padding = (ids, self._end), (positions, 0), (passages, -1), (branches, -1), (seen, 0)
+        for values, filler in padding:
+            values += [filler] * (-len(values) % _MULTIPLE)
         device = self.model.device
-        of, branch = torch.tensor(passages, device=device), torch.tensor(branches, device=device)
-        sees = (of[:, None] == of) & ((branch[:, None] == branch) | (branch == -1))
+        owner, branch = torch.tensor(passages, device=device), torch.tensor(branches, device=device)
+        sees = (owner[:, None] == owner) & ((branch[:, None] == branch) | (branch == -1))
         allowed = sees.tril()[None, None]
         mask = torch.zeros(allowed.shape, dtype=self.model.dtype, device=device)
         mask.masked_fill_(~allowed, torch.finfo(mask.dtype).min)
@@ -212,8 +213,8 @@ class PointwiseLLM:
             scores = (yes - no).tolist()
         else:
             chosen = logits.gather(1, torch.tensor(predicted, device=device)[:, None]).squeeze(1)
-            of_each = (chosen - logits.logsumexp(1)).split(spans)
-            scores = torch.stack([x.sum() for x in of_each]).tolist()
+            of_queries = (chosen - logits.logsumexp(1)).split(spans)
+            scores = torch.stack([x.sum() for x in of_queries]).tolist()
         start = 0
         for number in row:
             passage, queries = parts[number]

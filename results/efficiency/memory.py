@@ -1,4 +1,4 @@
-"""Resident memory of a training process, for the page on costs: `make memory`, of 500 steps.
+"""Resident memory of a training process, for the page on costs: `make memory`.
 
 4 lists of 20 passages of up to 119 tokens a step, bfloat16, word embeddings frozen.
 """

@@ -1,4 +1,4 @@
-"""Makes the lists of this folder again: `make lists`, two hours or so of two cores; can be killed.
+"""Makes the lists of this folder again: `make lists`, hours of a laptop's time; can be killed.
 
 Candidates of each query are BM25's and the bi-encoder's best together. The LLM of
 ``teachers/smollm2.yaml`` scores them; a file has the order that its scores make, best first.
@@ -51,7 +51,8 @@ def make(split: str) -> dict:
     )
     totals = teach(asked, work / "lists")["totals"]
     lists = read_candidates(work / "lists" / "teacher.parquet")
-    lists = lists[["query_id", "doc_id", "rank", "score"]].set_axis(["qid", "docno", "rank", "score"], axis=1)
+    names = {"query_id": "qid", "doc_id": "docno", "rank": "rank", "score": "score"}
+    lists = lists[[*names]].rename(columns=names)
     lists = lists.astype({"rank": "int16", "score": "float32"}).round({"score": 2})
     path = FOLDER / f"{split}.parquet"
     lists.to_parquet(path, index=False, compression="zstd", compression_level=19)
