@@ -1,4 +1,4 @@
-"""The claim ledger: each claim of the paper, its verdict in our recorded run, and the reader's own run.
+"""The claim ledger: each claim of the paper, its verdict in our recorded runs, and the reader's own run.
 
 That one system is better is *reproduced* if the 95 % interval of the difference lies above 0, *partly*
 if the difference is positive. That two are equal is *reproduced* if they are equivalent within 0.02
@@ -18,7 +18,7 @@ from rdl_core.evaluate import compare, equivalence
 from rdl_study.grid import measure
 from rdl_study.notebook import declared
 from rdl_study.profile import Profile
-from rdl_study.tables import as_seeds, published, recorded
+from rdl_study.tables import PROFILES, as_seeds, published, recorded
 
 __all__ = ["Claim", "claims", "ledger", "pair_of", "verdict"]
 
@@ -81,7 +81,7 @@ def claims() -> list[Claim]:
 def ledger(profile: Profile) -> HTML:
     """The ledger beside a run, as a table; the run's students come from the store."""
     lines = "".join(_line(claim, profile) for claim in claims())
-    names = ("The paper", "published", "recorded (TREC DL)", "verdict", "this run")
+    names = ("The paper", "published", *(f"recorded, {x}" for x in PROFILES.values()), "this run")
     head = "".join(f"<th>{name}</th>" for name in names)
     table = f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody>"
     return HTML(f'<table class="dataframe rdl-ledger">{table}</table>')
@@ -110,18 +110,19 @@ def pair_of(values: pd.DataFrame, claim: Claim) -> pd.DataFrame | None:
 
 
 def _line(claim: Claim, profile: Profile) -> str:
-    word, there, here = "not attempted", "", ""
-    if claim.part:
-        kept = recorded(claim.page, claim.part)
+    found, here = [], ""
+    for name in PROFILES:
+        kept = recorded(claim.page, claim.part, name)
         pair = None if kept is None else pair_of(kept.values, claim)
+        found.append("not attempted")
         if pair is not None:
-            word, there = verdict(pair, claim)
-            there += f"; {as_seeds(len(kept.seeds))}"
+            found[-1] = "; ".join((*verdict(pair, claim), as_seeds(len(kept.seeds))))
+    if claim.part:
         given = {"profile": profile, **profile.notebooks.get(claim.page, {})}
         part = declared(claim.page, given).get(claim.part)
         pair = None if part is None else pair_of(measure(part).values, claim)
         here = "" if pair is None else verdict(pair, claim)[1]
-    texts = (html.escape(text) for text in (claim.published, there, word, here))
+    texts = (html.escape(text) for text in (claim.published, *found, here))
     cells = "".join(f"<td>{x.replace(' (', '<br>(').replace('; ', '<br>')}</td>" for x in texts)
     text = f'<a href="{claim.page}.html">{html.escape(claim.text)}</a>'
     return f"<tr><td>{text}</td>{cells}</tr>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from rdl_study.store import Run, obtain, project_folder, runs_folder
 
 __all__ = ["CODE", "FIRST_STAGES", "LLMS", "TEACHERS", "LLMTeacher", "ListsConfig", "ask_shard",
            "candidates_of", "chosen_queries", "corpus", "encoder_hashes", "lists", "llm_of",
-           "llm_settings", "order_scores"]  # fmt: skip
+           "llm_settings", "order_scores", "text_sums"]  # fmt: skip
 _COMPUTED = ("bm25", "bi_encoder", "random")
 #: First stages: those that are computed here, and those of which there are published lists.
 FIRST_STAGES = tuple(dict.fromkeys((*_COMPUTED, *published.FIRST_STAGES)))
@@ -303,22 +304,33 @@ def llm_settings(name: str) -> LLMTeacher:
     return read_settings(LLMTeacher, project_folder() / "teachers" / f"{name}.yaml")
 
 
+def text_sums(collection: str) -> pd.DataFrame:
+    """CRC-32 of each text by its id, columns ``query`` and ``passage``: has a recorded one changed?"""
+
+    def sums(texts: pd.DataFrame) -> pd.Series:
+        return pd.Series([zlib.crc32(x.encode()) for x in texts.iloc[:, 1]], texts.iloc[:, 0])
+
+    of = load(collection)
+    return pd.DataFrame({"query": sums(of.queries), "passage": sums(of.passages)})
+
+
 def _llm_scores(candidates: pd.DataFrame, collection: str, name: str) -> np.ndarray:
-    """An LLM's score of each candidate: recorded, or else asked now."""
-    folder = project_folder() / "results" / name
-    keys, known = pd.MultiIndex.from_frame(candidates[_IDS]), []
-    recorded = read_json(folder / "manifest.json")["collections"].get(collection, {})
-    if recorded.get("fingerprint") == load(collection).fingerprint:
-        known = [read_candidates(folder / recorded["file"])]
-    else:
-        _log.info("%s is not the collection whose lists %s has: asking %s", collection, folder, name)
-    scores = [x.set_index(_IDS)["score"].reindex(keys) for x in known]
-    missing = keys.get_level_values(0)[scores[0].isna()] if known else keys.get_level_values(0)
-    if len(missing):
-        left = candidates[candidates["query_id"].isin(missing)]
+    """An LLM's score of each candidate: recorded for the same two texts, or else asked now."""
+    folder, keys = project_folder() / "results" / name, pd.MultiIndex.from_frame(candidates[_IDS])
+    recorded, scores = read_json(folder / "manifest.json")["collections"], pd.Series(np.nan, keys)
+    if collection in recorded:
+        known, then = read_candidates(folder / recorded[collection]["file"]), folder / "texts.parquet"
+        now = text_sums(collection)
+        same = now == pd.read_parquet(then).set_index("id").reindex(now.index)
+        of_query, of_passage = (same.index[same[x].fillna(False)] for x in ("query", "passage"))
+        known = known[known["query_id"].isin(of_query) & known["doc_id"].isin(of_passage)]
+        scores = known.set_index(_IDS)["score"].reindex(keys)
+    if scores.isna().any():
+        left = candidates[scores.isna().to_numpy()]
+        _log.info("%s: asking %s for %d pairs that %s has not", collection, name, len(left), folder)
         asked = _asked(left, collection, project_folder() / "teachers" / f"{name}.yaml")
-        scores.append(asked.set_index(_IDS)["score"].reindex(keys))
-    return pd.concat(scores, axis=1).bfill(axis=1).iloc[:, 0].to_numpy("float64")
+        scores = scores.fillna(asked.set_index(_IDS)["score"])
+    return scores.to_numpy("float64")
 
 
 def _similarity(candidates: pd.DataFrame, collection_id: str, encoder: str) -> np.ndarray:

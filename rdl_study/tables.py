@@ -20,10 +20,12 @@ from rdl_study.grid import Results, measured
 from rdl_study.profile import Profile
 from rdl_study.store import Run, project_folder, stored
 
-__all__ = ["Recorded", "as_html", "as_p", "as_seeds", "display_table", "provenance", "published",
-           "record", "recorded", "sentence", "side_by_side"]  # fmt: skip
+__all__ = ["PROFILES", "Recorded", "as_html", "as_p", "as_seeds", "display_table", "provenance",
+           "published", "record", "recorded", "sentence", "side_by_side"]  # fmt: skip
 _KEYS = ["part", "system", "collection", "seed", "query_id"]
 _SPACE = "\N{NO-BREAK SPACE}"
+#: Profiles with recorded runs under ``results/``, in words.
+PROFILES = {"docs": "docstrings", "trec-dl": "TREC DL"}
 
 
 def as_p(value: float) -> str:
@@ -198,39 +200,44 @@ def _manifests(run: Run) -> dict[str, dict]:
 
 
 def side_by_side(
-    page: str, results: Mapping[str, Results], paper: Mapping[str, pd.Series] | None = None,
-    profile: str = "trec-dl",
+    page: str, results: Mapping[str, Results], paper: Mapping[str, pd.Series] | None = None
 ) -> HTML:
     """Published, recorded and this run's figures: a table for each part that was run or recorded.
 
     `paper` has published figures by part, each by the labels of the part's systems.
     """
-    path = project_folder() / "results" / profile / f"{page}.csv"
-    kept = pd.read_csv(path, usecols=["part"])["part"].unique() if path.exists() else ()
+    parts = dict.fromkeys(results)
+    for profile in PROFILES:
+        path = project_folder() / "results" / profile / f"{page}.csv"
+        parts |= dict.fromkeys(pd.read_csv(path, usecols=["part"])["part"] if path.exists() else ())
     blocks = []
-    for part in dict.fromkeys([*results, *kept]):
-        table = _one_part(recorded(page, part, profile), results.get(part), (paper or {}).get(part))
+    for part in parts:
+        kept = {words: recorded(page, part, name) for name, words in PROFILES.items()}
+        table = _one_part(kept, results.get(part), (paper or {}).get(part))
         blocks.append(f"<h3>{html.escape(part)}</h3>{table}")
     nothing = '<p class="rdl-note">Nothing was recorded for this page, nor run here.</p>'
     return HTML("".join(blocks) or nothing)
 
 
-def _one_part(kept: Recorded | None, results: Results | None, paper: pd.Series | None) -> str:
+def _one_part(
+    kept: Mapping[str, Recorded | None], results: Results | None, paper: pd.Series | None
+) -> str:
     columns: dict[tuple[str, str], pd.Series] = {}
+    named = {f"recorded, {words}": source for words, source in kept.items()} | {"this run": results}
+    sources = {where: source for where, source in named.items() if source is not None}
     if paper is not None:
         columns["published", "mean"] = paper.map("{:.3f}".format)
-        baseline = (kept or results).baseline
+        baseline = next(iter(sources.values())).baseline
         if baseline in paper:
             delta = (paper - paper[baseline]).map("{:+.3f}".format)
             columns["published", "difference"] = delta.mask(paper.index == baseline, "baseline")
-    for where, source in (("recorded", kept), ("this run", results)):
-        if source is not None:
-            columns |= _columns(where, compare(source.values, source.baseline))
+    for where, source in sources.items():
+        columns |= _columns(where, compare(source.values, source.baseline))
     table = pd.DataFrame(columns).dropna(how="all")
-    order = [*(kept.values if kept else []), *(results.values if results else [])]
+    order = [label for source in sources.values() for label in source.values]
     table = table.reindex(dict.fromkeys([*order, *table.index]))
     table.columns = pd.MultiIndex.from_tuples(table.columns)
-    # Three runs beside each other fit a page if figures are as short as in the field's tables.
+    # Runs beside each other fit a page if figures are as short as in the field's tables.
     table = table.rename_axis(None).replace(r"\b0\.(?=\d)", ".", regex=True)
     table.index = table.index.map(in_words).str.replace("_", "_\N{ZERO WIDTH SPACE}")
     notes = "".join(f'<p class="rdl-note">{html.escape(x)}</p>' for x in _notes(kept, results))
@@ -238,29 +245,30 @@ def _one_part(kept: Recorded | None, results: Results | None, paper: pd.Series |
 
 
 def _columns(where: str, table: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
-    baseline, names = table["p_value"].isna(), ("delta", "delta_low", "delta_high")
+    names = ("delta", "delta_low", "delta_high")
     delta, low, high = (table[name].map("{:+.3f}".format) for name in names)
     interval = "(" + low + _SPACE + "to" + _SPACE + high + ")"  # on a line of its own
     return {
         (where, "mean"): table["mean"].map("{:.3f}".format),
-        (where, "difference"): delta.str.cat(interval, sep=" ").mask(baseline, "baseline"),
-        (where, "p (Holm)"): table["p_holm"].map(as_p).str.replace(" ", _SPACE).mask(baseline, ""),
+        (where, "difference"): delta.str.cat(interval, sep=" ").mask(table["p_value"].isna(), "baseline"),
     }
 
 
-def _notes(kept: Recorded | None, results: Results | None) -> tuple[str, str]:
-    ours, here = "Recorded: nothing yet for this table.", "This run: not run at this profile."
-    if kept is not None:
-        trained = f"; {as_seeds(len(kept.seeds))}, trained on {kept.device}" if kept.seeds else ""
-        ours = (
-            f"Recorded: {kept.measure} on {len(kept.values)} queries of "
-            f"{' and '.join(kept.collections)}, {kept.candidates}; {kept.label}{trained}."
-        )
-    if results is not None:
-        profile, test = results.profile, results.profile.test
-        here = (
-            f"This run: {profile.measure} on {len(results.values)} queries of "
-            f"{_tested_on(profile).replace('`', '')}, {test.first_stage} top {test.depth}; "
-            f"{profile.label}; {as_seeds(len(profile.seeds))}; scale {profile.scale}."
-        )
-    return ours, here
+def _notes(kept: Mapping[str, Recorded | None], results: Results | None) -> list[str]:
+    notes = ["Recorded: nothing yet for this table."] * (not any(kept.values()))
+    for words, of in kept.items():
+        if of is not None:
+            trained = f"; {as_seeds(len(of.seeds))}, trained on {of.device}" if of.seeds else ""
+            notes.append(
+                f"Recorded, {words}: {of.measure} on {len(of.values)} queries of "
+                f"{' and '.join(of.collections)}, {of.candidates}; {of.label}{trained}."
+            )
+    if results is None:
+        return [*notes, "This run: not run at this profile."]
+    profile, test = results.profile, results.profile.test
+    return [
+        *notes,
+        f"This run: {profile.measure} on {len(results.values)} queries of "
+        f"{_tested_on(profile).replace('`', '')}, {test.first_stage} top {test.depth}; "
+        f"{profile.label}; {as_seeds(len(profile.seeds))}; scale {profile.scale}.",
+    ]

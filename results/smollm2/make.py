@@ -15,7 +15,7 @@ from rdl_core.data.collections import load
 from rdl_core.data.formats import read_candidates, write_run
 from rdl_core.files import content_hash, versions, write_json
 from rdl_core.teachers.teach import teach
-from rdl_study.lists import ListsConfig, candidates_of, chosen_queries, llm_settings
+from rdl_study.lists import ListsConfig, candidates_of, chosen_queries, llm_settings, text_sums
 from rdl_study.store import machine, runs_folder
 
 FOLDER, NAME = Path(__file__).parent, "smollm2"
@@ -67,4 +67,9 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     made = {f"rdl/pydocs/{split}": make(split) for split in DEPTHS}
     about = {"teacher": llm_settings(NAME).backend.name, "machine": machine(), "versions": versions()}
+    sums = [text_sums(collection) for collection in made]
+    ids = pd.concat(pd.read_parquet(FOLDER / one["file"]) for one in made.values())
+    used = pd.concat(sums).groupby(level=0).first().loc[sorted({*ids["qid"], *ids["docno"]})]
+    used = used.astype({"query": "UInt32", "passage": "UInt32"}).rename_axis("id").reset_index()
+    used.to_parquet(FOLDER / "texts.parquet", index=False, compression="zstd")
     write_json(FOLDER / "manifest.json", about | {"collections": made})
