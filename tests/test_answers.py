@@ -34,17 +34,7 @@ ANSWERS = dict.fromkeys([
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ANSWERS, ids=range(len(ANSWERS)))
-def test_what_is_read_from_an_answer_and_what_it_is_called(text):
-    order, counts = ANSWERS[text]
-    reading = read_answer(text, 3)
-    assert reading.order == order
-    assert (reading.n_missing, reading.n_repeated, reading.n_unknown) == counts
-    usable = "clean" if counts == (0, 0, 0) else "repaired"
-    assert reading.status == ("unusable" if counts[0] == 3 else usable)
-
-
-WRAPPED = [  # each says 3, 2, 1
+ANSWERS |= dict.fromkeys([  # however the ranking is wrapped
     "Passage [1] is off-topic.\n\nFinal ranking: **[3]** > **[2]** > **[1]**",
     "[1] is off-topic.\n1. [3]\n2. [2]\n3. [1]", "1) [3]\n2) [2]\n3) [1]",
     "Rank 1: [3]\nRank 2: [2]\nRank 3: [1]", "| [3] | 9 |\n| [2] | 8.5 |\n| [1] | 1 |",
@@ -63,29 +53,24 @@ WRAPPED = [  # each says 3, 2, 1
       for tag in ("think", "thought", "thoughts", "reasoning", "analysis", "seed:think", "Scratchpad")),
     "<|channel|>analysis<|message|>[1] > [2] > [3]<|end|><|start|>assistant<|channel|>final<|message|>"
     "[3] > [2] > [1]<|return|>",
-]  # fmt: skip
+], ((2, 1, 0), (0, 0, 0))) | {  # what is incomplete is never called clean
+    "Passage [5] is off-topic.\nFinal: [1] > [2] > [3] > [4]": ((0, 1, 2, 3, 4), (1, 0, 0)),
+    "<thought>[1] is off-topic</thought>[3] > [2]": ((2, 1, 0), (1, 0, 0)),
+    "[1] > [2] > [3] > [4]? No: [4] > [3] > [2]": ((3, 2, 1, 0, 4), (2, 0, 0)),
+    "[2] is best, [3] is not": ((1, 2, 0), (1, 0, 0)),
+    "<|channel|>analysis<|message|>[3] > [2] > [1]": ((0, 1, 2), (3, 0, 0)),
+    "20 passages, 3 of them good, 7 > 9 words": ((0, 1, 2), (3, 0, 2)),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("text", WRAPPED)
-def test_the_ranking_counts_whatever_wraps_it(text):
-    reading = read_answer(text, 3)
-    assert (reading.order, reading.status) == ((2, 1, 0), "clean")
-
-
-@pytest.mark.parametrize(
-    ("text", "n", "order", "status"),
-    [
-        ("Passage [5] is off-topic.\nFinal: [1] > [2] > [3] > [4]", 5, "12345", "repaired"),
-        ("<thought>[1] is off-topic</thought>[3] > [2]", 3, "321", "repaired"),
-        ("[1] > [2] > [3] > [4]? No: [4] > [3] > [2]", 5, "43215", "repaired"),
-        ("[2] is best, [3] is not", 3, "231", "repaired"),
-        ("<|channel|>analysis<|message|>[3] > [2] > [1]", 3, "123", "unusable"),
-        ("20 passages, 3 of them good, 7 > 9 words", 3, "123", "unusable"),
-    ],
-)
-def test_what_is_incomplete_is_never_called_clean(text, n, order, status):
-    reading = read_answer(text, n)
-    assert ("".join(str(place + 1) for place in reading.order), reading.status) == (order, status)
+@pytest.mark.parametrize("text", ANSWERS, ids=range(len(ANSWERS)))
+def test_what_is_read_from_an_answer_and_what_it_is_called(text):
+    order, counts = ANSWERS[text]
+    reading = read_answer(text, len(order))
+    assert reading.order == order
+    assert (reading.n_missing, reading.n_repeated, reading.n_unknown) == counts
+    usable = "clean" if counts == (0, 0, 0) else "repaired"
+    assert reading.status == ("unusable" if counts[0] == len(order) else usable)
 
 
 @pytest.mark.parametrize("piece", ["[1] ", "1 > ", "<think>", "[<|think", "a > ", "[1] 1 1 1 "])
@@ -127,5 +112,3 @@ def test_answers_are_a_text_or_an_order():
     for wrong in ({}, {"text": "[1]", "order": (0,)}):
         with pytest.raises(ValueError, match="one of text, order and scores"):
             Answer(**wrong)
-    with pytest.raises(ValueError, match="at least 1 passage, got 0"):
-        read_answer("[1]", 0)

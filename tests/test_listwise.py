@@ -1,6 +1,7 @@
 """Windows by hand, lists that lose nothing whatever is answered, reports that add up."""
 
 import random
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from rdl_core.teachers.answers import Answer, identifiers, read_answer
 from rdl_core.teachers.listwise import plan_windows, rank_lists
 
+LAZY = SimpleNamespace(can_retry=True, ask=lambda windows: [(0, Answer(text=""))])
 STATUSES = ["n_clean", "n_repaired", "n_unusable"]
 FAULTS = ["n_missing", "n_repeated", "n_unknown"]
 COUNTED = ["n_calls", "n_retries", "input_tokens", "output_tokens"]
@@ -137,13 +139,6 @@ def test_a_report_counts_each_class_with_calls_and_tokens(caplog):
     assert report[["input_tokens", "output_tokens"]].isna().all(axis=None)  # nobody counted some
 
 
-def answering_one():
-    """A backend that answers the first of its windows, and no other."""
-    backend = Scripted(by_worth)
-    backend.ask = lambda windows: [(0, Answer(text=""))]
-    return backend
-
-
 @pytest.mark.parametrize(("change", "own", "says"), [
     (dict, {"passes": 0}, "passes: .*got 0"), (dict, {"windowsize": 3}, "windowsize: unknown"),
     (lambda f: f.drop(columns="text"), {}, "columns text are missing: merge queries and passages"),
@@ -152,7 +147,7 @@ def answering_one():
     (lambda f: f.assign(rank=[1, None, 2]), {}, "some rows have no rank"),
     (lambda f: f.assign(doc_id="d"), {}, r"twice in a query's list: .*\['q0', 'd'\]"),
     (lambda f: f.assign(query=["a", "b", "a"]), {}, r"several texts: \['q0'"),
-    (lambda f: frame([2, 2, 2]), {"backend": answering_one()}, "Scripted.ask gave no answer for 2 of"),
+    (lambda f: frame([2, 2, 2]), {"backend": LAZY}, "SimpleNamespace.ask gave no answer for 2 of"),
 ])  # fmt: skip
 def test_options_candidates_and_backends_that_do_not_fit_are_refused(change, own, says):
     with pytest.raises(ValueError, match=says):

@@ -71,38 +71,35 @@ def test_a_passage_is_read_once_for_all_its_queries():
     assert [len(group) for group in plan_groups(many)] == [32, 32, 6]
 
 
+class Killed(AnswerLog):
+    """A log whose third answer is its last."""
+
+    def add(self, group, answer):
+        super().add(group, answer)
+        if len(self._answers) == 3:
+            raise KeyboardInterrupt
+
+
 def test_stored_scores_are_not_computed_again(tmp_path):
-    frame, llm, seen = candidates(), scorer("query_likelihood"), []
-
-    class Killed(Exception):
-        pass
-
-    def kill(group, answer):
-        seen.append(group.key)
-        if len(seen) == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        score_lists(frame, llm, answers=AnswerLog(tmp_path / "log", teacher="t"), on_answer=kill)
-    log = AnswerLog(tmp_path / "log", teacher="t")
-    ranked, _ = score_lists(frame, llm, answers=log, on_answer=lambda group, _: seen.append(group.key))
-    assert len(seen) == len(set(seen)) == len(plan_groups(frame))
+    frame, llm = candidates(), scorer("query_likelihood")
+    with pytest.raises(KeyboardInterrupt):
+        score_lists(frame, llm, answers=Killed(tmp_path / "log", teacher="t"))
+    ranked, _ = score_lists(frame, llm, answers=AnswerLog(tmp_path / "log", teacher="t"))
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 1 + len(plan_groups(frame))
     fresh, _ = score_lists(frame, llm)
     np.testing.assert_allclose(ranked["teacher_score"], fresh["teacher_score"], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("own", "message"),
-    [
-        ({"mode": "free", "prompt": "{passage} {query}"}, "prompt: expected mode query_likelihood or"),
-        ({"mode": "query_likelihood", "prompt": "{query} {passage}"}, "expected {passage} and behind"),
-        ({"mode": "query_likelihood", "prompt": "{passage} {query}!"}, "at the end with query_like"),
-        ({"mode": "yes_no", "prompt": "{passage} {passage} {query}"}, "once each"),
-    ],
-)
-def test_prompts_that_cannot_be_scored_are_refused(own, message):
-    with pytest.raises(ValueError, match=message):
-        LocalConfig(model="m", **own)
+@pytest.mark.parametrize(("mode", "prompt", "says"), [
+    ("free", "{passage} {query}", "prompt: expected mode query_likelihood or"),
+    ("query_likelihood", "{query} {passage}", "expected {passage} and behind"),
+    ("query_likelihood", "{passage} {query}!", "at the end with query_like"),
+    ("yes_no", "{passage} {passage} {query}", "once each"),
+])  # fmt: skip
+def test_prompts_that_cannot_be_scored_are_refused(mode, prompt, says):
+    with pytest.raises(ValueError, match=says):
+        LocalConfig(model="m", mode=mode, prompt=prompt)
 
 
 def test_what_a_model_cannot_score_is_refused():

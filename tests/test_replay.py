@@ -63,11 +63,24 @@ def test_replay_refuses_what_was_not_recorded_and_says_where(asked, says):
         list(replay.ask([asked]))
 
 
-def test_replay_takes_passages_that_were_cut_or_repaired_or_speak_of_prompts():
-    long = "The caf\u00e9 \u201copens\u201d at nine, [12] every day but Sunday; " + "later " * 300
-    cut = 'the cafe\u0301 "opens" at nine, (12) every day but Sunday'
-    odd = "He typed the search query: cats and dogs.\n"
-    assert dict(Replay([recorded([cut, "...", odd])]).ask([window(passages=(long, "", odd))]))
+LONG = "The caf\u00e9 \u201copens\u201d at nine, [12] every day but Sunday; " + "later " * 300
+
+
+@pytest.mark.parametrize(("ours", "shown"), [
+    (LONG, 'the cafe\u0301 "opens" at nine, (12) every day but Sunday'), ("", "..."),
+    ("He typed the search query: cats and dogs.\n",) * 2, ("Kőbánya ősz", "Kőbánya ősz"),
+    ("A cimbalom a gyakori szereplÅ\x91je, mikÃ¶zben", "A cimbalom a gyakori szereplője, mik"),
+    ("KÅ\x91bÃ¡nya Å\x91sz TÅ±z", "Kőbánya ősz Tűz"), ("donâ\x80\x99t cafÃ©s", "don’t cafés"),
+    ("donâ€™t cafÃ©s", "don’t cafés"),
+])  # fmt: skip
+def test_a_passage_that_the_recording_cut_or_whose_encoding_it_repaired_is_the_same(ours, shown):
+    replay = Replay([recorded([shown, "tea"])] * 2)
+    assert dict(replay.ask([window(2, passages=(ours, "tea"))]))
+    with pytest.raises(ValueError, match="as passage 1 of 2"):
+        list(replay.ask([window(2, passages=("Ã©s a bor", "tea"))]))
+
+
+def test_replay_takes_passages_that_speak_of_prompts():
     example = "[A] x says:\nsearch query: cats\n[B] y\nAnswer in this form:\n[B] > [A]"
     asked = window(2, passages=("x says: search query: cats", "y"))
     assert dict(Replay([Recorded(example, Answer(text="[B]"), "q")]).ask([asked]))
@@ -107,21 +120,6 @@ def test_what_is_no_history_is_refused_with_its_place(tmp_path, text, says):
         read_history(tmp_path / "h.json")
 
 
-@pytest.mark.parametrize(("ours", "shown"), [
-    ("A cimbalom a gyakori szereplÅ\x91je, mikÃ¶zben", "A cimbalom a gyakori szereplője, mik"),
-    ("KÅ\x91bÃ¡nya Å\x91sz TÅ±z", "Kőbánya ősz Tűz"), ("donâ\x80\x99t cafÃ©s", "don’t cafés"),
-    ("donâ€™t cafÃ©s", "don’t cafés"), ("Kőbánya ősz", "Kőbánya ősz"),
-])  # fmt: skip
-def test_a_passage_whose_encoding_the_recording_repaired_is_the_same(ours, shown):
-    prompt = f"[1] {shown}\n[2] tea\nSearch Query: what?\n"
-    replay = Replay([Recorded(prompt, Answer(text="[2] > [1]"))])
-    [(_, answer)] = replay.ask([window(query="what?", passages=(ours, "tea"), doc_ids=("a", "b"))])
-    assert answer.text == "[2] > [1]"
-    with pytest.raises(ValueError, match="as passage 1 of 2"):
-        replay = Replay([Recorded(prompt, Answer(text="[2] > [1]"))])
-        list(replay.ask([window(query="what?", passages=("Ã©s a bor", "tea"), doc_ids=("a", "b"))]))
-
-
 def test_a_log_keeps_every_answer_as_it_was_on_the_disk_and_is_not_made_before(tmp_path, monkeypatch):
     synced, path = [], tmp_path / "answers.jsonl"
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
@@ -137,13 +135,13 @@ def test_a_log_keeps_every_answer_as_it_was_on_the_disk_and_is_not_made_before(t
         log.add(key, answer)
         assert synced[-1] == path.stat().st_size
     again = AnswerLog(path, teacher="t")
-    assert len(again) == len(log) == len(synced) == len(answers)
+    assert len(again._answers) == len(synced) == len(answers)
     assert all(log.get(key) == answer for key, answer in answers.items())
     unusable = [key for key, answer in answers.items() if answer.text in ("x", "")]
     assert [key for key in answers if again.get(key) != answers[key]] == unusable  # asked again
     again.add(unusable[0], Answer(text="[1]"))
     third = AnswerLog(path, teacher="t")
-    assert (third.get(unusable[0]).text, third.get(unusable[1]), len(third)) == ("[1]", None, len(log))
+    assert (third.get(unusable[0]).text, third.get(unusable[1])) == ("[1]", None)
     log.add(window(), Answer(text="[2]"))
     assert AnswerLog(path, teacher="t").get(window()) == log.get(window()) == Answer(text="[2]")
 
@@ -158,9 +156,10 @@ def test_whatever_byte_a_kill_stops_at_whole_lines_are_kept_and_reading_changes_
         path.write_bytes(whole[:end])
         log = AnswerLog(path, teacher="t\u00e9")
         other.take(path)  # what it lacks of another log, which may be growing
-        assert len(other) == len(log) == max(whole[:end].count(b"\n") - 1, 0)
+        assert other._answers == log._answers
+        assert len(log._answers) == max(whole[:end].count(b"\n") - 1, 0)
         assert path.read_bytes() == whole[:end]
-        for asked in windows[len(log) :]:
+        for asked in windows[len(log._answers) :]:
             log.add(asked, Answer(text="[1] \u00e9"))
         assert path.read_bytes() == whole
 

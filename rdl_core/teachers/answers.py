@@ -139,8 +139,6 @@ def read_answer(text: str, n: int) -> Reading:
 
 def _reading(places: Sequence[int], n: int) -> Reading:
     """A permutation of `n` passages from any places, best first."""
-    if n < 1:
-        raise ValueError(f"expected a window of at least 1 passage, got {n}")
     known = [place for place in places if 0 <= place < n]
     named = list(dict.fromkeys(known))
     missing = sorted(set(range(n)) - set(named))

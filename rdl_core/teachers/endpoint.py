@@ -24,7 +24,8 @@ from rdl_core.teachers.answers import Answer, Window, listwise_prompt
 __all__ = ["Endpoint", "EndpointError"]
 
 _FILTERED = re.compile(r"content[ _](filter|policy|management)|data_inspection|moderation", re.I)
-_TOKENS = {"input": "prompt", "output": "completion"}
+_HELD_BACK = "held back by a content filter"
+_CUT_OFF = "cut off at the longest answer: allow more tokens (--options max_tokens=...)"
 _log = logging.getLogger(__name__)
 
 
@@ -44,8 +45,8 @@ class Endpoint:
             _log.info("%s is not set: asking %s without a key", config.key_variable, config.base_url)
         # openai's own retries cannot be interrupted and ignore longest_wait_s, per_minute, a 429
         # without credit, and a 200 without a completion.
-        own = {"base_url": config.base_url, "timeout": config.timeout_s, "max_retries": 0}
-        self._client = openai.OpenAI(api_key=self._key or "none", **own)
+        own = {"api_key": self._key or "none", "timeout": config.timeout_s, "max_retries": 0}
+        self._client = openai.OpenAI(base_url=config.base_url, **own)
         self._lock, self._next_start_s = threading.Lock(), 0.0
 
     def ask(self, windows: Sequence[Window]) -> Iterator[tuple[int, Answer]]:
@@ -77,7 +78,7 @@ class Endpoint:
                 except openai.APIError as error:
                     told = f"{getattr(error, 'code', None)} {error}"
                     if getattr(error, "status_code", None) == 400 and _FILTERED.search(told):
-                        return Answer(text="", why="held back by a content filter", n_calls=n_calls)
+                        return Answer(text="", why=_HELD_BACK, n_calls=n_calls)
                     wait_s = self._wait_s(window, error, n_calls)
         except Exception:
             stop.set()  # here, or this thread would begin another window before the error is read
@@ -93,29 +94,23 @@ class Endpoint:
         ).http_response
         try:
             completion = response.json()
-            choice = completion["choices"][0]
-            message, reason = choice["message"], choice.get("finish_reason")
-            text, usage = message.get("content") or "", completion.get("usage") or {}
+            choice, usage = completion["choices"][0], completion.get("usage") or {}
+            message, text = choice["message"], choice["message"].get("content") or ""
             if isinstance(text, list):
-                parts = [part for part in text if part.get("type") == "text"]
-                text = "".join(part.get("text") or "" for part in parts)
-            blank = not text.strip()
-            tokens = {f"{to}_tokens": usage.get(f"{of}_tokens") for to, of in _TOKENS.items()}
+                text = "".join(x.get("text") or "" for x in text if x.get("type") == "text")
+            why = {"content_filter": _HELD_BACK, "length": _CUT_OFF}.get(choice.get("finish_reason"))
+            if refusal := message.get("refusal"):
+                why = f"refused: {refusal}"
+            elif not why and not text.strip():  # thoughts are under vLLM's name, or others'
+                thoughts = message.get("reasoning_content") or message.get("reasoning")
+                why = "thoughts alone: turn them off, or allow more tokens" if thoughts else "empty"
+            return Answer(
+                text=text, why=why and " ".join(why.split())[:200], n_calls=n_calls,
+                input_tokens=usage.get("prompt_tokens"), output_tokens=usage.get("completion_tokens"),
+            )  # fmt: skip
         except (ValueError, LookupError, TypeError, AttributeError):  # an error or a page, status 200
             told = f"no completion: {response.text}"
             raise openai.APIResponseValidationError(response, None, message=told) from None
-        why = None
-        if refusal := message.get("refusal"):
-            why = f"refused: {refusal}"
-        elif reason == "content_filter":
-            why = "held back by a content filter"
-        elif reason == "length":
-            why = "cut off at the longest answer: allow more tokens (--options max_tokens=...)"
-        elif blank:  # thoughts are under vLLM's name, or others'
-            thoughts = message.get("reasoning_content") or message.get("reasoning")
-            why = "thoughts alone: turn them off, or allow more tokens" if thoughts else "empty"
-        why = why and " ".join(why.split())[:200]
-        return Answer(text=text, why=why, n_calls=n_calls, **tokens)
 
     def _wait_s(self, window: Window, error: Exception, n_calls: int) -> float:
         """Seconds until the next try; EndpointError if there is to be none."""

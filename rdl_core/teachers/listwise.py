@@ -14,9 +14,10 @@ Reference: Sun et al., EMNLP 2023.
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain, product
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,16 +55,14 @@ def plan_windows(n: int, **windows: Any) -> list[range]:
 
 
 def rank_lists(
-    candidates: pd.DataFrame, backend: Backend, *, answers: AnswerLog | None = None,
-    on_answer: Callable[[Window, Answer], None] | None = None, **windows: Any,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    candidates: pd.DataFrame, backend: Backend, *, answers: AnswerLog | None = None, **windows: Any
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rank each query's candidates by asking a backend.
 
     Args:
         candidates: ``query_id``, ``query``, ``doc_id``, ``text`` (all str), ``rank`` (1 is best).
         backend: Who answers.
         answers: Where answers are looked up before asking, and stored as they come.
-        on_answer: Called with each new answer, after it is stored.
         windows: Fields of `rdl_core.config.WindowConfig`. A window without a usable answer after
             `max_retries` retries keeps its order.
 
@@ -79,83 +78,59 @@ def rank_lists(
     config = checked(WindowConfig, windows, what="rank_lists")
     check_candidates(candidates)
     frame = candidates.reset_index(drop=True)
-    plans = {n: plan_windows(n, **windows) for n in set(frame["query_id"].value_counts())}
-    lists = []
-    for query_id, rows in frame.groupby("query_id", sort=False):
-        rows = rows.sort_values("rank", kind="stable")
-        passages = [*zip(rows.index, rows["doc_id"], rows["text"], strict=True)]
-        lists.append(_List(query_id, rows["query"].iloc[0], plans[len(rows)], passages))
+    queries, doc_ids, texts = (frame[x].to_numpy(object) for x in ("query", "doc_id", "text"))
+    by_query = frame.groupby("query_id", sort=False)["rank"]
+    orders = {x: ranks.sort_values(kind="stable").index.to_numpy(copy=True) for x, ranks in by_query}
+    plans = {n: plan_windows(n, **windows) for n in set(map(len, orders.values()))}
+    counts, why = {query_id: dict.fromkeys(_COUNTS, 0) for query_id in orders}, defaultdict(list)
     n_tries = 1 + config.max_retries if backend.can_retry else 1
-    for pass_number in range(1, config.passes + 1):
-        for step in range(max(map(len, plans.values()), default=0)):
-            left = [x for x in lists if step < len(x.plan)]
-            for attempt in range(n_tries):
-                asked = [x.window(step, pass_number, attempt) for x in left]
-                new = zip(left, ask_all(asked, backend, answers, on_answer), strict=True)
-                left = [x for x, answer in new if not x.take(answer, step, attempt, n_tries)]
-    ranks = np.zeros(len(candidates), dtype="int64")
-    for x in lists:
-        ranks[[row for row, _, _ in x.passages]] = np.arange(1, len(x.passages) + 1)
-    rows = [{"query_id": x.query_id, **x.counts, "why": "; ".join(dict.fromkeys(x.why))} for x in lists]
+    n_steps = max(map(len, plans.values()), default=0)
+    for pass_number, step in product(range(1, config.passes + 1), range(n_steps)):
+        asked = []
+        for query_id, order in orders.items():
+            if step < len(plan := plans[len(order)]):
+                rows, own = order[plan[step]], {"pass_number": pass_number, "start": plan[step].start}
+                own |= {"query": queries[rows[0]], "passages": tuple(texts[rows])}
+                asked.append(Window(query_id=query_id, doc_ids=tuple(doc_ids[rows]), **own))
+        for attempt in range(n_tries):
+            asked = [replace(window, attempt=attempt) for window in asked]
+            left = []
+            for window, answer in zip(asked, ask_all(asked, backend, answers), strict=True):
+                reading, n = answer.read(len(window)), {"n_retries": int(attempt > 0)}
+                n |= {x: getattr(answer, x) for x in ("n_calls", "input_tokens", "output_tokens")}
+                if reading.status == "unusable" and attempt + 1 < n_tries:
+                    left.append(window)
+                else:
+                    n |= {x: getattr(reading, x) for x in ("n_missing", "n_repeated", "n_unknown")}
+                    n |= {"n_windows": 1, f"n_{reading.status}": 1}
+                    rows = orders[window.query_id][window.start :][: len(window)]  # a view
+                    rows[:] = rows[[*reading.order]]
+                    if reading.status == "unusable":
+                        why[window.query_id].append(answer.why or "no ranking in the answer")
+                for name, number in n.items():
+                    counts[window.query_id][name] += math.nan if number is None else number
+            asked = left
+    teacher_rank = np.zeros(len(frame), dtype="int64")
+    for order in orders.values():
+        teacher_rank[order] = np.arange(1, len(order) + 1)
+    rows = [{"query_id": x, **n, "why": "; ".join(dict.fromkeys(why[x]))} for x, n in counts.items()]
     report = pd.DataFrame(rows, columns=["query_id", *_COUNTS, "why"])
     report = report.astype({"query_id": "str", "why": "str"} | dict.fromkeys(_COUNTS, "Int64"))
-    if why := Counter(reason for x in lists for reason in x.why).most_common(3):
-        counts = report["n_unusable"].sum(), report["n_windows"].sum()
-        reasons = "; ".join(f"{reason} ({n} times)" for reason, n in why)
-        _log.warning("%d of %d windows had no usable answer, left in order: %s", *counts, reasons)
-    return candidates.assign(teacher_rank=ranks), report
+    if reasons := Counter(chain.from_iterable(why.values())).most_common(3):
+        told = "; ".join(f"{reason} ({n} times)" for reason, n in reasons)
+        sums = report["n_unusable"].sum(), report["n_windows"].sum()
+        _log.warning("%d of %d windows had no usable answer, left in order: %s", *sums, told)
+    return candidates.assign(teacher_rank=teacher_rank), report
 
 
-@dataclass
-class _List:
-    """One query's passages in their present order, and what its answers add up to."""
-
-    query_id: str
-    query: str
-    plan: list[range]
-    passages: list[tuple[int, str, str]]  # row of the candidates, id, text
-    counts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
-    why: list[str] = field(default_factory=list)  # answers could not be used
-
-    def window(self, step: int, pass_number: int, attempt: int) -> Window:
-        places = self.plan[step]
-        _, doc_ids, texts = zip(*self.passages[places.start : places.stop], strict=True)
-        return Window(
-            query_id=self.query_id, query=self.query, doc_ids=doc_ids, passages=texts,
-            pass_number=pass_number, start=places.start, attempt=attempt,
-        )  # fmt: skip
-
-    def take(self, answer: Answer, step: int, attempt: int, n_tries: int) -> bool:
-        """Count an answer and reorder by it; False, without reordering, if one may ask again."""
-        places, counts = self.plan[step], {"n_retries": int(attempt > 0)}
-        reading = answer.read(len(places))
-        counts |= {x: getattr(answer, x) for x in ("n_calls", "input_tokens", "output_tokens")}
-        if last := reading.status != "unusable" or attempt + 1 == n_tries:
-            counts |= {x: getattr(reading, x) for x in ("n_missing", "n_repeated", "n_unknown")}
-            counts |= {"n_windows": 1, f"n_{reading.status}": 1}
-            moved = [self.passages[places[i]] for i in reading.order]
-            self.passages[places.start : places.stop] = moved
-            if reading.status == "unusable":
-                self.why.append(answer.why or "no ranking in the answer")
-        for name, n in counts.items():
-            self.counts[name] += math.nan if n is None else n
-        return last
-
-
-def ask_all(
-    windows: list[Window], backend: Backend, log: AnswerLog | None,
-    on_answer: Callable[[Window, Answer], None] | None,
-) -> list[Answer]:  # fmt: skip
+def ask_all(windows: list[Window], backend: Backend, log: AnswerLog | None) -> list[Answer]:
     """An answer for each window, from the log or else the backend."""
     answers = [None if log is None else log.get(window) for window in windows]
     new = [i for i, answer in enumerate(answers) if answer is None]
     for number, answer in backend.ask([windows[i] for i in new]) if new else ():
-        i = new[number]
-        answers[i] = answer
+        answers[new[number]] = answer
         if log is not None:
-            log.add(windows[i], answer)
-        if on_answer is not None:
-            on_answer(windows[i], answer)
+            log.add(windows[new[number]], answer)
     if missing := [windows[i].key for i in new if answers[i] is None]:
         which = f"{len(missing)} of {len(new)} windows, such as {missing[0]}"
         raise ValueError(f"{type(backend).__name__}.ask gave no answer for {which}")

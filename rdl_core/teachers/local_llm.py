@@ -7,17 +7,18 @@ An order of a window's passages is obtained in one of two modes:
   and an opening bracket are sorted. Nothing is written (Reddy et al., FIRST, EMNLP 2024).
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rdl_core.config import LocalConfig
 from rdl_core.data.downloads import embedded_path
@@ -26,7 +27,7 @@ from rdl_core.files import checked
 from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt
 from rdl_core.words import n_words
 
-__all__ = ["LocalLLM", "load_llm"]
+__all__ = ["CausalLM", "LocalLLM", "load_llm"]
 
 _PREAMBLE_TOKENS = 32  # that a free answer may have beside the ranking
 _FEWEST_WORDS = 8  # of a passage; below, a window that does not fit is refused
@@ -34,9 +35,7 @@ _RETRY_TEMPERATURE = 0.7
 _log = logging.getLogger(__name__)
 
 
-def load_llm(
-    config: LocalConfig,
-) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+def load_llm(config: LocalConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, on the first GPU if there is one; GGUF weights are dequantised."""
     device, name, own = default_device(), embedded_path(config.model), {}
     dtype = PRECISIONS[resolve_precision(config.precision, device)]
@@ -52,48 +51,55 @@ def load_llm(
     return model.to(device), tokenizer
 
 
-class LocalLLM:
+class CausalLM:
+    """A causal language model with its tokenizer; `settings` are fields of `LocalConfig`."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, /, **settings: Any
+    ) -> None:
+        named = {"model": model.name_or_path or type(model).__name__} | settings
+        self.config = checked(LocalConfig, named, what=type(self).__name__)
+        self.model, self.tokenizer = model.eval(), tokenizer
+        own = model.config.get_text_config()
+        self._context = getattr(own, "max_position_embeddings", None) or float("inf")
+
+    def _encode(self, text: str, *, begin: bool = False) -> list[int]:
+        # Without special tokens: some tokenizers would put an end token behind the prompt.
+        start = [token for token in [self.tokenizer.bos_token_id] if begin and token is not None]
+        return start + self.tokenizer.encode(text, add_special_tokens=False)
+
+
+class LocalLLM(CausalLM):
     """A backend for `rdl_core.teachers.listwise.rank_lists`: batches of prompts through a model.
 
     The tokenizer's chat template is used if it has one. Passages are cut to one number of words if the
     context is too short. Decoding is greedy; retries are sampled, seeded by their batch's first window.
-    `cache` is transformers' ``cache_implementation`` (``"static"`` compiles decoding on a GPU),
-    `settings` are fields of `rdl_core.config.LocalConfig`.
+    `cache` is transformers' ``cache_implementation`` (``"static"`` compiles decoding on a GPU).
     """
 
-    def __init__(
-        self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, /,
-        *, cache: str | None = None, **settings: Any,
-    ) -> None:  # fmt: skip
-        named = {"model": model.name_or_path or type(model).__name__} | settings
-        self.config = checked(LocalConfig, named, what="LocalLLM")
-        self.model, self.tokenizer, self.cache = model.eval(), tokenizer, cache
-        self._letters = self.config.mode == "first_token"
+    def __init__(self, *model_and_tokenizer: Any, cache: str | None = None, **settings: Any) -> None:
+        super().__init__(*model_and_tokenizer, **settings)
+        self.cache, self._letters = cache, self.config.mode == "first_token"
         self.can_retry = not self._letters  # which cannot fail
-        ends = model.generation_config.eos_token_id
-        ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+        ends = self.model.generation_config.eos_token_id
+        ends = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
         if not ends:
             raise ValueError(f"{self.config.model!r} has no end token: set tokenizer.eos_token")
-        self._ends, pad = sorted(ends), tokenizer.pad_token_id
-        self._pad = self._ends[0] if pad is None else pad
+        self._ends = sorted(ends)
 
     def ask(self, windows: Sequence[Window]) -> Iterator[tuple[int, Answer]]:
         """Answer windows in batches of similar length, longest first: out of memory shows at once."""
         prompts = [self._prompt(window) for window in windows]
         numbers = sorted(range(len(windows)), key=lambda i: -len(prompts[i]))
+        answer = self._rank if self._letters else self._write
         for start in range(0, len(numbers), self.config.batch_size):
             batch = numbers[start : start + self.config.batch_size]
-            first = windows[batch[0]]  # all windows of a call have the same attempt
-            seed = int(first.key[-1][:15], 16) + first.attempt if first.attempt else None
-            sizes, asked = [len(windows[i].passages) for i in batch], [prompts[i] for i in batch]
-            answers = self._rank(asked, sizes) if self._letters else self._write(asked, sizes, seed)
+            answers = answer([windows[i] for i in batch], [prompts[i] for i in batch])
             yield from zip(batch, answers, strict=True)
 
     def _prompt(self, window: Window) -> list[int]:
         """The prompt's tokens, with as many words of each passage as fit into the context."""
-        words, config = self.config.max_words, self.model.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None) or float("inf")
-        room = context - self._new_tokens(len(window.passages))
+        words, room = self.config.max_words, self._context - self._new_tokens(len(window))
         while len(tokens := self._tokens(window, words)) > room:
             words = min(words, max(map(n_words, window.passages))) * 4 // 5
             if words < _FEWEST_WORDS:
@@ -105,40 +111,34 @@ class LocalLLM:
 
     def _tokens(self, window: Window, words: int) -> list[int]:
         text = listwise_prompt(window.query, window.passages, letters=self._letters, max_words=words)
-        start = []
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
-                enable_thinking=False,  # where the template knows it
-            )  # fmt: skip
-            if self._letters and text.rstrip().endswith("<think>"):
-                text += "\n</think>\n\n"  # else the first token is a thought's, not a letter's
-        else:
-            text += "\n\nRanking: "
-            start = [token for token in [self.tokenizer.bos_token_id] if token is not None]
-        return [*start, *self._encode(text + "[" * self._letters)]
-
-    def _encode(self, text: str) -> list[int]:
-        # Without special tokens: some tokenizers would put an end token behind the prompt.
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        opened = "[" * self._letters
+        if not self.tokenizer.chat_template:
+            return self._encode(f"{text}\n\nRanking: {opened}", begin=True)
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
+            enable_thinking=False,  # where the template knows it
+        )  # fmt: skip
+        if self._letters and text.rstrip().endswith("<think>"):
+            text += "\n</think>\n\n"  # else the first token is a thought's, not a letter's
+        return self._encode(text + opened)
 
     def _new_tokens(self, n: int) -> int:
         """Longest answer for `n` passages."""
         ranking = len(self._encode(" > ".join(identifiers(n))))
         return 1 if self._letters else self.config.max_new_tokens or ranking + _PREAMBLE_TOKENS
 
-    def _write(self, prompts: list[list[int]], sizes: list[int], seed: int | None) -> list[Answer]:
-        """Generated texts, greedy or, with a seed, sampled."""
-        limits, width, options = [self._new_tokens(n) for n in sizes], max(map(len, prompts)), {}
-        if seed is not None:
-            options |= {"do_sample": True, "temperature": _RETRY_TEMPERATURE, "top_k": 0, "top_p": 1.0}
+    def _write(self, windows: list[Window], prompts: list[list[int]]) -> list[Answer]:
+        """Generated texts, greedy or, when asked again, sampled."""
+        limits, options = [self._new_tokens(len(window)) for window in windows], {}
+        key, attempt = windows[0].key, windows[0].attempt  # the same attempt in all windows of a call
+        if attempt:
+            options = {"do_sample": True, "temperature": _RETRY_TEMPERATURE, "top_k": 0, "top_p": 1.0}
         devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            written = self._generate(prompts, max_new_tokens=max(limits), **options)[:, width:].tolist()
-        answers = []
-        for prompt, tokens, limit in zip(prompts, written, limits, strict=True):
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(key[-1][:15], 16) + attempt)
+            written = self._generate(prompts, max_new_tokens=max(limits), **options)
+        width, answers = max(map(len, prompts)), []
+        for prompt, tokens, limit in zip(prompts, written[:, width:].tolist(), limits, strict=True):
             tokens = tokens[:limit]  # its own, not the batch's: a window must not depend on others
             length = next((i for i, token in enumerate(tokens) if token in self._ends), len(tokens))
             # Special tokens stay: <think> may be one, which tells thoughts from the answer.
@@ -147,36 +147,34 @@ class LocalLLM:
             answers.append(Answer(text=text, **counts))
         return answers
 
-    def _rank(self, prompts: list[list[int]], sizes: list[int]) -> list[Answer]:
+    def _rank(self, windows: list[Window], prompts: list[list[int]]) -> list[Answer]:
         """Orders of the letters' logits; equal ones keep the prompt's order."""
         options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
         answers, [logits] = [], self._generate(prompts, **options).logits
-        for prompt, n, row in zip(prompts, sizes, logits[:, self._letter_tokens].float(), strict=True):
-            order = tuple(row[:n].argsort(descending=True, stable=True).tolist())
+        scores = logits[:, self._letter_tokens].float()
+        for window, prompt, row in zip(windows, prompts, scores, strict=True):
+            order = tuple(row[: len(window)].argsort(descending=True, stable=True).tolist())
             answers.append(Answer(order=order, input_tokens=len(prompt), output_tokens=0))
         return answers
 
     @torch.inference_mode()
     def _generate(self, prompts: list[list[int]], **options: Any) -> Any:
-        """What the model makes of prompts, padded on the left."""
-        width, device = max(map(len, prompts)), self.model.device
-        padding = [width - len(tokens) for tokens in prompts]
-        ids = [[self._pad] * n + tokens for n, tokens in zip(padding, prompts, strict=True)]
-        mask = [[0] * n + [1] * len(tokens) for n, tokens in zip(padding, prompts, strict=True)]
+        """What the model makes of prompts, padded on the left, with any token: it is masked."""
+        ids = [torch.tensor(tokens) for tokens in prompts]
+        both = ids, [torch.ones_like(tokens) for tokens in ids]
+        ids, mask = (pad_sequence(x, True, padding_side="left").to(self.model.device) for x in both)
         # A model's own configuration may set penalties, which push down identifiers the prompt names.
         config = transformers.GenerationConfig(**{
             "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-            "eos_token_id": self._ends, "pad_token_id": self._pad, "cache_implementation": self.cache,
+            "eos_token_id": self._ends, "pad_token_id": 0, "cache_implementation": self.cache,
         } | options)  # fmt: skip
-        ids, mask = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
         return self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
 
     @cached_property
     def _letter_tokens(self) -> Tensor:
         """The token of each letter behind an opening bracket."""
-        letters = [name[1] for name in identifiers(26, letters=True)]
-        tokens = self.tokenizer.convert_tokens_to_ids(letters)
-        if {None, self.tokenizer.unk_token_id} & set(tokens) or len(set(tokens)) < len(letters):
+        tokens = self.tokenizer.convert_tokens_to_ids([*ascii_uppercase])
+        if {None, self.tokenizer.unk_token_id} & set(tokens) or len(set(tokens)) < len(tokens):
             name = self.tokenizer.name_or_path
             raise ValueError(f"the tokenizer {name!r} lacks a letter's token: use mode 'free'")
         return torch.tensor(tokens, device=self.model.device)

@@ -4,38 +4,34 @@
 - ``yes_no``: log-odds of "yes" against "no" as the next word (Nogueira et al., EMNLP Findings 2020;
   Zhuang et al., NAACL 2024).
 
-Lists share passages: those of 5,720 queries have 8,776 of them, each 28 times. So what is
-asked is a passage with all its queries, and the passage is read once: in one row of tokens, a query
-sees the passage and itself, at the positions that it would have alone.
+Lists share passages, so a passage is read once for all its queries: in one row of tokens, a query sees
+the passage and itself, at the positions that it would have alone.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import transformers
-from torch import Tensor
 
-from rdl_core.config import PROMPTS, LocalConfig
-from rdl_core.files import checked
+from rdl_core.config import PROMPTS
 from rdl_core.teachers.answers import Answer
 from rdl_core.teachers.encoders import add_teacher_rank
 from rdl_core.teachers.listwise import ask_all, check_candidates
+from rdl_core.teachers.local_llm import CausalLM
 from rdl_core.teachers.replay import AnswerLog
 from rdl_core.words import first_words
 
-__all__ = ["Group", "PointwiseLLM", "Scorer", "plan_groups", "score_lists"]
+__all__ = ["Group", "PointwiseLLM", "plan_groups", "score_lists"]
 
 _MOST_QUERIES = 32  # of a group: a row's attention grows with the square of its length
 _ROW_TOKENS = 1024  # of short groups that share a row
 _MULTIPLE = 64  # rows are filled up to it: kernels of the CPU are made, and kept, for each length
-_LABELS = [[f"{start}{word}" for word in words for start in ("", " ")]
-           for words in (("yes", "Yes"), ("no", "No"))]  # fmt: skip
+_LABELS = ("yes", " yes", "Yes", " Yes"), ("no", " no", "No", " No")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,36 +53,26 @@ class Group:
         return self.doc_id, 1, 0, 0, hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-class Scorer(Protocol):
-    """Who scores groups."""
-
-    def ask(self, groups: Sequence[Group]) -> Iterator[tuple[int, Answer]]:
-        """Score each group once; yield its number and its scores as soon as they are known."""
-
-
 def plan_groups(candidates: pd.DataFrame) -> list[Group]:
     """All candidates by passage, at most 32 queries in a group."""
     groups = []
     for doc_id, rows in candidates.reset_index(drop=True).groupby("doc_id", sort=False):
         for start in range(0, len(rows), _MOST_QUERIES):
             part = rows.iloc[start : start + _MOST_QUERIES]
-            texts, numbers = tuple(part["query"]), tuple(part.index)
-            passage = part["text"].iloc[0]
-            groups.append(Group(doc_id=doc_id, passage=passage, queries=texts, rows=numbers))
+            own = {"passage": part["text"].iloc[0], "queries": tuple(part["query"])}
+            groups.append(Group(doc_id=doc_id, rows=tuple(part.index), **own))
     return groups
 
 
 def score_lists(
-    candidates: pd.DataFrame, scorer: Scorer, *, answers: AnswerLog | None = None,
-    on_answer: Callable[[Group, Answer], None] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    candidates: pd.DataFrame, scorer: Any, *, answers: AnswerLog | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rank each query's candidates by a score for each.
 
     Args:
         candidates: As for `rdl_core.teachers.listwise.rank_lists`.
-        scorer: Who scores.
+        scorer: A :class:`PointwiseLLM`, or what answers groups as it does.
         answers: Where scores are looked up before asking, and stored as they come.
-        on_answer: Called with each new answer, after it is stored.
 
     Returns:
         The candidates with ``teacher_score`` and ``teacher_rank``, 1..n in each query, equal scores by
@@ -99,125 +85,97 @@ def score_lists(
     check_candidates(candidates)
     groups = plan_groups(candidates)
     scores, tokens = np.zeros(len(candidates)), np.zeros(len(candidates), dtype="int64")
-    for group, answer in zip(groups, ask_all(groups, scorer, answers, on_answer), strict=True):
+    for group, answer in zip(groups, ask_all(groups, scorer, answers), strict=True):
         if not np.isfinite(answer.scores).all():
             told = f"passage {group.doc_id!r} got scores {answer.scores}"
             raise ValueError(f"{told}, expected finite ones: try precision float32")
         scores[[*group.rows]] = answer.scores
         tokens[[*group.rows]] = answer.input_tokens // len(group)
     ranked = add_teacher_rank(candidates, scores).assign(teacher_score=scores)
-    each = ranked.assign(n=tokens).groupby("query_id", sort=False)["n"].agg(["size", "sum"])
-    counts = each.set_axis(["n_windows", "input_tokens"], axis=1).assign(output_tokens=0)
-    return ranked, counts.reset_index()
+    each = ranked.assign(n=tokens).groupby("query_id", sort=False)["n"]
+    report = each.agg(n_windows="size", input_tokens="sum").assign(output_tokens=0)
+    return ranked, report.reset_index()
 
 
-class PointwiseLLM:
+class PointwiseLLM(CausalLM):
     """Scores of a causal language model; `settings` are fields of `LocalConfig`.
 
-    The prompt is plain text with ``{passage}`` and, behind it, ``{query}``; markup of a chat, if a model
-    wants it, is part of it. With ``query_likelihood`` the query stands last.
+    The prompt is plain text with ``{passage}`` and, behind it, ``{query}``, which stands last with
+    ``query_likelihood``; markup of a chat, if a model wants it, is part of it.
     """
 
-    def __init__(
-        self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, /,
-        **settings: Any,
-    ) -> None:  # fmt: skip
-        named = {"model": model.name_or_path or type(model).__name__} | settings
-        self.config = checked(LocalConfig, named, what="PointwiseLLM")
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self._end = tokenizer.eos_token_id or 0
+    def __init__(self, *model_and_tokenizer: Any, **settings: Any) -> None:
+        super().__init__(*model_and_tokenizer, **settings)
         prompt = self.config.prompt or PROMPTS[self.config.mode]
         self._before, rest = prompt.split("{passage}")
-        self._between, self._after = rest.split("{query}")
-        self._between, self._gap = self._between.rstrip(" "), " " * self._between.endswith(" ")
+        between, self._after = rest.split("{query}")
+        self._between, self._gap = between.rstrip(" "), " " * between.endswith(" ")
         self._labels = []
-        if self.config.mode == "yes_no":
-            encoded = [[self._encode(word) for word in words] for words in _LABELS]
-            single = [{x[0] for x in words if len(x) == 1} for words in encoded]
-            self._labels = [sorted(tokens - {tokenizer.unk_token_id}) for tokens in single]
-            if not all(self._labels):
+        for words in _LABELS if self.config.mode == "yes_no" else ():
+            encoded = [self._encode(word) for word in words]
+            single = {x[0] for x in encoded if len(x) == 1} - {self.tokenizer.unk_token_id}
+            if not single:
                 raise ValueError("yes_no: the tokenizer has no token for yes or no: use another mode")
+            self._labels.append(sorted(single))
 
     def ask(self, groups: Sequence[Group]) -> Iterator[tuple[int, Answer]]:
-        """Score groups of similar length in one row of tokens, longest first."""
+        """Score each group once, those of similar length in one row of tokens, longest first."""
         parts = [self._parts(group) for group in groups]
-        sizes = [sum(map(len, [passage, *queries])) for passage, queries in parts]
-        row: list[int] = []
+        sizes = [len(passage) + sum(map(len, queries)) for passage, queries in parts]
+        rows: list[list[int]] = []
         for number in sorted(range(len(groups)), key=lambda i: -sizes[i]):
-            if row and sum(sizes[i] for i in row) + sizes[number] > _ROW_TOKENS:
-                yield from self._score(row, parts)
-                row = []
-            row.append(number)
-        if row:
-            yield from self._score(row, parts)
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+            if not rows or sum(sizes[i] for i in rows[-1]) + sizes[number] > _ROW_TOKENS:
+                rows.append([])
+            rows[-1].append(number)
+        for row in rows:
+            scores = self._score([parts[i] for i in row])
+            for number, own in zip(row, scores, strict=True):
+                passage, queries = parts[number]
+                n_tokens = len(queries) * len(passage) + sum(map(len, queries))  # of own prompts
+                yield number, Answer(scores=tuple(own), input_tokens=n_tokens, output_tokens=0)
 
     def _parts(self, group: Group) -> tuple[list[int], list[list[int]]]:
         """Tokens up to the queries, and of each query with what is behind it."""
-        start = [token for token in [self.tokenizer.bos_token_id] if token is not None]
         text = f"{self._before}{first_words(group.passage, self.config.max_words)}{self._between}"
-        passage = start + self._encode(text)
+        passage = self._encode(text, begin=True)
         queries = [self._encode(f"{self._gap}{query}{self._after}") for query in group.queries]
-        context = getattr(self.model.config, "max_position_embeddings", None) or float("inf")
-        if (longest := len(passage) + max(map(len, queries))) > context:
+        if (longest := len(passage) + max(map(len, queries))) > self._context:
             told = f"passage {group.doc_id!r} and a query have {longest} tokens, expected at most"
-            raise ValueError(f"{told} {context}: lower max_words, {self.config.max_words}")
+            raise ValueError(f"{told} {self._context}: lower max_words, {self.config.max_words}")
         if not all(queries):
             raise ValueError(f"a query of passage {group.doc_id!r} has no token: remove it")
         return passage, queries
 
     @torch.inference_mode()
-    def _score(self, row: list[int], parts: list) -> Iterator[tuple[int, Answer]]:
-        ids: list[int] = []
-        positions: list[int] = []
-        passages: list[int] = []  # of each token, the number of its passage
-        branches: list[int] = []  # of each token, the number of its query; -1: it is of the passage
+    def _score(self, parts: list[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
+        """Scores of each passage's queries, from one row of tokens."""
+        tokens: list[tuple[int, ...]] = []  # id, position, number of its passage, of its query or -1
         seen: list[int] = []  # tokens behind which the next one is predicted
         predicted: list[int] = []
-        spans: list[int] = []  # predictions of each query
-        for number in row:
-            passage, queries = parts[number]
-            last = len(ids) + len(passage) - 1
-            for branch, tokens in enumerate([passage, *queries], start=-1):
-                first, is_passage = len(ids), branch < 0
-                ids += tokens
-                passages += [number] * len(tokens)
-                branches += [branch] * len(tokens)
-                begin = 0 if is_passage else len(passage)
-                positions += range(begin, begin + len(tokens))
-                if not is_passage and self._labels:
-                    seen.append(len(ids) - 1)
-                elif not is_passage:
-                    seen += [last, *range(first, len(ids) - 1)]
-                    predicted += tokens
-                    spans.append(len(tokens))
-        n_seen = len(seen)
-        padding = (ids, self._end), (positions, 0), (passages, -1), (branches, -1), (seen, 0)
-        for values, filler in padding:
-            values += [filler] * (-len(values) % _MULTIPLE)
-        device = self.model.device
-        owner, branch = torch.tensor(passages, device=device), torch.tensor(branches, device=device)
+        for number, (passage, queries) in enumerate(parts):
+            tokens += [(token, place, number, -1) for place, token in enumerate(passage)]
+            last = len(tokens) - 1
+            for branch, query in enumerate(queries):
+                first = len(tokens)
+                tokens += [(x, place, number, branch) for place, x in enumerate(query, len(passage))]
+                seen += [len(tokens) - 1] if self._labels else [last, *range(first, len(tokens) - 1)]
+                predicted += query
+        n_seen, device, dtype = len(seen), self.model.device, self.model.dtype
+        tokens += [(0, 0, -1, -1)] * (-len(tokens) % _MULTIPLE)
+        seen += [0] * (-n_seen % _MULTIPLE)
+        ids, positions, owner, branch = torch.tensor(tokens, device=device).T.contiguous()
         sees = (owner[:, None] == owner) & ((branch[:, None] == branch) | (branch == -1))
-        allowed = sees.tril()[None, None]
-        mask = torch.zeros(allowed.shape, dtype=self.model.dtype, device=device)
-        mask.masked_fill_(~allowed, torch.finfo(mask.dtype).min)
+        mask = torch.zeros(sees.shape, dtype=dtype, device=device)
+        mask.masked_fill_(~sees.tril(), torch.finfo(dtype).min)
         logits = self.model(
-            input_ids=torch.tensor([ids], device=device), attention_mask=mask, use_cache=False,
-            position_ids=torch.tensor([positions], device=device),
-            logits_to_keep=torch.tensor(seen, device=device),
+            input_ids=ids[None], attention_mask=mask[None, None], use_cache=False,
+            position_ids=positions[None], logits_to_keep=torch.tensor(seen, device=device),
         ).logits[0, :n_seen].float()  # fmt: skip
         if self._labels:
-            yes, no = (logits[:, tokens].logsumexp(1) for tokens in self._labels)
-            scores = (yes - no).tolist()
+            yes, no = (logits[:, labels].logsumexp(1) for labels in self._labels)
+            scores = yes - no
         else:
             chosen = logits.gather(1, torch.tensor(predicted, device=device)[:, None]).squeeze(1)
-            of_queries = (chosen - logits.logsumexp(1)).split(spans)
-            scores = torch.stack([x.sum() for x in of_queries]).tolist()
-        start = 0
-        for number in row:
-            passage, queries = parts[number]
-            own = tuple(scores[start : (start := start + len(queries))])
-            n_tokens = len(queries) * len(passage) + sum(map(len, queries))  # of prompts of their own
-            yield number, Answer(scores=own, input_tokens=n_tokens, output_tokens=0)
+            lengths = [len(query) for _, queries in parts for query in queries]
+            scores = torch.stack([x.sum() for x in (chosen - logits.logsumexp(1)).split(lengths)])
+        return [x.tolist() for x in scores.split([len(queries) for _, queries in parts])]

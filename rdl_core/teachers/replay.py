@@ -46,13 +46,9 @@ class AnswerLog:
                 elif entry["teacher"] != teacher:
                     raise ValueError(f"these are answers of {entry['teacher']!r}")
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                place = f"{self.path}, line {number}: expected answers of {teacher!r}"
-                remedy = "repair or remove that line, or name another file"
-                raise ValueError(f"{place}, one JSON object a line; {error!r}: {remedy}") from error
+                told = f"{self.path}, line {number}: expected answers of {teacher!r}; {error!r}"
+                raise ValueError(f"{told}: repair or remove that line, or name another file") from error
         self._earlier = set(self._answers)
-
-    def __len__(self) -> int:
-        return len(self._answers)
 
     def get(self, window: Window) -> Answer | None:
         """The stored answer; None, too, if an earlier run got no usable one, to be asked again."""
@@ -99,10 +95,9 @@ def read_history(path: str | Path) -> list[Recorded]:
     records, (values, unit) = [], each_record(path)
     for number, value in values:
         try:
-            calls, query_id = [value], None
-            if "invocations_history" in value:
-                calls, query_id = value["invocations_history"], str(value["query"]["qid"])
-            for call in calls:
+            grouped = "invocations_history" in value
+            query_id = str(value["query"]["qid"]) if grouped else None
+            for call in value["invocations_history"] if grouped else [value]:
                 prompt, text = call["prompt"], call["response"]
                 if isinstance(prompt, list):
                     prompt = "\n".join(message["content"] for message in prompt)
@@ -124,11 +119,10 @@ class Replay:
     def __init__(self, records: Iterable[Recorded]) -> None:
         self._records: dict[Any, deque[Recorded]] = defaultdict(deque)  # of a query's id or words
         for number, record in enumerate(records, start=1):
-            if (owner := record.query_id) is None:
-                if not (names := _QUERY.findall(record.prompt)):
-                    raise ValueError(f"recorded prompt {number} names no query: {record.prompt[:60]!r}")
-                owner = tuple(_words(names[-1]))
-            self._records[owner].append(record)
+            names = [record.query_id] if record.query_id else _QUERY.findall(record.prompt)
+            if not names:
+                raise ValueError(f"recorded prompt {number} names no query: {record.prompt[:60]!r}")
+            self._records[record.query_id or (*_words(names[-1]),)].append(record)
 
     def ask(self, windows: Sequence[Window]) -> Iterator[tuple[int, Answer]]:
         """Give each window its query's next answer; ValueError if none is left, or it does not fit."""
@@ -138,14 +132,14 @@ class Replay:
             left = self._records.get(window.query_id) or self._records.get((*_words(window.query),))
             if not left:
                 raise ValueError(f"no recorded answer is left for {place}")
-            record = left.popleft()
-            texts, ours = _passages(record.prompt), window.passages
-            for i, (text, passage) in enumerate(zip_longest(texts, ours), start=1):
-                if text is None or passage is None or not _similar(text, passage):
-                    expected = f"{passage!r:.60} as passage {i} of {len(ours)}"
-                    recorded = f"{text!r:.60}, {i} of {len(texts)}"
+            prompt, answer, _ = left.popleft()
+            texts = _passages(prompt)
+            for i, pair in enumerate(zip_longest(texts, window.passages), start=1):
+                if None in pair or not _similar(*pair):
+                    expected = f"{pair[1]!r:.60} as passage {i} of {len(window)}"
+                    recorded = f"{pair[0]!r:.60}, {i} of {len(texts)}"
                     raise ValueError(f"expected {expected}, recorded was {recorded}, for {place}")
-            yield number, record.answer
+            yield number, answer
 
 
 def _passages(prompt: str) -> list[str]:

@@ -10,7 +10,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -22,7 +22,7 @@ import pandas as pd
 from rdl_core.config import EndpointConfig, LocalConfig, ReplayConfig, TeachConfig
 from rdl_core.data.collections import fingerprint, read_corpus
 from rdl_core.data.formats import check_run, read_candidates, write_parquet, write_requests, write_run
-from rdl_core.files import MANIFEST, read_json, resumable, write_json
+from rdl_core.files import CONFIG, MANIFEST, read_json, resumable, write_json
 from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
 from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt
@@ -82,17 +82,21 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
         plan = _estimate(config, lists, log)
         _log.info("%s: %s", folder, plan)
         steps = progress(repeat(None), total=plan.n_windows, what="windows", done=plan.n_answered)
-        shared = {"answers": log, "on_answer": lambda new, _: [next(steps) for _ in range(_n(new))]}
-        ranked, table = _rank(config, lists, _open(config.backend), **shared)
+
+        def add(asked: Any, answer: Answer) -> None:
+            log.add(asked, answer)
+            for _ in range(_n(asked)):
+                next(steps)
+
+        ranked, table = _rank(config, lists, _open(config.backend), log.get, add)
         steps.close()
         if "why" in table and 0 < table["n_windows"].sum() == table["n_unusable"].sum():
             told = f"{folder}: no answer could be used: {table['why'].iloc[0]}"
             raise ValueError(f"{told}: mend that, and run this again, which asks anew")
         rows = json.loads(table.to_json(orient="records"))
-        tokens = [table[x].sum(skipna=False) for x in ("input_tokens", "output_tokens")]
-        usd = _usd(config, *tokens) if pd.notna(tokens).all() else None
-        ranked = ranked.assign(rank=ranked["teacher_rank"])
-        ranked["score"] = ranked.get("teacher_score", -ranked["rank"].astype("float64"))
+        usd = _usd(config, *table[["input_tokens", "output_tokens"]].sum(skipna=False))
+        scores = ranked.get("teacher_score", -ranked["teacher_rank"].astype("float64"))
+        ranked = ranked.assign(rank=ranked["teacher_rank"], score=scores)
         report = _write(folder, lists, ranked, rows, usd)
         work.finish(server=getattr(config.backend, "base_url", None))
     return report
@@ -105,9 +109,9 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
     """
     folder, identities = Path(folder), {}
     for shard in map(Path, shards):
-        if not ((shard / "manifest.json").is_file() and (shard / "report.json").is_file()):
+        if not ((shard / MANIFEST).is_file() and (shard / "report.json").is_file()):
             raise ValueError(f"{shard} holds no finished lists: run rdl teach again, which goes on")
-        with resumable(shard, read_json(shard / "config.json")) as work:  # refuses changed files
+        with resumable(shard, read_json(shard / CONFIG)) as work:  # refuses changed files
             identities[shard] = work.identity
     identity = whole(identities)
     parts = sorted(identities, key=lambda part: identities[part]["shard"])
@@ -129,7 +133,7 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
         for part in parts:
             log.take(part / ANSWERS)
         report = _write(folder, together("candidates.run"), together("requests.jsonl"), rows, usd)
-        work.finish(shards=[read_json(part / "manifest.json") for part in parts])
+        work.finish(shards=[read_json(part / MANIFEST) for part in parts])
     return report
 
 
@@ -157,14 +161,15 @@ def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
 
 
 def _rank(
-    config: TeachConfig, lists: pd.DataFrame, backend: Any, **shared: Any
+    config: TeachConfig, lists: pd.DataFrame, backend: Any, get: Callable, add: Callable
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The lists as a listwise or a pointwise teacher ranks them, and a report."""
+    answers = SimpleNamespace(get=get, add=add)
     if _pointwise(config):
         from rdl_core.teachers.pointwise import score_lists  # imports torch
 
-        return score_lists(lists, backend, **shared)
-    return rank_lists(lists, backend, **shared, **config.windows)
+        return score_lists(lists, backend, answers=answers)
+    return rank_lists(lists, backend, answers=answers, **config.windows)
 
 
 def _pointwise(config: TeachConfig) -> bool:
@@ -172,37 +177,28 @@ def _pointwise(config: TeachConfig) -> bool:
 
 
 def _open(config: EndpointConfig | LocalConfig | ReplayConfig) -> Backend:
+    if isinstance(config, ReplayConfig):
+        return Replay(read_history(config.model))
     if isinstance(config, EndpointConfig):
         from rdl_core.teachers.endpoint import Endpoint  # imports openai
 
         return Endpoint(config)
-    if isinstance(config, LocalConfig):
-        from rdl_core.teachers.local_llm import LocalLLM, load_llm
+    from rdl_core.teachers.local_llm import LocalLLM, load_llm  # imports torch
+    from rdl_core.teachers.pointwise import PointwiseLLM
 
-        kind = LocalLLM
-        if config.pointwise:
-            from rdl_core.teachers.pointwise import PointwiseLLM as kind
-        return kind(*load_llm(config), **vars(config))
-    return Replay(read_history(config.model))
-
-
-class _InOrder:
-    """Answers each window in the order of the prompt, each group with equal scores."""
-
-    can_retry = True  # if the log's answer is unusable, the next one is looked up, too
-
-    def ask(self, windows: Sequence[Window]) -> list[tuple[int, Answer]]:
-        return [
-            (i, Answer(order=tuple(range(len(x)))) if isinstance(x, Window)
-             else Answer(scores=(0.0,) * len(x), input_tokens=0))
-            for i, x in enumerate(windows)
-        ]  # fmt: skip
+    kind = PointwiseLLM if config.pointwise else LocalLLM
+    return kind(*load_llm(config), **vars(config))
 
 
 def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estimate:
+    """Go through a run in which what the log lacks keeps its order."""
     new: list[Any] = []
-    stored = SimpleNamespace(get=log.get, add=lambda window, _: new.append(window))
-    _, table = _rank(config, lists, _InOrder(), answers=stored)
+
+    def ask(windows: Sequence[Any]) -> list[tuple[int, Answer]]:  # equal scores keep the order
+        return [(i, Answer(scores=(0.0,) * len(x), input_tokens=0)) for i, x in enumerate(windows)]
+
+    backend = SimpleNamespace(ask=ask, can_retry=True)  # of unusable answers, the next is looked up
+    _, table = _rank(config, lists, backend, log.get, lambda window, _: new.append(window))
     max_words, prompts, rankings = getattr(config.backend, "max_words", 300), 0, 0
     for window in new:
         if _pointwise(config):  # a passage is read once for all its queries
@@ -211,7 +207,7 @@ def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estim
             continue
         prompts += n_tokens_about(listwise_prompt(window.query, window.passages, max_words=max_words))
         if getattr(config.backend, "mode", None) != "first_token":  # which writes nothing
-            rankings += -(-len(" > ".join(identifiers(len(window.passages)))) // 2)
+            rankings += -(-len(" > ".join(identifiers(len(window)))) // 2)
     n_windows = int(table["n_windows"].sum())
     return Estimate(
         n_queries=len(table), n_windows=n_windows, n_answered=n_windows - sum(map(_n, new)),
@@ -224,9 +220,10 @@ def _n(asked: Any) -> int:
     return 1 if isinstance(asked, Window) else len(asked)
 
 
-def _usd(config: TeachConfig, input_tokens: int, output_tokens: int) -> float | None:
-    paid = isinstance(config.backend, EndpointConfig)
-    return config.backend.usd(int(input_tokens), int(output_tokens)) if paid else None
+def _usd(config: TeachConfig, *tokens: int) -> float | None:
+    """Dollars for tokens of prompts and answers; None without prices, or if some were not counted."""
+    paid = isinstance(config.backend, EndpointConfig) and not any(map(pd.isna, tokens))
+    return config.backend.usd(*map(int, tokens)) if paid else None
 
 
 def _write(
