@@ -321,8 +321,7 @@ class LocalConfig:
             raise ValueError(f"prompt: expected mode {' or '.join(PROMPTS)}, got {self.mode}")
         ends = r"\s*" if self.mode == "query_likelihood" else ".*"  # what is scored stands last
         if not re.fullmatch(rf"[^{{}}]*{{passage}}[^{{}}]*{{query}}{ends}", self.prompt, re.DOTALL):
-            told = "expected {passage} and behind it {query}, once each, "
-            told += "{query} at the end with query_likelihood"
+            told = "expected {passage}, then {query}, once each, {query} last with query_likelihood"
             raise ValueError(f"prompt: {told}; got {self.prompt!r}")
 
     @property

@@ -17,14 +17,13 @@ _UNSPACED = (  # Thai and Lao, Burmese, Khmer, kana, Han
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _RUN = re.compile(f"[{_UNSPACED}]+")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,40}}")  # longer ones are links and the like
 
 
 def n_words(text: str) -> int:
     """Number of words."""
-    return sum(1 for _ in _WORD.finditer(text))
+    return len(_WORD.findall(text))
 
 
 def first_words(text: str, n: int) -> str:
@@ -36,7 +35,7 @@ def first_words(text: str, n: int) -> str:
 
 def n_tokens_about(text: str) -> int:
     """Tokens of a language model, roughly: one for 4 characters, or for one without spaces."""
-    unspaced = len(_CHARACTER.findall(text))
+    unspaced = sum(map(len, _RUN.findall(text)))
     return unspaced + -(-(len(text) - unspaced) // 4)
 
 

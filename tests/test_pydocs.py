@@ -74,41 +74,35 @@ def prints(frames):
 WORDS = about(15)
 
 
-@pytest.mark.parametrize(
-    ("docstring", "found"),
-    [
-        (f"Do it. {WORDS}", ("Do it", WORDS)), (f"Do\n    it\n\n    {WORDS}", ("Do it", WORDS)),
-        (f"Do it. Then.\n\n{WORDS}", ("Do it", f"Then. {WORDS}")),
-        (f"Do :func:`~a.b` to ``x``.\n\n{WORDS} :class:`C <d.C>`", ("Do a.b to x", f"{WORDS} C")),
-        (f"Do it.\n\n.. versionadded:: 3\n\nNotes\n-----\n{WORDS}", ("Do it", f"Notes {WORDS}")),
-        (f"Do it.\n\n{'x ' * 200}", ("Do it", "x " * 89 + "x")),
-        (f"Read names (e.g. files, i.e. paths) twice. {WORDS}",
-         ("Read names (e.g. files, i.e. paths) twice", WORDS)),
-        (f"Read a, b etc. of it. {WORDS}", ("Read a, b etc. of it", WORDS)),
-        (f"Read a, b etc. Then.\n\n{WORDS}", ("Read a, b etc", f"Then. {WORDS}")),
-        ("", None), ("Do it.", None),
-        (f"Do %(it)s.\n\n{WORDS}", None), (f"{{it}}\n\n{WORDS}", None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("docstring", "found"), [
+    (f"Do it. {WORDS}", ("Do it", WORDS)), (f"Do\n    it\n\n    {WORDS}", ("Do it", WORDS)),
+    (f"Do it. Then.\n\n{WORDS}", ("Do it", f"Then. {WORDS}")),
+    (f"Do :func:`~a.b` to ``x``.\n\n{WORDS} :class:`C <d.C>`", ("Do a.b to x", f"{WORDS} C")),
+    (f"Do it.\n\n.. versionadded:: 3\n\nNotes\n-----\n{WORDS}", ("Do it", f"Notes {WORDS}")),
+    (f"Do it.\n\n{'x ' * 200}", ("Do it", "x " * 89 + "x")),
+    (f"Read names (e.g. files, i.e. paths) twice. {WORDS}",
+     ("Read names (e.g. files, i.e. paths) twice", WORDS)),
+    (f"Read a, b etc. of it. {WORDS}", ("Read a, b etc. of it", WORDS)),
+    (f"Read a, b etc. Then.\n\n{WORDS}", ("Read a, b etc", f"Then. {WORDS}")),
+    ("", None), ("Do it.", None),
+    (f"Do %(it)s.\n\n{WORDS}", None), (f"{{it}}\n\n{WORDS}", None),
+])  # fmt: skip
 def test_first_sentence_is_the_query_and_the_rest_the_passage(docstring, found):
     """Templates and single sentences give nothing."""
     entry = parse_docstring("pkg.f", docstring)
     assert (entry and (entry.query, entry.passage)) == found
 
 
-@pytest.mark.parametrize(
-    ("section", "names"),
-    [
-        ("mean", "mean"), ("mean : Average.", "mean"), ("mean: Average.", "mean"),
-        ("pkg.mean : Average : of all.", "pkg.mean"), ("mean, std, var : Moments.", "mean std var"),
-        ("mean, std,\nvar", "mean std var"), ("mean\nstd\n\nvar : Square.", "mean std var"),
-        ("mean :\n    Average, std of it.\nvar :\n    Square.", "mean var"),
-        ("mean\n    Average, std\nvar", "mean var"), ("`mean`\n`~pkg.std` : Spread.", "mean pkg.std"),
-        (":func:`~pkg.mean`\n:class:`Std` : Spread.\n:obj:`var`", "pkg.mean Std var"),
-        (":func:`mean`, :func:`std` : Moments.", "mean std"), (":func:`mean` : Average.", "mean"),
-        ("mean\n:func:`std` : Spread.", "mean std"), ("mean : Average.\nmean : Again.", "mean"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("section", "names"), [
+    ("mean", "mean"), ("mean : Average.", "mean"), ("mean: Average.", "mean"),
+    ("pkg.mean : Average : of all.", "pkg.mean"), ("mean, std, var : Moments.", "mean std var"),
+    ("mean, std,\nvar", "mean std var"), ("mean\nstd\n\nvar : Square.", "mean std var"),
+    ("mean :\n    Average, std of it.\nvar :\n    Square.", "mean var"),
+    ("mean\n    Average, std\nvar", "mean var"), ("`mean`\n`~pkg.std` : Spread.", "mean pkg.std"),
+    (":func:`~pkg.mean`\n:class:`Std` : Spread.\n:obj:`var`", "pkg.mean Std var"),
+    (":func:`mean`, :func:`std` : Moments.", "mean std"), (":func:`mean` : Average.", "mean"),
+    ("mean\n:func:`std` : Spread.", "mean std"), ("mean : Average.\nmean : Again.", "mean"),
+])  # fmt: skip
 @pytest.mark.parametrize("after", ["", "\n\nNotes\n-----\nAnd notes."], ids=["last", "notes"])
 def test_see_also(section, names, after):
     """Numpydoc allows all of these; a name on the line after a bare one once got lost."""
@@ -142,11 +136,10 @@ def test_build_reads_every_documented_object(packages):
     assert {(q, d): grade for q, d, grade in qrels.itertuples(index=False)} == grades
 
 
-@pytest.mark.parametrize(
-    ("query_words", "passage_words", "n_queries", "n_passages"),
-    [(3, 20, 0, 1), (4, 20, 1, 1), (30, 20, 1, 1), (31, 20, 0, 1),
-     (5, 14, 0, 0), (5, 15, 1, 1), (5, 300, 1, 1)],
-)  # fmt: skip
+@pytest.mark.parametrize(("query_words", "passage_words", "n_queries", "n_passages"), [
+    (3, 20, 0, 1), (4, 20, 1, 1), (30, 20, 1, 1), (31, 20, 0, 1), (5, 14, 0, 0), (5, 15, 1, 1),
+    (5, 300, 1, 1),
+])  # fmt: skip
 def test_lengths_and_equal_passages(packages, query_words, passage_words, n_queries, n_passages):
     """Of two passages that are the same the first name's counts."""
     query, passage = "query " * (query_words - 1), about(passage_words)

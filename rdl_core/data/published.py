@@ -1,9 +1,8 @@
 """Published lists: candidates of first stages, and how LLMs ranked them.
 
-TREC DL: RankLLM's lists carry their texts. The union of a year's lists is a small collection: 10,852
-passages in 2019, 14,091 in 2020, 16,660 in 2022. It has all candidates but not all judged passages
-(3,834 of 9,139 in 2019, 5,001 of 11,224 in 2020). In 2022, 40 passages differ between lists in white
-space; the first list counts.
+TREC DL: RankLLM's lists carry their texts; the union of a year's lists is a small collection, with all
+candidates but not all judged passages (3,834 of 9,139 in 2019, 5,001 of 11,224 in 2020). In 2022, 40
+passages differ between lists in white space; the first list counts.
 
 Rank-DistiLLM: a first stage's file has its top 500 of every judged training query, 250 M rows, which
 are streamed; RankZephyr's its order of the top 100 of 10,000 of them, without the first stage's ranks.
@@ -23,15 +22,18 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import csv
 
-from rdl_core.data.downloads import download_folder, fetch, fetch_all, group_names, registry
+from rdl_core.data.downloads import download_folder, fetch, group_names, registry
 from rdl_core.data.formats import from_frame, read_candidates
 from rdl_core.files import content_hash
 
-__all__ = ["FIRST_STAGES", "JUDGED", "TEACHERS", "YEARS", "file_hashes", "first_stage",
-           "ranked_queries", "teacher_runs", "teachers_of", "texts"]  # fmt: skip
+__all__ = ["FIRST_STAGES", "JUDGED", "TEACHERS", "file_hashes", "first_stage", "ranked_queries",
+           "teacher_runs", "teachers_of", "texts"]  # fmt: skip
 
 JUDGED = "msmarco-passage/train/judged"  #: ir_datasets id of Rank-DistiLLM's training queries.
-YEARS = (2019, 2020, 2022)  # of TREC DL, with published lists
+_YEARS = {  # of TREC DL, whose lists a collection's queries have; MS MARCO's own has the same ids
+    **{f"rdl/trec-dl-{year}": year for year in (2019, 2020, 2022)},
+    **{f"msmarco-passage/trec-dl-{year}/judged": year for year in (2019, 2020)},
+}
 _FOLDERS = {  # of TREC DL's first stages; 2022 has the first three
     "bm25": "BM25", "bm25_rm3": "BM25_RM3", "splade": "SPLADE_P_P_ENSEMBLE_DISTIL",
     "tas_b": "D_BERT_KD_TASB", "ada2": "OPEN_AI_ADA2",
@@ -68,8 +70,8 @@ def first_stage(
         frame = _stream(_fetched(_TRAIN[name]), depth, query_ids)
     elif name == "colbert":
         frame = read_candidates(_by_hand(collection_id))
-    elif (year := _year(collection_id)) and name in _FOLDERS:
-        files = {file.split("/")[2]: file for file in _list_names(year)}
+    elif collection_id in _YEARS and name in _FOLDERS:
+        files = _lists(_YEARS[collection_id])
         _expect("first_stage", name, [x for x in _FOLDERS if _FOLDERS[x] in files], collection_id)
         frame = read_candidates(fetch(files[_FOLDERS[name]]))
     else:
@@ -85,6 +87,7 @@ def teachers_of(collection_id: str, first_stage: str) -> list[str]:
     return [name for name, files in _files(collection_id, first_stage).items() if files]
 
 
+@lru_cache(maxsize=2)
 def teacher_runs(collection_id: str, first_stage: str, teacher: str) -> list[pd.DataFrame]:
     """Every ranking that a teacher made of a first stage's lists, the oldest first.
 
@@ -93,9 +96,10 @@ def teacher_runs(collection_id: str, first_stage: str, teacher: str) -> list[pd.
     """
     if not (files := _files(collection_id, first_stage)):
         return []
-    known = [name for name in files if files[name]]
+    known = teachers_of(collection_id, first_stage)
     _expect("teacher", teacher, known, f"{first_stage} of {collection_id}")
-    return [_ranking(name) for name in files[teacher]]
+    frames = (read_candidates(_fetched(name)) for name in files[teacher])
+    return [x[["query_id", "doc_id", "rank"]].rename(columns={"rank": "teacher_rank"}) for x in frames]
 
 
 def ranked_queries(collection_id: str, first_stages: Iterable[str], teacher: str) -> pd.Index | None:
@@ -114,42 +118,31 @@ def file_hashes(collection_id: str, first_stage: str, teacher: str) -> list[str]
     return [content_hash(_by_hand(collection_id))[:16]] if first_stage == "colbert" else []
 
 
-@lru_cache(maxsize=len(YEARS))
+@lru_cache
 def texts(year: int) -> dict[str, pd.DataFrame]:
     """``queries`` and ``docs`` of a year of TREC DL, in the order in which its lists name them."""
-    lists = pd.concat([read_candidates(path) for path in fetch_all(_list_names(year))])
+    lists = pd.concat([read_candidates(fetch(name)) for name in _lists(year).values()])
     columns = {"queries": ["query_id", "query"], "docs": ["doc_id", "text"]}
     return {x: lists[own].drop_duplicates(own[0], ignore_index=True) for x, own in columns.items()}
 
 
-def _year(collection_id: str) -> int | None:
-    """The year whose lists a collection's queries have; MS MARCO's own collection has the same ids."""
-    names = {f"rdl/trec-dl-{year}": year for year in YEARS}
-    return (names | {f"msmarco-passage/trec-dl-{x}/judged": x for x in (2019, 2020)}).get(collection_id)
-
-
-def _list_names(year: int) -> list[str]:
-    """Registry names of a year's candidate lists, one for each first stage."""
+def _lists(year: int) -> dict[str, str]:
+    """Registry names of a year's candidate lists, by the folder of their first stage."""
     start, end = "trec-dl/retrieve_results/", f"_dl{year % 100}_top100.json"
-    return [x for x in group_names("trec-dl") if x.startswith(start) and x.endswith(end)]
+    names = [x for x in group_names("trec-dl") if x.startswith(start) and x.endswith(end)]
+    return {name.split("/")[2]: name for name in names}
 
 
 def _files(collection_id: str, first_stage: str) -> dict[str, list[str]]:
     """Registry names of rankings by teacher, those of a first stage's lists, the oldest first."""
     if collection_id == JUDGED:
         return {"rank_zephyr": [_ZEPHYR[first_stage]] if first_stage in _ZEPHYR else []}
-    if not (year := _year(collection_id)):
+    if not (year := _YEARS.get(collection_id)):
         return {}
     folder = f"trec-dl/rerank_results/{_FOLDERS.get(first_stage)}/"
     names = sorted(name for name in group_names("trec-dl") if f"_dl{year % 100}_" in name)
     starts = {llm: f"{folder}{start}_4096_100_" for llm, start in _LLMS.items()}
     return {llm: [n for n in names if n.startswith(start)] for llm, start in starts.items()}
-
-
-@lru_cache(maxsize=2)
-def _ranking(name: str) -> pd.DataFrame:
-    frame = read_candidates(_fetched(name))
-    return frame[["query_id", "doc_id", "rank"]].rename(columns={"rank": "teacher_rank"})
 
 
 def _by_hand(collection_id: str) -> Path:
@@ -165,21 +158,20 @@ def _by_hand(collection_id: str) -> Path:
 
 def _stream(path: Path, depth: int, query_ids: list[str] | None) -> pd.DataFrame:
     """The rows of some queries down to a rank of a parquet file or a TREC run, streamed past."""
-    text = pa.string()
-    wanted = ds.field("rank") <= depth  # counted from 0 or 1: counted anew by `from_frame`
+    kinds = {"qid": pa.string(), "docno": pa.string(), "rank": pa.int64(), "score": pa.float64()}
+    columns = {name: ds.field(name).cast(kind) for name, kind in kinds.items()}
+    wanted = columns["rank"] <= depth  # counted from 0 or 1: counted anew by `from_frame`
     if query_ids is not None:
-        wanted &= ds.field("qid").cast(text).isin(pa.array(query_ids, text))
-    columns = {name: ds.field(name) for name in ("rank", "score")}
-    columns |= {name: ds.field(name).cast(text) for name in ("qid", "docno")}
+        wanted &= columns["qid"].isin(pa.array(query_ids, pa.string()))
     form = "parquet"
     if path.suffix != ".parquet":
         with path.open() as file:
             delimiter = "\t" if "\t" in file.readline() else " "
-        kinds = {"qid": text, "iter": text, "docno": text, "rank": pa.int64(), "score": pa.float64()}
+        names = ["qid", "iter", "docno", "rank", "score", "tag"]
         form = ds.CsvFileFormat(
-            parse_options=csv.ParseOptions(delimiter=delimiter, quote_char=False),
-            read_options=csv.ReadOptions(column_names=[*kinds, "tag"]),
+            csv.ParseOptions(delimiter=delimiter, quote_char=False),
             convert_options=csv.ConvertOptions(column_types=kinds),
+            read_options=csv.ReadOptions(column_names=names),
         )
     try:
         table = ds.dataset(path, format=form).to_table(columns=columns, filter=wanted)

@@ -14,17 +14,16 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections import Counter, defaultdict, namedtuple
+from collections import namedtuple
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 
 from rdl_core.data.downloads import cache_folder
+from rdl_core.files import resumable
 from rdl_core.progress import progress
 
 __all__ = ["PACKAGES", "SPLITS", "Entry", "Frames", "build", "load", "parse_docstring", "split_of"]
@@ -33,9 +32,10 @@ __all__ = ["PACKAGES", "SPLITS", "Entry", "Frames", "build", "load", "parse_docs
 PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "seaborn", "sklearn")
 SPLITS = {"train": 0.80, "dev": 0.05, "test": 0.15}  #: Share of the queries in each split, in order.
 _QUERY_WORDS, _PASSAGE_WORDS = range(4, 31), range(15, 91)
-_SKIPPED_FOLDERS = set(  # tests, and copies of other people's packages
-    "__pycache__ _vendor externals idlelib lib2to3 site-packages test testing tests".split()
-)
+_SKIPPED = {  # tests, and copies of other people's packages
+    "__pycache__", "_vendor", "externals", "idlelib", "lib2to3", "site-packages", "test", "testing",
+    "tests",
+}  # fmt: skip
 _SEE_ALSO = re.compile(  # numpydoc's section, up to the next one
     r"^[ \t]*See Also\n[ \t]*-{3,}[ \t]*$(.*?)(?=^[ \t]*[A-Z][A-Za-z ]+\n[ \t]*-{3,}[ \t]*$|\Z)",
     re.MULTILINE | re.DOTALL,
@@ -89,41 +89,33 @@ def load() -> Frames:
     """The collection, from the cache if Python, `PACKAGES` and this file are the same; else `build`."""
     versions = [metadata.version("scikit-learn" if x == "sklearn" else x) for x in PACKAGES]
     code = Path(__file__).read_text(encoding="utf-8")
-    key = "\n".join([sys.version, *PACKAGES, *versions, code])
-    folder = cache_folder() / f"pydocs-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as unfinished:
+    key = hashlib.sha256("\n".join([sys.version, *PACKAGES, *versions, code]).encode()).hexdigest()
+    folder = cache_folder() / f"pydocs-{key[:16]}"
+    with resumable(folder, {"key": key}, shared=True) as work:
+        if work.manifest is None:
             for name, frame in build()._asdict().items():
-                frame.to_parquet(Path(unfinished, f"{name}.parquet"), index=False)
-            with suppress(OSError):  # another process finished first, with the same content
-                Path(unfinished).rename(folder)
+                frame.to_parquet(folder / f"{name}.parquet", index=False)
+            work.finish()
     return Frames(*(pd.read_parquet(folder / f"{name}.parquet") for name in Frames._fields))
 
 
 def build() -> Frames:
     """Read the installed sources and make the collection, past any cache."""
-    entries, seen = {}, set()  # of equal passages the first name's
-    for entry in sorted(_entries(), key=lambda e: e.name):
-        if len(entry.passage.split()) in _PASSAGE_WORDS and entry.passage not in seen:
-            seen.add(entry.passage)
-            entries[entry.name] = entry
-    asked = Counter(entry.query.lower() for entry in entries.values())
-    by_last_part = defaultdict(list)
-    for name in entries:
-        by_last_part[name.rpartition(".")[2]].append(name)
-    queries, qrels = [], []
-    for name, (_, query, _, see_also) in entries.items():
-        if asked[query.lower()] > 1 or len(query.split()) not in _QUERY_WORDS or ":" in query:
-            continue  # "Initialize self" asks for nothing; "axis : int" is a parameter list
-        queries.append((name, query, split_of(name)))
+    entries = pd.DataFrame(sorted(_entries(), key=lambda entry: entry.name), columns=Entry._fields)
+    entries = entries[entries["passage"].map(lambda x: len(x.split()) in _PASSAGE_WORDS)]
+    entries = entries.drop_duplicates("passage").drop_duplicates("name", keep="last")
+    by_last_part = entries.groupby(entries["name"].str.rpartition(".")[2])["name"].agg(list).to_dict()
+    # "Initialize self" asks for nothing; "axis : int" is a parameter list
+    asks = entries["query"].map(lambda x: len(x.split()) in _QUERY_WORDS and ":" not in x)
+    asks &= ~entries["query"].map(str.lower).duplicated(keep=False)
+    queries = entries.loc[asks, ["name", "query"]].set_axis(["query_id", "query"], axis=1)
+    passages, qrels = entries[["name", "passage"]].set_axis(["doc_id", "text"], axis=1), []
+    for name, see_also in zip(queries["query_id"], entries["see_also"][asks], strict=True):
         related = {_resolve(name, other, by_last_part) for other in see_also} - {None, name}
         qrels += [(name, name, 3), *((name, other, 1) for other in sorted(related))]
-    return Frames(
-        queries=pd.DataFrame(queries, columns=["query_id", "query", "split"]),
-        passages=pd.DataFrame([(n, e.passage) for n, e in entries.items()], columns=["doc_id", "text"]),
-        qrels=pd.DataFrame(qrels, columns=["query_id", "doc_id", "relevance"]),
-    )
+    queries["split"] = queries["query_id"].map(split_of)
+    frames = queries, passages, pd.DataFrame(qrels, columns=["query_id", "doc_id", "relevance"])
+    return Frames(*(frame.reset_index(drop=True) for frame in frames))
 
 
 def _plain(text: str) -> str:
@@ -133,7 +125,7 @@ def _plain(text: str) -> str:
 
 def _resolve(name: str, other: str, by_last_part: dict[str, list[str]]) -> str | None:
     """Full name that `other`, written in the docstring of `name`, stands for; None if unclear."""
-    same_last_part, scope = by_last_part[other.rpartition(".")[2]], name
+    same_last_part, scope = by_last_part.get(other.rpartition(".")[2], []), name
     while scope:
         scope = scope.rpartition(".")[0]
         if (full := f"{scope}.{other}" if scope else other) in same_last_part:
@@ -151,7 +143,7 @@ def _entries() -> Iterator[Entry]:
         (".".join(part for part in parts if part != "__init__"), path)
         for base, folder in [(stdlib, stdlib), *((package.parent, package) for package in packages)]
         for path in sorted(folder.rglob("*.py"))
-        if not _SKIPPED_FOLDERS.intersection(parts := path.relative_to(base).with_suffix("").parts)
+        if not _SKIPPED.intersection(parts := path.relative_to(base).with_suffix("").parts)
     ]
     for module, path in progress(files, total=len(files), what="reading docstrings"):
         with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes

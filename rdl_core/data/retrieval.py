@@ -20,12 +20,10 @@ from torch.nn.functional import normalize
 
 from rdl_core.data.downloads import embedded_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
-from rdl_core.progress import progress
 from rdl_core.words import bigrams
 
 __all__ = ["bm25", "dense", "encode", "random_candidates"]
 
-_CHUNK = 512
 _log = logging.getLogger(__name__)
 
 
@@ -80,16 +78,10 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
         embedded_path(encoder), device=str(device), trust_remote_code=False, model_kwargs=own
     )
     model.max_seq_length = max_tokens
-    by_length = np.argsort([len(text) for text in texts], kind="stable")[::-1]
-    vectors = np.empty((len(texts), model.get_embedding_dimension()), np.float32)
-    chunks = [by_length[i : i + _CHUNK] for i in range(0, len(texts), _CHUNK)]
     to_vectors = model.encode_query if queries else model.encode_document
-    options = {"batch_size": 32, "convert_to_tensor": True, "show_progress_bar": False}
-    what = f"encoding {'queries' if queries else 'passages'}"
-    for chunk in progress(chunks, total=len(chunks), what=what):
-        encoded = to_vectors([texts[i] for i in chunk], **options)
-        vectors[chunk] = normalize(encoded.float()).cpu().numpy()
-    return vectors
+    vectors = to_vectors(list(texts), show_progress_bar=sys.stderr.isatty())
+    shape = len(texts), model.get_embedding_dimension()
+    return normalize(torch.from_numpy(vectors).float().reshape(shape)).numpy()  # in float32: exact
 
 
 def dense(
