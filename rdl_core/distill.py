@@ -46,6 +46,9 @@ CONTRASTIVE = StageConfig(
 LISTWISE = StageConfig(sampler="top", loss="ranknet", targets="teacher", list_size=100, steps=940)
 _CHECKPOINT, _BEST, _NONFINITE = (f"{x}.safetensors" for x in ("checkpoint", "best", "nonfinite"))
 _log = logging.getLogger(__name__)
+# oneDNN keeps 1,024 kernels, each with memory of its own: 64 take half a gigabyte less. Read when it is
+# first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def two_stages(

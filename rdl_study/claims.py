@@ -1,4 +1,4 @@
-"""The claim ledger: each claim of the paper, its verdict in our recorded runs, and the reader's own run.
+"""The claim ledger: each claim of the paper, its verdicts in our recorded runs, and the reader's run.
 
 That one system is better is *reproduced* if the 95 % interval of the difference lies above 0, *partly*
 if the difference is positive. That two are equal is *reproduced* if they are equivalent within 0.02
@@ -114,9 +114,8 @@ def _line(claim: Claim, profile: Profile) -> str:
     for name in PROFILES:
         kept = recorded(claim.page, claim.part, name)
         pair = None if kept is None else pair_of(kept.values, claim)
-        found.append("not attempted")
-        if pair is not None:
-            found[-1] = "; ".join((*verdict(pair, claim), as_seeds(len(kept.seeds))))
+        told = () if pair is None else (*verdict(pair, claim), as_seeds(len(kept.seeds)))
+        found.append("; ".join(told) or "not attempted")
     if claim.part:
         given = {"profile": profile, **profile.notebooks.get(claim.page, {})}
         part = declared(claim.page, given).get(claim.part)

@@ -102,8 +102,7 @@ class ListsConfig:
         """Files behind the lists and their order, if there are any."""
         files = [path for path in map(Path, (*self.first_stages, self.teacher)) if path.is_file()]
         if llm := llm_of(self.teacher):
-            root = project_folder()
-            files += [root / "teachers" / f"{llm}.yaml", root / "results" / llm / "manifest.json"]
+            files += filter(Path.is_file, _files_of(llm, self.collection))
         return files
 
     @property
@@ -301,7 +300,13 @@ def llm_of(order: str) -> str | None:
 
 def llm_settings(name: str) -> LLMTeacher:
     """How an LLM of `LLMS` is asked."""
-    return read_settings(LLMTeacher, project_folder() / "teachers" / f"{name}.yaml")
+    return read_settings(LLMTeacher, _files_of(name, "")[0])
+
+
+def _files_of(llm: str, collection: str) -> tuple[Path, Path]:
+    """How an LLM is asked, and its recorded scores, if there are any."""
+    scores = f"results/{llm}/{collection.removeprefix('rdl/pydocs/')}.parquet"
+    return project_folder() / f"teachers/{llm}.yaml", project_folder() / scores
 
 
 def text_sums(collection: str) -> pd.DataFrame:
@@ -316,19 +321,19 @@ def text_sums(collection: str) -> pd.DataFrame:
 
 def _llm_scores(candidates: pd.DataFrame, collection: str, name: str) -> np.ndarray:
     """An LLM's score of each candidate: recorded for the same two texts, or else asked now."""
-    folder, keys = project_folder() / "results" / name, pd.MultiIndex.from_frame(candidates[_IDS])
-    recorded, scores = read_json(folder / "manifest.json")["collections"], pd.Series(np.nan, keys)
-    if collection in recorded:
-        known, then = read_candidates(folder / recorded[collection]["file"]), folder / "texts.parquet"
-        now = text_sums(collection)
-        same = now == pd.read_parquet(then).set_index("id").reindex(now.index)
+    settings, recorded = _files_of(name, collection)
+    scores = pd.Series(np.nan, keys := pd.MultiIndex.from_frame(candidates[_IDS]))
+    if recorded.is_file():
+        known, now = read_candidates(recorded), text_sums(collection)
+        then = pd.read_parquet(recorded.with_name("texts.parquet")).set_index("id")
+        same = now == then.reindex(now.index)
         of_query, of_passage = (same.index[same[x].fillna(False)] for x in ("query", "passage"))
         known = known[known["query_id"].isin(of_query) & known["doc_id"].isin(of_passage)]
         scores = known.set_index(_IDS)["score"].reindex(keys)
     if scores.isna().any():
         left = candidates[scores.isna().to_numpy()]
-        _log.info("%s: asking %s for %d pairs that %s has not", collection, name, len(left), folder)
-        asked = _asked(left, collection, project_folder() / "teachers" / f"{name}.yaml")
+        _log.info("%s: asking %s for %d pairs that are not recorded", collection, name, len(left))
+        asked = _asked(left, collection, settings)
         scores = scores.fillna(asked.set_index(_IDS)["score"])
     return scores.to_numpy("float64")
 

@@ -248,10 +248,9 @@ def _columns(where: str, table: pd.DataFrame) -> dict[tuple[str, str], pd.Series
     names = ("delta", "delta_low", "delta_high")
     delta, low, high = (table[name].map("{:+.3f}".format) for name in names)
     interval = "(" + low + _SPACE + "to" + _SPACE + high + ")"  # on a line of its own
-    return {
-        (where, "mean"): table["mean"].map("{:.3f}".format),
-        (where, "difference"): delta.str.cat(interval, sep=" ").mask(table["p_value"].isna(), "baseline"),
-    }
+    delta = delta.str.cat(interval, sep=" ").mask(table["p_value"].isna(), "baseline")
+    means = table["mean"].map("{:.3f}".format)
+    return {(where, "mean"): means, (where, "difference"): delta}
 
 
 def _notes(kept: Mapping[str, Recorded | None], results: Results | None) -> list[str]:

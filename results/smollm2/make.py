@@ -21,15 +21,12 @@ from rdl_study.store import machine, runs_folder
 FOLDER, NAME = Path(__file__).parent, "smollm2"
 DEPTHS = {"train": (20, 20), "dev": (100, 20), "test": (30, 0)}  # BM25's, the bi-encoder's
 DEEPER, QUERIES = 50, 1000  # of this many training queries, both are cut here
-TESTED = 400  # test queries
 
 
 def candidates(split: str) -> pd.DataFrame:
     """Passages that the LLM scores, BM25's first."""
-    wanted = ListsConfig(
-        collection=f"rdl/pydocs/{split}", first_stage="bm25+bi_encoder", depth=20,
-        n_queries=TESTED if split == "test" else None,
-    )  # fmt: skip
+    collection = f"rdl/pydocs/{split}"
+    wanted = ListsConfig(collection=collection, first_stage="bm25+bi_encoder", depth=20)
     deeper = chosen_queries(wanted)[:QUERIES] if split == "train" else []
     kept = []
     for one, depth in zip(wanted.each(), DEPTHS[split], strict=True):
