@@ -41,17 +41,16 @@ def load(
     """Put a file's state into weights and optimiser; gives its progress. ValueError if damaged."""
     try:
         with safe_open(path, "pt") as saved, torch.no_grad():
-            metadata, names = saved.metadata(), saved.keys()
-            tensors = {name: saved.get_tensor(name) for name in names}
+            metadata = saved.metadata()
+            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
             if metadata["sha256"] != _digest(metadata["progress"], tensors):
                 raise ValueError("its content changed since it was written")
             for name, weight in weights.items():
                 weight.copy_(tensors[f"weight.{name}"])
                 if optimiser and f"step.{name}" in tensors:
-                    state = optimiser.state[weight]
-                    state["step"] = tensors[f"step.{name}"]  # stays on the CPU
-                    for key in ("exp_avg", "exp_avg_sq"):
-                        state[key] = tensors[f"{key}.{name}"].to(weight.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq"):
+                        device = "cpu" if key == "step" else weight.device
+                        optimiser.state[weight][key] = tensors[f"{key}.{name}"].to(device)
     except Exception as error:  # safetensors has errors of its own, and others for a cut file
         told = f"{path} is no whole checkpoint ({error}): delete it, and the stage begins again"
         raise ValueError(told) from error

@@ -18,7 +18,6 @@ __all__ = ["PRECISIONS", "default_device", "device_name", "fitting", "keep_freed
            "resolve_precision"]  # fmt: skip
 
 _T = TypeVar("_T")
-_LEAST_TOKENS = 256
 _log = logging.getLogger(__name__)
 
 #: Precisions in which layers compute; scores are float32 always.
@@ -71,7 +70,7 @@ def fitting(compute: Callable[..., _T], token_budget: int) -> tuple[_T, int]:
             of_onednn = "could not create a primitive" in str(error)  # all that it says then
             if not (of_onednn or should_reduce_batch_size(error)):
                 raise
-            if token_budget <= _LEAST_TOKENS:
+            if token_budget <= 256:
                 told = f"the device lacks the memory for {token_budget} tokens at once ({error})"
                 raise MemoryError(f"{told}: free some, or choose a smaller encoder") from error
         # After the except block: the error holds on to all that had been allocated.

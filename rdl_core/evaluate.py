@@ -9,9 +9,9 @@ Scandinavian Journal of Statistics 1979; Schuirmann, J. Pharmacokinetics and Bio
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CalledProcessError
+from typing import NamedTuple
 
 import ir_measures
 import numpy as np
@@ -52,9 +52,8 @@ def per_query(
     if len(run) and kept[_IDS].merge(qrels[_IDS]).empty:
         _log.warning("no passage of the run is judged: do run and qrels use the same ids?")
     # gdeval (ERR) misreads query ids that are no numbers, and blanks. Passages' order decides ties.
-    numbers = {query_id: str(n) for n, query_id in enumerate(sorted(set(qrels["query_id"])))}
-    doc_ids = {*qrels["doc_id"], *kept["doc_id"]}
-    places = {doc_id: f"{n:012d}" for n, doc_id in enumerate(sorted(doc_ids))}
+    numbers = {x: str(n) for n, x in enumerate(sorted(set(qrels["query_id"])))}
+    places = {x: f"{n:012d}" for n, x in enumerate(sorted({*qrels["doc_id"], *kept["doc_id"]}))}
     judged, retrieved = (
         {
             numbers[query_id]: dict(zip(map(places.get, rows["doc_id"]), rows[name], strict=True))
@@ -135,8 +134,7 @@ def compare(values: pd.DataFrame, baseline: str, *, alpha: float = 0.05, seed: i
     return table.assign(significant=table["p_holm"] < alpha)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Equivalence:
+class Equivalence(NamedTuple):
     """Result of `equivalence`; the interval has level 1 - 2 alpha. One query alone: NaN."""
 
     delta: float  #: Mean difference, system minus reference.
@@ -165,11 +163,7 @@ def equivalence(
     elif np.ptp(differences) > 0:
         p_value = ttost_paired(differences, np.zeros_like(differences), -margin, margin)[0]
         low, high = ttest_1samp(differences, 0.0).confidence_interval(1 - 2 * alpha)
-    delta, low, high, p_value = map(float, (delta, low, high, p_value))
-    return Equivalence(
-        delta=delta, delta_low=low, delta_high=high, p_value=p_value, margin=margin,
-        equivalent=p_value < alpha,
-    )  # fmt: skip
+    return Equivalence(*map(float, (delta, low, high, p_value)), margin, bool(p_value < alpha))
 
 
 def evaluate_files(config: EvaluateConfig) -> str:
@@ -184,8 +178,8 @@ def evaluate_files(config: EvaluateConfig) -> str:
     _expect(len(set(names)) == len(names), "each run once", names, "name it once")
     baseline, qrels, measured = config.baseline or names[0], read_judgments(config.qrels), {}
     for name, path in zip(names, config.runs, strict=True):
-        run = read_candidates(path, config.format)
-        measured[name] = per_query(qrels, run[_IDS].assign(score=-run["rank"]), config.measures)
+        run = read_candidates(path, config.format).eval("score = -rank")
+        measured[name] = per_query(qrels, run, config.measures)
     values = pd.concat(measured, names=["system"]).reset_index("system")
     tables, texts = {}, []
     for measure in config.measures:

@@ -4,9 +4,7 @@ It holds files of transformers and sentence-transformers, ``onnx/model.onnx``, a
 """
 
 import logging
-import os
 import random
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rdl_core.config import ExportConfig
 from rdl_core.cross_encoder import CrossEncoder, training_record
 from rdl_core.data.collections import read_corpus
+from rdl_core.files import partial
 
 __all__ = ["TOLERANCE", "as_markdown", "export", "export_files", "quantise_weights"]
 
@@ -38,8 +37,8 @@ tags: [cross-encoder, reranker, distillation]
 ---
 
 # {name}
-A cross-encoder ({kind}, {n_weights:.1f} million weights). It reads a query and a passage together and
-gives a score, a logit; higher is better.
+A cross-encoder ({kind}, {n_weights:.1f} million weights): from a query and a passage it computes a
+score, a logit; higher is better.
 
 ## Data, teacher and training
 {training}
@@ -52,7 +51,7 @@ gives a score, a logit; higher is better.
   cut the longer text until the pair has {total_tokens} tokens: scores of longer texts can differ.
 - Scores order the passages of one query. They are not probabilities.
 - Nothing is known about domains and languages that this card does not list.
-- The licence depends on those of the encoder and the data. This card does not state it.
+- This card states no licence: the encoder and the data have theirs.
 
 ## Files
 `model.safetensors` has the weights in float32. Differences between the scores of ONNX files and of
@@ -96,11 +95,9 @@ def export(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: name a new one, or delete it")
-    unfinished = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
     model, tokenizer, template = student.to("cpu").model, student.tokenizer, student.template
     tokenizer.model_max_length = student.query_tokens + student.passage_tokens + template.n_tokens
-    try:
+    with partial(folder) as unfinished:  # `folder` may be there, empty
         student.save_pretrained(unfinished)
         differences = _write_onnx(unfinished, quantise, list(pairs) or _random_pairs(student))
         short = differences.map(lambda x: f"{x:.2g}" if isinstance(x, float) else x)
@@ -112,9 +109,6 @@ def export(
             words="texts" if pairs else "random words", differences=as_markdown(short),
         )  # fmt: skip
         (unfinished / "README.md").write_text(card, encoding="utf-8")
-        os.replace(unfinished, folder)  # also where an empty one is
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return differences
 
 
@@ -220,8 +214,7 @@ def _training(record: Mapping[str, Any]) -> str:
     stages = enumerate(config["stages"], start=1)
     table = pd.DataFrame({f"stage {n}": x["lists"] | x["training"] for n, x in stages}, dtype=object)
     known = table.map(lambda x: x not in (None, "", {}) and x == x).any(axis=1)
-    about = {key: config.get(key) for key in ("encoder", "seed")}
-    about |= {key: record.get(key) for key in ("device", "finished", "commit")}
-    about |= record.get("versions", {})
-    lines = [f"- {key}: {value}" for key, value in about.items() if value is not None]
+    versions = record.get("versions", {})
+    about, names = {**config, **record, **versions}, ["encoder", "seed", "device", "finished", "commit"]
+    lines = [f"- {x}: {about[x]}" for x in (*names, *versions) if about.get(x) is not None]
     return "\n".join([as_markdown(table[known].reset_index(names="")), "", *lines])

@@ -29,23 +29,26 @@ __all__ = ["Work", "checked", "content_hash", "partial", "read_json", "read_sett
 
 CONFIG, MANIFEST, _LOCK = "config.json", "manifest.json", ".lock"
 _RESTORE = "restore the file, or start again in another folder"
-_MISFITS = {
-    "unexpected_keyword_argument": "unknown key", "extra_forbidden": "unknown key",
-    "missing": "missing", "missing_keyword_only_argument": "missing",
-}  # fmt: skip
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """Name of a file to write, which becomes `path` once it is whole, and is gone otherwise."""
+    """Name of a file or folder to write; it becomes `path` once it is whole, and is gone otherwise."""
     beside = path.with_name(f"{path.name}.partial")
+    _delete(beside)  # which a killed process left
     try:
         yield beside
         os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        _delete(beside)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:
@@ -53,10 +56,9 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_bytes())
         if not isinstance(value, dict):
-            raise ValueError(f"it begins {path.read_text()[:40]!r}")
+            raise ValueError(f"it is {reprlib.repr(value)}")
     except (ValueError, RecursionError) as error:
-        told = f"{path} is damaged: expected a JSON object ({error})"
-        raise ValueError(f"{told}: {_RESTORE}") from None
+        raise ValueError(f"{path} is damaged: expected a JSON object ({error}): {_RESTORE}") from None
     return value
 
 
@@ -109,13 +111,12 @@ def checked(kind: type[_T], values: object, *, what: str) -> _T:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         lines = [f"{what} does not fit:"]
+        known = {"unexpected_keyword_argument": "unknown key", "missing": "missing"}
         for problem in error.errors():
-            key, text = ".".join(map(str, problem["loc"])), problem["msg"]
-            misfit = f"{text[0].lower()}{text[1:]}, got {reprlib.repr(problem['input'])}"
-            misfit = f"{key}: {_MISFITS.get(problem['type'], misfit)}"
-            if problem["type"] == "value_error":  # a check of our own, which names the field itself
-                misfit = text.removeprefix("Value error, ")
-            lines.append(f"  {misfit}")
+            text, key = problem["msg"], ".".join(map(str, problem["loc"]))
+            misfit = known.get(problem["type"], f"{text}, got {reprlib.repr(problem['input'])}")
+            own = text.removeprefix("Value error, ")  # of a check of ours, which names the field
+            lines.append(f"  {key}: {misfit}" if own == text else f"  {own}")
         raise ValueError("\n".join(lines)) from None
 
 
@@ -146,21 +147,18 @@ def resumable(
 ) -> Iterator[Work]:
     """Hold a folder, made if missing, for work that goes on when it was killed and is started again.
 
-    Args:
-        folder: Folder of the work.
-        identity: All that decides the result, as JSON. It may change until something is computed.
-        shared: False, for a user's folder: ValueError if another process works in it, it holds another
-            identity, or a file changed since the work was finished. True, for a store's: wait for the
-            process, and compute anew what is damaged.
-        brought: Name of a file that may be in a new folder, such as answers from another one.
+    `identity` is all that decides the result, as JSON; it may change until something is computed. A new
+    folder may have one file, `brought`. ValueError if another process works in the folder, it holds
+    another identity, or a file changed since the work was finished. A `shared` folder, of a store,
+    waits for the process instead, and what is damaged is computed anew.
     """
     identity = json.loads(json.dumps(identity))
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / _LOCK).acquire(timeout=-1 if shared else 0)
     except Timeout:
-        remedy = "wait for it, or name another folder"
-        raise ValueError(f"{folder}: another process works in this folder: {remedy}") from None
+        told = f"{folder}: another process works in this folder"
+        raise ValueError(f"{told}: wait for it, or name another folder") from None
     with lock:
         try:
             manifest = _claim(folder, identity, brought)
@@ -169,28 +167,25 @@ def resumable(
                 raise
             _log.warning("%s; computing it again", error)
             for path in folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != _LOCK:
-                    path.unlink()
+                if path.name != _LOCK:
+                    _delete(path)
             manifest = _claim(folder, identity, brought)
         yield Work(folder, identity, manifest)
 
 
 def _claim(folder: Path, identity: dict, brought: str) -> dict | None:
     """The manifest of finished work; a new or unfinished folder gets its ``config.json``."""
-    names = (path.name for path in folder.iterdir() if path.suffix != ".partial")
-    held = sorted(name for name in names if name not in (_LOCK, CONFIG, brought))
+    held = {path.name for path in folder.iterdir() if path.suffix != ".partial"}
+    held -= {_LOCK, CONFIG, brought}
     begun = read_json(folder / CONFIG) if (folder / CONFIG).exists() else None
-    if begun is None and held:
-        told = "expected a new or empty folder, or one begun with the same configuration"
-        raise ValueError(f"{folder} holds {held[0]}: {told}: name another folder")
-    if begun != identity and held:
-        was, now = _flat(begun), _flat(identity)
-        changed = [key for key in was | now if was.get(key) != now.get(key)]
-        told = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed[:3])
-        remedy = "name another folder, or restore the configuration"
-        raise ValueError(f"{folder} was begun with another configuration ({told}): {remedy}")
+    if held and begun != identity:
+        told = f"{folder} holds {min(held)}: expected a new or empty folder"
+        if begun is not None:
+            was, now = _flat(begun), _flat(identity)
+            changed = [key for key in was | now if was.get(key) != now.get(key)]
+            told = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed[:3])
+            told = f"{folder} was begun with another configuration ({told})"
+        raise ValueError(f"{told}: name another folder")
     if not (folder / MANIFEST).exists():
         write_json(folder / CONFIG, identity)
         return None

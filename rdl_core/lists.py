@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -51,18 +51,16 @@ class RankedLists:
             query_id, doc_id = candidates.loc[repeated, ["query_id", "doc_id"]].iloc[0]
             raise ValueError(f"{doc_id!r} stands twice for query {query_id!r}: remove duplicates first")
         frame = candidates.sort_values(["query_id", "rank"], kind="stable")
-        passage_rows = rows_of(frame["doc_id"], corpus.doc_ids, "passage")
-        frame = frame.assign(passage_rows=passage_rows, mask=True)
+        frame["passage_rows"] = rows_of(frame["doc_id"], corpus.doc_ids, "passage")
+        frame["mask"] = True
         list_number, query_ids = pd.factorize(frame["query_id"])
         column = frame.groupby("query_id").cumcount().to_numpy()
         shape, tables = (len(query_ids), int(column.max(initial=-1)) + 1), {}
         for name, empty in _EMPTY.items():
-            dtype = {"teacher_score": "float32", "mask": "bool"}.get(name, "int64")
-            table = np.full(shape, empty, dtype)
+            tables[name] = torch.full(shape, empty)
             if name in frame:
-                table[list_number, column] = frame[name].fillna(empty)
-            tables[name] = torch.from_numpy(table)
-        query_rows = torch.from_numpy(rows_of(pd.Series(query_ids), corpus.query_ids, "query"))
+                tables[name].numpy()[list_number, column] = frame[name].fillna(empty)
+        query_rows = torch.from_numpy(rows_of(query_ids.to_series(), corpus.query_ids, "query"))
         texts = {"queries": corpus.queries, "passages": corpus.passages, "query_ids": corpus.query_ids}
         return cls(query_rows=query_rows, **texts, **tables)
 
@@ -81,7 +79,7 @@ class RankedLists:
 
     def to(self, device: torch.device | str) -> RankedLists:
         """The same lists, texts included, on another device."""
-        names = (f.name for f in fields(self) if f.name != "query_ids")
+        names = ("queries", "passages", "query_rows", *_EMPTY)
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def take(self, which: Tensor) -> RankedLists:

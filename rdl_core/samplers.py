@@ -8,9 +8,9 @@ Every sampler is ``name(mask, list_size, *, generator, **own)``, in :data:`SAMPL
 
 Some take tensors ``[batch, depth]`` besides, which :func:`needs` names: ``relevant`` and ``judged``,
 bool, and ``teacher_rank``, numbers, 1 = best, 0 = unranked. ``ValueError`` for another shape, dtype,
-size or device. No value is read, so nothing waits for the device, and a generator advances alike
-whatever the data. Below, n is the number of eligible candidates, L the list size, r the first-stage
-rank (column + 1), and pi the probability that the list holds an eligible candidate.
+size or device. No value is read: nothing waits for the device, and a generator advances alike. Below,
+n is the number of eligible candidates, L the list size, r the first-stage rank (column + 1), and pi the
+probability that the list holds an eligible candidate.
 
 >>> import torch
 >>> from rdl_core.samplers import random
@@ -59,9 +59,8 @@ def _sampler(draw: Callable[..., SampledLists]) -> Callable[..., SampledLists]:
             tensor, kind = own[name], "numbers" if name == "teacher_rank" else "bool"
             like = (tensor.shape, tensor.device) == (mask.shape, device)
             if not like or (tensor.dtype == torch.bool) != (kind == "bool"):
-                expected = f"expected {name} as {kind} {shape} on {device} like the mask"
-                got = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-                raise ValueError(f"{expected}, got {got}")
+                told = f"expected {name} as {kind} {shape} on {device} like the mask"
+                raise ValueError(f"{told}, got {tensor.dtype} {list(tensor.shape)} on {tensor.device}")
         return draw(mask, list_size, generator=generator, **own)
 
     SAMPLERS[draw.__name__] = checked

@@ -26,13 +26,6 @@ def with_gradient(function, scores):
     return value.detach(), *torch.autograd.grad(value, scores)
 
 
-def assert_same(name, targets, theirs, **own):
-    expected = with_gradient(theirs, SCORES)
-    assert expected[1].any()
-    loss = with_gradient(lambda scores: LOSSES[name](scores, targets, **own), SCORES)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-
-
 def st(name, targets, mask=None, scheme=None, **own):
     """A loss of sentence-transformers of a score matrix, where passage "7" gets the seventh score."""
     pytest.importorskip("sentence_transformers", minversion="6.2")
@@ -62,25 +55,50 @@ def st(name, targets, mask=None, scheme=None, **own):
     return lambda scores: getattr(losses, name)(FixedScores(scores), **own)(inputs, labels)
 
 
+def lir(name, targets, **own):
+    """A loss of Lightning IR of a score matrix."""
+    loss = getattr(pytest.importorskip("lightning_ir.loss", exc_type=ImportError), name)(**own)
+    batch = SimpleNamespace(targets=targets)
+    return lambda scores: loss.compute_loss(SimpleNamespace(scores=scores), batch)
+
+
 TARGETS_ORDER = {"respect_input_order": False}
-ST_CASES = [
-    ("ranknet", {}, "RankNetLoss", {"reduction_log": "natural"}),
-    ("listnet", {}, "ListNetLoss", {}),
-    ("list_mle", {}, "ListMLELoss", TARGETS_ORDER),
-    ("p_list_mle", {}, "PListMLELoss", TARGETS_ORDER),
-    ("adr_mse", {}, "ADRMSELoss", {}),
-    ("adr_mse", {"temperature": 1 / 2}, "ADRMSELoss", {"alpha": 2.0}),
-    ("lambda_loss", {"weighting": "lambdarank"}, "LambdaLoss", {"scheme": ("LambdaRankScheme", {})}),
-    ("lambda_loss", {"weighting": "ndcg2"}, "LambdaLoss", {"scheme": ("NDCGLoss2Scheme", {})}),
-    ("lambda_loss", {}, "LambdaLoss", {}),
-    ("lambda_loss", {"scale": 0.5, "mu": 3.0}, "LambdaLoss",
+CASES = [
+    ("ranknet", {}, st, "RankNetLoss", {"reduction_log": "natural"}),
+    ("listnet", {}, st, "ListNetLoss", {}),
+    ("list_mle", {}, st, "ListMLELoss", TARGETS_ORDER),
+    ("p_list_mle", {}, st, "PListMLELoss", TARGETS_ORDER),
+    ("adr_mse", {}, st, "ADRMSELoss", {}),
+    ("adr_mse", {"temperature": 1 / 2}, st, "ADRMSELoss", {"alpha": 2.0}),
+    ("lambda_loss", {"weighting": "lambdarank"}, st, "LambdaLoss",
+     {"scheme": ("LambdaRankScheme", {})}),
+    ("lambda_loss", {"weighting": "ndcg2"}, st, "LambdaLoss", {"scheme": ("NDCGLoss2Scheme", {})}),
+    ("lambda_loss", {}, st, "LambdaLoss", {}),
+    ("lambda_loss", {"scale": 0.5, "mu": 3.0}, st, "LambdaLoss",
      {"scheme": ("NDCGLoss2PPScheme", {"mu": 3.0}), "sigma": 0.5}),
+    ("ranknet", {}, lir, "RankNet", {}),
+    ("margin_mse", {"margin": 1.5}, lir, "ConstantMarginMSE", {"margin": 1.5}),
+    ("margin_mse", {}, lir, "SupervisedMarginMSE", {}),
+    ("kl_div", {}, lir, "KLDivergence", {}),
+    ("info_nce", {}, lir, "InfoNCE", {}),
+    ("adr_mse", {}, lir, "ApproxRankMSE", {"discount": "log2"}),
+    ("adr_mse", {"discount": "reciprocal", "temperature": 2.0}, lir, "ApproxRankMSE",
+     {"discount": "reciprocal", "temperature": 2.0}),
+    ("adr_mse", {"discount": "none"}, lir, "ApproxRankMSE", {}),
+    ("approx_ndcg", {}, lir, "ApproxNDCG", {}),
+    ("approx_ndcg", {"gain": "linear", "temperature": 0.5}, lir, "ApproxNDCG",
+     {"scale_gains": False, "temperature": 0.5}),
+    ("approx_mrr", {}, lir, "ApproxMRR", {}),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "own", "theirs", "their_own"), ST_CASES)
-def test_same_as_sentence_transformers(name, own, theirs, their_own):
-    assert_same(name, RANKED, st(theirs, RANKED, **their_own), **own)
+@pytest.mark.parametrize(("name", "own", "peer", "theirs", "their_own"), CASES)
+def test_same_as_the_peer(name, own, peer, theirs, their_own):
+    targets = RELEVANT if name == "approx_mrr" else RANKED
+    expected = with_gradient(peer(theirs, targets, **their_own), SCORES)
+    assert expected[1].any()
+    loss = with_gradient(lambda scores: LOSSES[name](scores, targets, **own), SCORES)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_differences_from_sentence_transformers():
@@ -96,35 +114,6 @@ def test_differences_from_sentence_transformers():
     theirs, swapped = st("ListMLELoss", TIED, **TARGETS_ORDER), ONE[:, [1, 0, 2]]
     assert abs(theirs(ONE) - theirs(swapped)) > 0.1
     torch.testing.assert_close(LOSSES["list_mle"](ONE, TIED), LOSSES["list_mle"](swapped, TIED))
-
-
-def lir(name, targets, **own):
-    """A loss of Lightning IR of a score matrix."""
-    loss = getattr(pytest.importorskip("lightning_ir.loss", exc_type=ImportError), name)(**own)
-    batch = SimpleNamespace(targets=targets)
-    return lambda scores: loss.compute_loss(SimpleNamespace(scores=scores), batch)
-
-
-LIR_CASES = [
-    ("ranknet", {}, RANKED, "RankNet", {}),
-    ("margin_mse", {"margin": 1.5}, RANKED, "ConstantMarginMSE", {"margin": 1.5}),
-    ("margin_mse", {}, RANKED, "SupervisedMarginMSE", {}),
-    ("kl_div", {}, RANKED, "KLDivergence", {}),
-    ("info_nce", {}, RANKED, "InfoNCE", {}),
-    ("adr_mse", {}, RANKED, "ApproxRankMSE", {"discount": "log2"}),
-    ("adr_mse", {"discount": "reciprocal", "temperature": 2.0}, RANKED, "ApproxRankMSE",
-     {"discount": "reciprocal", "temperature": 2.0}),
-    ("adr_mse", {"discount": "none"}, RANKED, "ApproxRankMSE", {}),
-    ("approx_ndcg", {}, RANKED, "ApproxNDCG", {}),
-    ("approx_ndcg", {"gain": "linear", "temperature": 0.5}, RANKED, "ApproxNDCG",
-     {"scale_gains": False, "temperature": 0.5}),
-    ("approx_mrr", {}, RELEVANT, "ApproxMRR", {}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "own", "targets", "theirs", "their_own"), LIR_CASES)
-def test_same_as_lightning_ir(name, own, targets, theirs, their_own):
-    assert_same(name, targets, lir(theirs, targets, **their_own), **own)
 
 
 def test_differences_from_lightning_ir():

@@ -16,9 +16,9 @@ def test_shards_come_together_in_the_order_in_which_they_were_dealt():
 
 @pytest.mark.parametrize(
     ("identities", "telling"),
-    [([{"shard": [1, 2]}], "missing: 2/2; named were 1/2: .*--shard 2/2"),
+    [([{"shard": [1, 2]}], r"got \[1\] of 2; missing: 2/2: .*--shard"),
      ([{"shard": [3, 3]}], "missing: 1/3, 2/3"),
-     ([{"shard": [1, 1]}] * 2, "shard 1/1 is there more than once"),
+     ([{"shard": [1, 1]}] * 2, r"once, got \[1, 1\] of 1; missing: none"),
      ([{"shard": [1, 2]}, {"shard": [2, 3]}], r"1 was made .* than 0: shard is \[1, 3\], not \[1, 2\]"),
      ([{"shard": [1, 2], "x": 1}, {"shard": [2, 2]}], "configuration than 0: x is None, not 1")],
 )  # fmt: skip
@@ -27,7 +27,7 @@ def test_shards_that_do_not_belong_together_are_refused(identities, telling):
         whole({Path(str(i)): identity for i, identity in enumerate(identities)})
 
 
-@pytest.mark.parametrize(("ids", "got"), [(["q1"] * 3, r"3, twice \['q1'\]"), (["q1", "q2"], "2")])
+@pytest.mark.parametrize(("ids", "got"), [(["q1"] * 3, "3, 1 different"), (["q1", "q2"], "2, 2")])
 def test_a_query_that_is_missing_or_there_twice_is_refused(ids, got):
-    with pytest.raises(ValueError, match=f"each of 3 queries once, got {got}: check"):
+    with pytest.raises(ValueError, match=f"each of 3 queries once, got {got}.*: check"):
         check_once(ids, 3)
