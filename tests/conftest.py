@@ -1,5 +1,6 @@
 """Tiny encoders, token stores and files, made from configurations: no test needs a network."""
 
+import importlib.util
 import json
 import logging
 import multiprocessing
@@ -75,13 +76,6 @@ def make_texts(n, *, seed, longest):
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, longest))) for _ in range(n)]
 
 
-def small_stage(stage, *, steps, lists=(), **training):
-    """A stage of the study that draws three passages of each of six queries."""
-    few = {"steps": steps, "queries_per_step": 2, "list_size": 3, **training}
-    own = replace(stage.lists, n_queries=6, **dict(lists))
-    return replace(stage, lists=own, training=replace(stage.training, **few))
-
-
 def weights(student):
     return {name: weight.detach().clone() for name, weight in student.model.named_parameters()}
 
@@ -96,6 +90,14 @@ def read_log(folder):
 
 def child_environment(**more):
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"} | more
+
+
+def module_of(path):
+    """The module of a file that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(params=KINDS)
@@ -130,9 +132,11 @@ def encoder_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(encoder_folder):
     """The profile mini with two layers, four steps a stage and eight test queries."""
-    mini, own = load_profile("mini"), {"teacher_encoder": encoder_folder}
-    few = {"steps": 4, "lists": own, "learning_rate": 0.01}
-    stages = {name: small_stage(getattr(mini, name), **few) for name in ("stage1", "stage2")}
+    mini, own, stages = load_profile("mini"), {"teacher_encoder": encoder_folder}, {}
+    few = {"steps": 4, "queries_per_step": 2, "list_size": 3, "learning_rate": 0.01}
+    for name, stage in (("stage1", mini.stage1), ("stage2", mini.stage2)):
+        lists, training = replace(stage.lists, n_queries=6, **own), replace(stage.training, **few)
+        stages[name] = replace(stage, lists=lists, training=training)
     return replace(
         mini, encoder=encoder_folder, precision="float32", ablation_queries=6, ablation_steps=2,
         test=replace(mini.test, n_queries=8, depth=6, **own), **stages,
@@ -145,6 +149,13 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RDL_RUNS", str(tmp_path_factory.getbasetemp() / "shared_runs"))
         yield
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A run store of a test's own: the folder."""
+    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,18 @@
-"""The pictures in the repository are what the code draws from the recorded figures.
+"""The pictures in the repository are what the code draws from the recorded figures."""
 
-Mutations seen to fail: one seed of the student; a time for BM25 that nobody measured; one pass in
-place of two; other draws; two values of the recorded run changed.
-"""
-
-import importlib.util
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import module_of
 
 from rdl_study.store import project_folder
 
 BOOK = project_folder() / "book"
 NUMBER = re.compile(r"-?\d+\.?\d*")
 MADE_UP = re.compile(r"[a-zA-Z]\w*[0-9a-f]{10}|Matplotlib v[\d.]+")
-SPEC = importlib.util.spec_from_file_location("drawings", BOOK / "drawings.py")
-drawings = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(drawings)
+drawings = module_of(BOOK / "drawings.py")
 
 
 def test_kept_pictures_are_what_the_code_draws(tmp_path):

@@ -8,6 +8,7 @@ from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import child_environment
@@ -23,7 +24,7 @@ LINES = (ROOT / "requirements.lock").read_text().splitlines()
 LOCKED = {canonicalize_name(x.name): x.specifier for x in map(Requirement, LINES)}
 
 
-def test_the_lock_pins_everything_within_its_range():
+def test_the_lock_pins_everything_within_its_range_and_the_book_has_its_licences():
     assert all([pin.operator for pin in pins] == ["=="] for pins in LOCKED.values())
     for wanted in WANTED:
         (pin,) = LOCKED[canonicalize_name(wanted.name)]
@@ -32,6 +33,8 @@ def test_the_lock_pins_everything_within_its_range():
     assert str(LOCKED["torch"]) == "==2.13.0"  # for CPUs
     assert metadata.version("torch").split("+")[0] == "2.13.0"
     assert not any(name.startswith("nvidia-") for name in LOCKED)
+    licences = pd.read_csv(ROOT / "book" / "licences.csv", dtype="str")
+    assert sorted(licences["package"] + "==" + licences["version"]) == sorted(LINES)
 
 
 def test_conda_environment_installs_the_lock_and_this_package():
@@ -39,9 +42,6 @@ def test_conda_environment_installs_the_lock_and_this_package():
     assert pip == {"pip": ["-r requirements.lock", "-e ."]}
     assert set(conda) == {"python=3.11", "make", "git", "pip"}
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains("3.11")
-
-
-# --- modules --------------------------------------------------------------------------------------
 
 
 def graph(package):

@@ -56,7 +56,6 @@ TEXT = {
 RANK_LLM = [{"query": "q", "hits": HITS}]
 REQUESTS = [{"query": {"qid": "7", "text": "q"}, "candidates": CANDIDATES}]
 ANSWER = {"text": "[2] > [1]", "order": None, "input_tokens": 3, "output_tokens": None}
-SETTINGS = {"lists": "a.run", "encoder": "e", "training": {"steps": 3}}
 
 
 def settings_of(path):
@@ -75,7 +74,7 @@ RECORDS = {
         lambda path: AnswerLog(path, teacher="tiny"),
         [{"teacher": "tiny"}, {"key": ["7", 0, 0, 2], "answer": ANSWER}],
     ),
-    "settings": (settings_of, SETTINGS),
+    "settings": (settings_of, {"lists": "a.run", "encoder": "e", "training": {"steps": 3}}),
 }
 PARQUET = RECORDS | {"passages": (formats.read_passages, TITLED)}
 HEADER = r"query-id[\t ]+\S+[\t ]+score"

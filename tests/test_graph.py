@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from click.testing import CliRunner
+from conftest import child_environment
 from tiny_notebooks import write_notebook
 
 from rdl_study import cli, graph, grid, notebook, pages
@@ -19,13 +20,7 @@ from rdl_study.store import project_folder
 
 ROOT = project_folder()
 MINI = load_profile("mini")
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return tmp_path / "runs"
+pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def snakemake(*words, plan, config=(), **environment):
     words = [*words, "--nolock", "--config", f"plan={plan}", *config]
     return subprocess.run(
         [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", *words], cwd=ROOT, text=True,
-        env=os.environ | environment, capture_output=True, start_new_session=True,
+        env=child_environment(**environment), capture_output=True, start_new_session=True,
     )  # fmt: skip
 
 

@@ -8,15 +8,14 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from conftest import small_stage
 from Stemmer import Stemmer
 
 from rdl_core.data.collections import load
 from rdl_core.data.retrieval import bm25
 from rdl_study import live
-from rdl_study.profile import load_profile
 from rdl_study.store import project_folder
 
+COLLECTION = load("rdl/pydocs/test")
 SCRIPTS = project_folder() / "book" / "_static" / "live"
 PAGE = "<html><!-- live -->\n<p>nothing yet</p>\n<!-- /live --></html>"
 STEMS = 'import { stem } from "SCRIPTS/stem.js"; const answer = (words) => words.map(stem);'
@@ -33,24 +32,17 @@ console.log(JSON.stringify(answer(JSON.parse(readFileSync(0)))));
 """
 
 
-@pytest.fixture(scope="module")
-def collection():
-    return load("rdl/pydocs/test")
-
-
 def in_node(script, value):
     """What the script's `answer` makes of a value, as JSON."""
     if not (node := shutil.which("node")):
         pytest.skip("node is not installed")
-    code, how = (script + ANSWER).replace("SCRIPTS", SCRIPTS.as_uri()), {"text": True, "check": False}
+    code = (script + ANSWER).replace("SCRIPTS", SCRIPTS.as_uri())
     command = [node, "--input-type=module", "-e", code]
-    done = subprocess.run(command, input=json.dumps(value), capture_output=True, **how)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(subprocess.check_output(command, input=json.dumps(value), text=True))
 
 
-def test_every_word_of_the_collection_has_snowballs_stem(collection):
-    text = " ".join([*collection.passages["text"], *collection.queries["query"]]).lower()
+def test_every_word_of_the_collection_has_snowballs_stem():
+    text = " ".join([*COLLECTION.passages["text"], *COLLECTION.queries["query"]]).lower()
     words, draw = sorted(set(re.findall(r"\b\w\w+\b", text))), random.Random(0)
     ends = ["s", "ed", "ing", "ly", "ies", "ness", "ation", "izer", "alli", "ogist", "y", "e"]
     words += [draw.choice(words) + draw.choice(ends) for _ in range(20_000)]
@@ -59,11 +51,11 @@ def test_every_word_of_the_collection_has_snowballs_stem(collection):
     assert len(words) > 25_000
 
 
-def test_rankings_are_those_of_python(collection):
+def test_rankings_are_those_of_python():
     """Up to the order of passages with equal scores, which bm25s leaves open."""
-    queries = collection.queries.head(150)
-    expected = bm25(queries, collection.passages, depth=20)
-    ids, texts = (collection.passages[column].tolist() for column in ("doc_id", "text"))
+    queries = COLLECTION.queries.head(150)
+    expected = bm25(queries, COLLECTION.passages, depth=20)
+    ids, texts = (COLLECTION.passages[column].tolist() for column in ("doc_id", "text"))
     value = {"texts": texts, "stop_words": live.STOPWORDS_EN, "queries": queries["query"].tolist()}
     for query_id, rows in zip(queries["query_id"], in_node(SEARCH, value), strict=True):
         python = expected[expected["query_id"] == query_id]
@@ -74,13 +66,9 @@ def test_rankings_are_those_of_python(collection):
         assert above == set(python.loc[python["score"] > last, "doc_id"])
 
 
-def test_without_npm_the_page_keeps_its_example(tmp_path, monkeypatch, encoder_folder):
-    mini = load_profile("mini")
-    stage = small_stage(mini.stage1, steps=1)
-    tiny = replace(mini, encoder=encoder_folder, stage1=stage, stage2=stage, label="<b>tiny</b>")
-    monkeypatch.setattr(live, "load_profile", lambda name: tiny)
+def test_without_npm_the_page_keeps_its_example(tmp_path, monkeypatch, runs, tiny):
+    monkeypatch.setattr(live, "load_profile", lambda name: replace(tiny, label="<b>tiny</b>"))
     monkeypatch.setattr(live, "_SEARCHED", replace(live._SEARCHED, n_queries=6))
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("RDL_CACHE", str(tmp_path / "cache"))  # where npm's files may lie already
     (tmp_path / "git").symlink_to(shutil.which("git"))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -54,23 +54,6 @@ STAGES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A student as it was drawn then, trained in three stages; its corpus, and the logs."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_ENCODER))
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64}
-    config = BertConfig(num_labels=1, num_hidden_layers=2, num_attention_heads=4, **sizes)
-    model = BertForSequenceClassification(config)
-    student = CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=16)
-    corpus, logs = TokenCorpus.of(QUERIES, PASSAGES, tokenizer), []
-    for n, stage in enumerate(STAGES):
-        folder, config = tmp_path_factory.mktemp("stage"), StageConfig(learning_rate=1e-3, **stage)
-        distill(student, RankedLists.from_frame(FRAME, corpus), config, seed=n, folder=folder)
-        logs.append([[x["loss"], x["learning_rate"], x["gradient_norm"]] for x in read_log(folder)])
-    return student, corpus, logs
-
-
 def test_losses_and_draws_are_those_of_before():
     draw = torch.Generator().manual_seed(0)
     scores = torch.randn(4, 6, generator=draw)
@@ -90,10 +73,19 @@ def test_losses_and_draws_are_those_of_before():
         assert drawn.indices.tolist() == expected, name
 
 
-def test_stages_scores_runs_and_measures_are_those_of_before(trained, tmp_path):
+def test_stages_scores_runs_and_measures_are_those_of_before(tmp_path):
     """But for a constant: no loss sees the last bias, whose gradient is the rounding of threads."""
-    student, corpus, logs = trained
-    for log, expected in zip(logs, PINS["training"], strict=True):
+    tokenizer = AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_ENCODER))
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64}
+    config = BertConfig(num_labels=1, num_hidden_layers=2, num_attention_heads=4, **sizes)
+    model = BertForSequenceClassification(config)
+    student = CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=16)
+    corpus = TokenCorpus.of(QUERIES, PASSAGES, tokenizer)
+    for n, (stage, expected) in enumerate(zip(STAGES, PINS["training"], strict=True)):
+        folder, config = tmp_path / f"stage {n}", StageConfig(learning_rate=1e-3, **stage)
+        distill(student, RankedLists.from_frame(FRAME, corpus), config, seed=n, folder=folder)
+        log = [[x["loss"], x["learning_rate"], x["gradient_norm"]] for x in read_log(folder)]
         assert np.array(log) == pytest.approx(np.array(expected), rel=1e-6)
     for precision, most in (("float32", 1e-6), ("int8", 1e-4)):
         run = rerank(student, FRAME, corpus, precision=precision)

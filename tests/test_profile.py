@@ -1,6 +1,5 @@
 """Profiles and notebook parameters: every mistake is named before anything runs."""
 
-from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -13,11 +12,11 @@ from rdl_study.notebook import declared
 from rdl_study.profile import Profile, load_profile
 from rdl_study.store import project_folder
 
-MINI = yaml.safe_load((project_folder() / "profiles" / "mini.yaml").read_text())
+MINI = (project_folder() / "profiles" / "mini.yaml").read_text()
 
 
 def with_value(key, value):
-    values = inner = deepcopy(MINI)
+    values = inner = yaml.safe_load(MINI)
     *path, last = key.split(".")
     for part in path:
         inner = inner[part]
@@ -42,14 +41,6 @@ def with_value(key, value):
 def test_a_wrong_value_is_named(key, value, says):
     with pytest.raises(ValueError, match=says):
         checked(Profile, with_value(key, value), what="a profile")
-
-
-def test_every_mistake_is_named_at_once_and_text_may_be_a_number():
-    values = with_value("stage1.training.steps", 0) | {"bogus": 1}
-    with pytest.raises(ValueError, match=r"(?s)stage1.training.steps.*bogus: unknown key"):
-        checked(Profile, values, what="a profile")
-    values = with_value("stage2.training.learning_rate", "1e-5")  # what YAML makes of it
-    assert checked(Profile, values, what="a profile").stage2.training.learning_rate == 1e-5
 
 
 def test_a_student_is_trained_in_the_named_stages_in_the_profiles_precision():

@@ -13,20 +13,17 @@ from rdl_study import notebook, pages
 from rdl_study.grid import Part
 from rdl_study.profile import load_profile
 
+pytestmark = pytest.mark.usefixtures("store")
+
 
 @pytest.fixture
 def template(tmp_path, monkeypatch):
     """Writes one notebook, which stands in the place of all others."""
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
     for module in (pages, notebook):
         monkeypatch.setattr(module, "project_folder", lambda: tmp_path)
     return lambda source: write_notebook(
         tmp_path, "start", source, parameters='profile = "mini"', setup="", systems=""
     )
-
-
-def publish(tmp_path):
-    return pages.publish("mini", tmp_path / "pages")
 
 
 def test_a_page_is_executed_once_and_cleaned(template, tmp_path):
@@ -36,7 +33,7 @@ def test_a_page_is_executed_once_and_cleaned(template, tmp_path):
         "print(profile); print('noise', file=sys.stderr)"
     )
     for _ in range(2):
-        (page,) = publish(tmp_path)
+        (page,) = pages.publish("mini", tmp_path / "pages")
     assert counter.read_text() == "x"
     cells = nbformat.read(page, as_version=4).cells
     tags = [cell.metadata.get("tags", []) for cell in cells]
@@ -47,7 +44,7 @@ def test_a_page_is_executed_once_and_cleaned(template, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "loss.csv").write_text("part\n")
     for _ in range(2):  # what is recorded anew is shown anew
-        publish(tmp_path)
+        pages.publish("mini", tmp_path / "pages")
     assert counter.read_text() == "xx"
 
 
@@ -55,7 +52,7 @@ def test_a_failed_page_is_not_published_and_not_taken_for_done(template, tmp_pat
     template("raise RuntimeError('no such luck')")
     for _ in range(2):
         with pytest.raises(papermill.PapermillExecutionError, match="no such luck"):
-            publish(tmp_path)
+            pages.publish("mini", tmp_path / "pages")
     assert list((tmp_path / "pages").iterdir()) == []
     assert not list(tmp_path.glob("runs/*/manifest.json"))
     error = new_output("error", ename="E", evalue="v", traceback=[])
@@ -70,12 +67,11 @@ def test_a_wrong_parameter_stops_before_anything_runs(template, tmp_path, monkey
     wrong = replace(load_profile("mini"), notebooks={"loss": {"dephts": [1]}})
     monkeypatch.setattr(pages, "load_profile", lambda name: wrong)
     with pytest.raises(ValueError, match="no parameter dephts"):
-        publish(tmp_path)
+        pages.publish("mini", tmp_path / "pages")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_page_offers_its_values_and_rankings(tmp_path, monkeypatch):
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
+def test_a_page_offers_its_values_and_rankings(tmp_path):
     mini = load_profile("mini")
     profile = replace(mini, test=replace(mini.test, n_queries=3, depth=5))
     part = Part(profile=profile, systems={"first stage": "first_stage"}, baseline="first stage")

@@ -9,11 +9,7 @@ import rdl_core
 import rdl_study
 from rdl_study import store
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def obtain(config=None, data="d", compute=None, kind="test", **more):
@@ -22,14 +18,10 @@ def obtain(config=None, data="d", compute=None, kind="test", **more):
     return store.obtain(kind, code=("rdl_core.progress",), **more)
 
 
-def never(folder):
-    raise AssertionError("computed again")
-
-
 def test_a_finished_run_is_reused_and_tells_what_a_reader_must_know(caplog):
     first = obtain()
     with caplog.at_level(logging.INFO, "rdl_study"), store.noted() as ids:
-        again = obtain(compute=never)
+        again = obtain(compute=pytest.fail)
     assert again == first == store.stored(first.manifest["id"])
     assert (again.folder / "result").read_text() == "x"
     assert f"{first.manifest['id']}: reused" in caplog.text
@@ -47,18 +39,18 @@ def test_whatever_can_change_the_result_changes_the_id(change):
     assert obtain(**change).manifest["id"] != obtain().manifest["id"]
 
 
-def test_a_failed_run_is_handed_its_folder_again_and_a_damaged_one_is_computed_again(folder):
+def test_a_failed_run_is_handed_its_folder_again_and_a_damaged_one_is_computed_again(tmp_path):
     def fail(folder):
         (folder / "checkpoint").write_text("half")
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
         obtain(compute=fail)
-    assert not list(folder.glob("*/manifest.json"))
+    assert not list(tmp_path.glob("runs/*/manifest.json"))
     run = obtain(compute=lambda folder: {"found": (folder / "checkpoint").read_text()})
     assert run.manifest["found"] == "half"
     for name in ("checkpoint", "manifest.json", "config.json"):
-        obtain(compute=never)
+        obtain(compute=pytest.fail)
         (run.folder / name).write_text("y")
         obtain(compute=lambda folder: (folder / "checkpoint").write_text("again") and None)
 

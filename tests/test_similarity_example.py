@@ -1,13 +1,11 @@
 """examples/similarity_head.py: an architecture registered from outside trains, scores and is saved."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import make_model, make_student, make_texts, make_tokenizer
+from conftest import make_model, make_student, make_texts, make_tokenizer, module_of
 from transformers import AutoModelForSequenceClassification
 
 from rdl_core.cpu import engine
@@ -16,38 +14,27 @@ from rdl_core.distill import StageConfig, distill
 from rdl_core.lists import RankedLists
 from rdl_core.tokens import TokenCorpus
 
-FILE = Path(__file__).parents[1] / "examples" / "similarity_head.py"
+example = module_of(Path(__file__).parents[1] / "examples" / "similarity_head.py")
 LIMITS = {"query_tokens": 5, "passage_tokens": 20}
 QUERIES, PASSAGES = make_texts(6, seed=1, longest=5), make_texts(12, seed=2, longest=20)
 ROWS = [torch.arange(6).repeat_interleave(4), torch.arange(24) * 5 % 12]
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("similarity_head", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["similarity_head"] = module
-    spec.loader.exec_module(module)
-    return module
+CORPUS = TokenCorpus.of(
+    pd.DataFrame({"query_id": [f"q{i}" for i in range(6)], "query": QUERIES}),
+    pd.DataFrame({"doc_id": [f"d{i}" for i in range(12)], "text": PASSAGES}),
+    make_tokenizer("bert"),
+)
 
 
 @pytest.fixture
-def student(example, tmp_path):
+def student(tmp_path):
     """Starts from an encoder with a head of its own, which is not used."""
     make_student("bert").save_pretrained(tmp_path / "encoder")
     return example.from_bi_encoder(tmp_path / "encoder", scale=2.0, **LIMITS).eval()
 
 
-@pytest.fixture(scope="module")
-def corpus():
-    queries = pd.DataFrame({"query_id": [f"q{i}" for i in range(6)], "query": QUERIES})
-    passages = pd.DataFrame({"doc_id": [f"d{i}" for i in range(12)], "text": PASSAGES})
-    return TokenCorpus.of(queries, passages, make_tokenizer("bert"))
-
-
-def score(student, corpus):
+def score(scorer):
     with torch.no_grad():
-        return student.score(corpus.queries, corpus.passages, *ROWS, token_budget=100)
+        return scorer.score(CORPUS.queries, CORPUS.passages, *ROWS, token_budget=100)
 
 
 def inputs(student):
@@ -55,7 +42,7 @@ def inputs(student):
     return student.tokenizer(*texts, padding=True, return_tensors="pt")
 
 
-def test_before_training_the_score_is_the_cosine_of_the_two_means(student, corpus):
+def test_before_training_the_score_is_the_cosine_of_the_two_means(student):
     """Of the encoder's own states; [CLS] counts for both texts."""
     batch = inputs(student)
     with torch.no_grad():
@@ -65,20 +52,20 @@ def test_before_training_the_score_is_the_cosine_of_the_two_means(student, corpu
     for row, mask, passage in zip(states, *masks, strict=True):
         means = row[mask & ~passage].mean(0), torch.cat([row[:1], row[mask & passage]]).mean(0)
         expected.append(2 * torch.cosine_similarity(*means, dim=0))
-    scores = score(student, corpus)
+    scores = score(student)
     assert scores.std() > 0.05
     torch.testing.assert_close(scores, torch.stack(expected), atol=1e-5, rtol=0)
 
 
-def test_two_steps_train_it_and_the_saved_folder_scores_packed_as_padded(student, corpus, tmp_path):
-    before = score(student, corpus)
+def test_two_steps_train_it_and_the_saved_folder_scores_packed_as_padded(student, tmp_path):
+    before = score(student)
     frame = pd.DataFrame({"query_id": [f"q{i}" for i in ROWS[0]], "doc_id": [f"d{i}" for i in ROWS[1]]})
     frame["rank"] = frame.groupby("query_id").cumcount() + 1
-    lists = RankedLists.from_frame(frame.assign(teacher_rank=5 - frame["rank"]), corpus)
+    lists = RankedLists.from_frame(frame.assign(teacher_rank=5 - frame["rank"]), CORPUS)
     stage = StageConfig(steps=2, queries_per_step=3, list_size=4, learning_rate=1e-3)
     distill(student, lists, stage, seed=0, folder=tmp_path / "own")
     assert student.model.classifier.weight.abs().max() > 5e-4  # it was zero
-    trained = score(student, corpus)
+    trained = score(student)
     assert (trained - before).abs().max() > 1e-3
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "own" / "model").eval()
     with torch.no_grad():
@@ -86,12 +73,11 @@ def test_two_steps_train_it_and_the_saved_folder_scores_packed_as_padded(student
     torch.testing.assert_close(trained, padded, atol=1e-5, rtol=0)
     again = CrossEncoder.from_pretrained(tmp_path / "own", trained=True).eval()
     assert (again.query_tokens, again.passage_tokens) == (5, 20)
-    torch.testing.assert_close(score(again, corpus), trained)
-    on_cpu = engine(again, "float32").score(corpus.queries, corpus.passages, *ROWS, token_budget=100)
-    torch.testing.assert_close(on_cpu, trained, atol=1e-4, rtol=0)
+    torch.testing.assert_close(score(again), trained)
+    torch.testing.assert_close(score(engine(again, "float32")), trained, atol=1e-4, rtol=0)
 
 
-def test_another_encoder_is_refused(example, tmp_path):
+def test_another_encoder_is_refused(tmp_path):
     make_student("electra").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="expected an encoder of type bert, got 'electra'"):
         example.from_bi_encoder(tmp_path, **LIMITS)

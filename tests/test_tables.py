@@ -16,8 +16,7 @@ from rdl_study.store import Run, project_folder
 ROOT = project_folder()
 
 
-@pytest.fixture
-def results(tmp_path):
+def test_pages_name_the_best_what_differs_and_the_runs_and_markup_is_text(tmp_path):
     queries = pd.Index([f"q{i}" for i in range(8)], name="query_id")
     base = pd.Series([0.1, 0.5, 0.3, 0.9, 0.2, 0.4, 0.6, 0.0], queries)
     noise = pd.Series([0.01, -0.02, 0.02, 0.0, 0.01, -0.01, 0.0, 0.01], queries)
@@ -27,11 +26,8 @@ def results(tmp_path):
         "versions": {"torch": "2"}, "commit": None,
     }  # fmt: skip
     runs = dict.fromkeys(values, (Run(tmp_path, manifest),))
-    return grid.Results(load_profile("mini"), "BM25", values, runs)
-
-
-def test_pages_name_the_best_what_differs_and_the_runs(results):
-    statistics = compare(results.values, "BM25")
+    results = grid.Results(load_profile("mini"), "BM25", values, runs)
+    statistics = compare(values, "BM25")
     text = tables.sentence(statistics, results).data
     for expected in (
         "On 8 queries of `rdl/pydocs/test`, with 1 seed, **good** has the highest", "nDCG@10: 0.440",
@@ -39,7 +35,7 @@ def test_pages_name_the_best_what_differs_and_the_runs(results):
     ):  # fmt: skip
         assert expected in text
     assert "same (" not in text
-    text = tables.sentence(compare(results.values[["BM25", "same"]], "BM25"), results).data
+    text = tables.sentence(compare(values[["BM25", "same"]], "BM25"), results).data
     assert "does not show that they are equal" in text
     table = tables.display_table(statistics, "nDCG@10").set_index("system")
     row = table.loc["BM25", ["difference", "p (Holm)", "95 % interval of it"]]
@@ -48,6 +44,9 @@ def test_pages_name_the_best_what_differs_and_the_runs(results):
     for expected in ("train-1", "papermill notebooks/loss.ipynb", "rdl-badge-smoke", "&lt;b&gt;CPU"):
         assert expected in text
     assert "<b>CPU" not in text
+    harm = "<script>alert('x')</script>"
+    table = tables.as_html(pd.DataFrame({"query": [harm], harm: [1.0]}, index=[harm])).data
+    assert (table.count("&lt;script&gt;"), table.count("<script")) == (3, 0)
 
 
 def test_published_figures_are_the_papers():

@@ -1,7 +1,4 @@
-"""An LLM as a study's teacher: who is asked, how often, and what becomes of the answers.
-
-The endpoint is a real server on 127.0.0.1, which ranks numbers, the greatest first.
-"""
+"""An LLM as a study's teacher: who is asked, how often, and what becomes of the answers."""
 
 import json
 from dataclasses import replace
@@ -20,15 +17,9 @@ from rdl_study.profile import load_profile
 N_QUERIES, DEPTH = 5, 7
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("RDL_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
-    return tmp_path / "runs"
-
-
 @pytest.fixture
-def server():
+def server(store, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
     with ChatServer() as server:
         yield server
 

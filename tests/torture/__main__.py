@@ -43,19 +43,17 @@ from rdl_study.store import machine, project_folder
 torch.set_num_threads(1)
 ENDS, REPETITIONS = ("resumed", "refused", "lost", "wrong"), 3
 LIMITS = "--query-tokens 5 --passage-tokens 20 --precision float32"
-DISTILL = ("distill {0}/requests.jsonl out --encoder {0}/encoder --list-size 6 --queries-per-step 4 "
-           f"--steps 40 --checkpoint-every 4 {LIMITS}")  # fmt: skip
-STUDENT = ("out/model/*", "out/log.jsonl", "out/config.json")
 #: The command, and the files that it is for.
 TASKS = {
     "fetch": ("fetch vaswani", "cache/downloads/vaswani/[abc]"),
     "token store": ("", "store/*"),
     "teach": ("teach {0}/worth.jsonl out --base-url {1} --model m --window-size 6 --stride 3 "
               "--in-flight 2", "out/*.run", "out/*.parquet", "out/requests.jsonl"),
-    "distill": (DISTILL, *STUDENT),
+    "distill": ("distill {0}/requests.jsonl out --encoder {0}/encoder --list-size 6 --steps 40 "
+                f"--queries-per-step 4 --checkpoint-every 4 {LIMITS}",
+                "out/model/*", "out/log.jsonl", "out/config.json"),
     "rerank": (f"rerank {{0}}/student {{0}}/requests.jsonl out.run {LIMITS}", "out.run"),
     "page": ("", "outputs.json"),
-    "two processes": (DISTILL, *STUDENT),
     "book": ("", "_build/html/**/*.html", "book/pages/*.ipynb"),
 }  # fmt: skip
 
@@ -70,7 +68,6 @@ def command(task, folder, inputs, url, most_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
     os.environ |= {"RDL_CACHE": str(folder / "cache"), "RDL_RUNS": str(folder / "runs")}
     os.environ.pop("RDL_MIRROR", None)
-    words = TASKS[task][0].format(inputs, url).split()
     if task == "token store":
         tokens._CHUNK = 200
         texts = [f"w{n % 40} w{n % 7} w{n % 11}" for n in range(40_000)]
@@ -85,13 +82,9 @@ def command(task, folder, inputs, url, most_bytes):
         pages.notebooks, cli.project_folder = lambda: ["costs"], lambda: folder
         live.make_live = lambda *_: "without a live page, which needs a student"
         cli.build([])
-    elif task == "two processes":  # as torchrun and accelerate launch start them
-        launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m rdl_core.cli"
-        os.environ["OMP_NUM_THREADS"] = "1"
-        os.execv(sys.executable, [sys.executable, *launch.split(), *words])
     else:
         downloads._REGISTRY = inputs / "registry.json" if task == "fetch" else downloads._REGISTRY
-        app(words)
+        app(TASKS[task][0].format(inputs, url).split())
 
 
 class Slow(SimpleHTTPRequestHandler):
@@ -153,18 +146,14 @@ class Workshop:
     def folder(self):
         return Path(tempfile.mkdtemp(dir=self.base))
 
-    def start(self, task, folder, most_bytes=None):
+    def run(self, task, folder, *, kill_after=300.0, most_bytes=None):
+        """Run a task; its exit code, negative where it was killed, and its messages."""
         from tests.torture.__main__ import command  # a child finds it by this name
 
         (folder / "said.txt").write_text("")
         arguments = (task, folder, self.inputs, self.url, most_bytes)
         process = self._context.Process(target=command, args=arguments)
         process.start()
-        return process
-
-    def run(self, task, folder, *, kill_after=300.0, most_bytes=None):
-        """Run a task; its exit code, negative where it was killed, and its messages."""
-        process = self.start(task, folder, most_bytes)
         process.join(kill_after)
         process.kill()
         process.join()
@@ -257,25 +246,7 @@ def weights_of_nan(task, shop, draw):
     return ("wrong" if wrote else end), line
 
 
-def worker_dies(shop, draw):
-    """SIGKILL for one of two processes at a random step; the launch must end by itself."""
-    task, code = "two processes", 0
-    while code == 0:  # it was done before
-        folder, steps = shop.folder(), draw.randrange(25)
-        launched, log = shop.start(task, folder), folder / "out" / "log.jsonl"
-        while launched.is_alive() and (not log.exists() or log.read_text().count("\n") < steps):
-            time.sleep(0.01)
-        children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children")
-        if launched.is_alive() and (workers := children.read_text().split()):
-            os.kill(int(draw.choice(workers)), signal.SIGKILL)
-        launched.join(120)
-        code = launched.exitcode
-    return shop.ended(task, folder)
-
-
-FAULTS = {f"SIGKILL, {task}": functools.partial(killed, task)
-          for task in TASKS if task != "two processes"}  # fmt: skip
-FAULTS["SIGKILL, one of two processes"] = worker_dies
+FAULTS = {f"SIGKILL, {task}": functools.partial(killed, task) for task in TASKS}
 for task in ("fetch", "teach", "distill", "rerank"):
     FAULTS[f"disk full, {task}"] = functools.partial(disk_full, task)
 for how in ("truncated", "altered"):
