@@ -102,9 +102,9 @@ def test_students_differ_in_what_the_page_is_about():
     assert [training.loss for training in last.values()] == list(last)
     assert len({repr(replace(training, loss="ranknet")) for training in last.values()}) == 1
     depth = declared("depth", {"profile": MINI})["depths"].systems["depth 5"].stages[1]
-    # as many passages in a step as 4 lists of 20
+    # about as many passages in a step as 4 lists of 8
     steps = depth.lists.depth, depth.training.list_size, depth.training.queries_per_step
-    assert steps == (5, 5, 16)
+    assert steps == (5, 5, 6)
     negatives = declared("negatives", {"first_stages": ["bm25", "random"]})["first stages"].systems
     stages = negatives["dual, lists from random"].stages
     assert [stage.lists.first_stage for stage in stages] == ["bm25+bi_encoder", "random"]
@@ -143,7 +143,7 @@ def test_the_worked_example_is_what_the_study_computes(pages):
     np.testing.assert_allclose(page["push"], push, atol=1e-6)
     computed = page["by_hand"].item(), page["line"]["loss"]
     assert computed == pytest.approx((logged, logged), abs=1e-6)
-    assert page["line"]["learning_rate"] == pytest.approx(0.01 / 4)
+    assert page["line"]["learning_rate"] == pytest.approx(0.01 / 20)
     before, one, every = page["losses"].values()
     assert before[0] != one[0] != every[0]
 

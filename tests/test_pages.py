@@ -7,6 +7,7 @@ import pandas as pd
 from rdl_core.data import pydocs
 from rdl_core.data.collections import load
 from rdl_core.teachers.listwise import plan_windows
+from rdl_study import tables
 from rdl_study.bench.race import ratios, recorded
 from rdl_study.profile import load_profile
 from rdl_study.store import project_folder
@@ -64,6 +65,11 @@ def test_readme_says_what_was_recorded_and_raced():
     assert f"reaches nDCG@10 {mean['student']}; BM25 has {mean['first stage']}, RankVicuna" in readme
     assert f"RankVicuna {mean['teacher (rank_vicuna)']}, and the bi-encoder" in readme
     assert f"started from {mean['bi-encoder']}" in readme
+    docs = tables.recorded("effectiveness", "bm25", "docs").values.mean()
+    docs = docs.map(lambda value: f"{value:.3f}".lstrip("0"))
+    gain = f"BM25's {docs['first stage']} to {docs['student']}; the LLM itself has {docs['smollm2']}"
+    assert gain in readme
+    assert f"level with the LLM ({docs['student + bi-encoder + first stage']}" in readme
     timings = recorded("rank").timings
     theirs = timings[timings["system"].str.startswith("sentence-transformers")]
     best = theirs.groupby("system")["ms"].median().idxmin()

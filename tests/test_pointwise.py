@@ -93,8 +93,8 @@ def test_stored_scores_are_not_computed_again(tmp_path):
 
 @pytest.mark.parametrize(("mode", "prompt", "says"), [
     ("free", "{passage} {query}", "prompt: expected mode query_likelihood or"),
-    ("query_likelihood", "{query} {passage}", "expected {passage} and behind"),
-    ("query_likelihood", "{passage} {query}!", "at the end with query_like"),
+    ("query_likelihood", "{query} {passage}", r"expected {passage}, then {query}, once each"),
+    ("query_likelihood", "{passage} {query}!", r"{query} last with query_like"),
     ("yes_no", "{passage} {passage} {query}", "once each"),
 ])  # fmt: skip
 def test_prompts_that_cannot_be_scored_are_refused(mode, prompt, says):
