@@ -122,6 +122,7 @@ def _line(claim: Claim, profile: Profile) -> str:
         pair = None if part is None else pair_of(measure(part).values, claim)
         here = "" if pair is None else verdict(pair, claim)[1]
     texts = (html.escape(text) for text in (claim.published, *found, here))
+    texts = (re.sub("^(not )?(reproduced|partly|attempted)", r"<b>\g<0></b>", x) for x in texts)
     cells = "".join(f"<td>{x.replace(' (', '<br>(').replace('; ', '<br>')}</td>" for x in texts)
     text = f'<a href="{claim.page}.html">{html.escape(claim.text)}</a>'
     return f"<tr><td>{text}</td>{cells}</tr>"

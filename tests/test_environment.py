@@ -24,7 +24,7 @@ LINES = (ROOT / "requirements.lock").read_text().splitlines()
 LOCKED = {canonicalize_name(x.name): x.specifier for x in map(Requirement, LINES)}
 
 
-def test_the_lock_pins_everything_within_its_range_and_the_book_has_its_licences():
+def test_the_lock_pins_all_within_its_range_and_conda_and_licences_follow_it():
     assert all([pin.operator for pin in pins] == ["=="] for pins in LOCKED.values())
     for wanted in WANTED:
         (pin,) = LOCKED[canonicalize_name(wanted.name)]
@@ -35,9 +35,6 @@ def test_the_lock_pins_everything_within_its_range_and_the_book_has_its_licences
     assert not any(name.startswith("nvidia-") for name in LOCKED)
     licences = pd.read_csv(ROOT / "book" / "licences.csv", dtype="str")
     assert sorted(licences["package"] + "==" + licences["version"]) == sorted(LINES)
-
-
-def test_conda_environment_installs_the_lock_and_this_package():
     *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert pip == {"pip": ["-r requirements.lock", "-e ."]}
     assert set(conda) == {"python=3.11", "make", "git", "pip"}

@@ -17,7 +17,6 @@ from rdl_study.store import project_folder
 
 COLLECTION = load("rdl/pydocs/test")
 SCRIPTS = project_folder() / "book" / "_static" / "live"
-PAGE = "<html><!-- live -->\n<p>nothing yet</p>\n<!-- /live --></html>"
 STEMS = 'import { stem } from "SCRIPTS/stem.js"; const answer = (words) => words.map(stem);'
 SEARCH = """
 import { BM25 } from "SCRIPTS/bm25.js";
@@ -76,7 +75,7 @@ def test_without_npm_the_page_keeps_its_example(tmp_path, monkeypatch, runs, tin
     with pytest.raises(ValueError, match="no page .*build the book first"):
         live.make_live("tiny", tmp_path)
     file.parent.mkdir()
-    file.write_text(PAGE)
+    file.write_text("<html><!-- live -->\n<p>nothing yet</p>\n<!-- /live --></html>")
     line = live.make_live("tiny", tmp_path)
     assert line == "live page: an example without the model, because npm is not installed"
     page = file.read_text()

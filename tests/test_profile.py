@@ -26,7 +26,6 @@ def with_value(key, value):
 
 @pytest.mark.parametrize(("key", "value", "says"), [
     ("stage1.training.steps", "many", "stage1.training.steps: .*integer.*got 'many'"),
-    ("stage2.training.loss", "rnknet", "loss: expected one of .*adr_mse.*got 'rnknet'"),
     ("stage2.training.learning_rat", 0.1, "stage2.training.learning_rat: unknown key"),
     ("stage2.lists.teacher", "gpt", "teacher: .*fused.*got 'gpt'"),
     ("stage2.lists.first_stage", "bm25+tfidf", "first_stage: .*bm25.*got 'tfidf'"),

@@ -10,13 +10,12 @@ from rdl_core.data.formats import read_candidates, read_qrels, write_run
 from rdl_core.evaluate import per_query
 from rdl_study.store import project_folder
 
-ROOT = project_folder()
 PICKLES = {"pickle", "joblib", "dill", "shelve", "marshal", "cloudpickle"}
 READERS = ("torch.load", "pd.read_pickle", "pandas.read_pickle", "yaml.load", "yaml.unsafe_load")
 
 
 def test_models_archives_and_arrays_are_read_in_the_safe_way_alone():
-    paths = [path for room in ("rdl_core", "rdl_study") for path in (ROOT / room).rglob("*.py")]
+    paths = [x for room in ("rdl_core", "rdl_study") for x in (project_folder() / room).rglob("*.py")]
     loaders = []
     for path, node in ((x, node) for x in paths for node in ast.walk(ast.parse(x.read_text()))):
         where = f"{path}:{getattr(node, 'lineno', '')}"

@@ -12,5 +12,5 @@ def test_what_leads_nowhere_is_named_and_templates_of_a_theme_are_no_finding(tmp
     broken = '<a href="gone.html">x</a><a href="two.html#gone">y</a><img src="gone.png">'
     for name, body in (("one", whole + broken), ("two", '<p id="here"><a href="#here">up</a></p>')):
         (tmp_path / f"{name}.html").write_text(f"<html><body>{body}</body></html>")
-    leads_to = ["gone.html", "gone.png", "two.html#gone"]
-    assert broken_links(tmp_path) == [f"one.html: {name}" for name in leads_to]
+    nowhere = ("gone.html", "gone.png", "two.html#gone")
+    assert broken_links(tmp_path) == [f"one.html: {name}" for name in nowhere]

@@ -7,15 +7,14 @@ import pandas as pd
 from rdl_study.store import project_folder
 from tests.torture.__main__ import ENDS, FAULTS
 
-FOLDER = project_folder() / "results" / "torture"
-
 
 def test_every_fault_was_tried_and_none_is_lost_or_wrong():
-    rows = pd.read_csv(FOLDER / "faults.csv", index_col="fault")
+    folder = project_folder() / "results" / "torture"
+    rows = pd.read_csv(folder / "faults.csv", index_col="fault")
     assert rows.index.tolist() == [*FAULTS]
     assert (rows[[*ENDS]].sum(axis=1) == rows["tried"]).all()
     assert rows["tried"].min() >= 1
     assert not rows[["lost", "wrong"]].any(axis=None)
-    said = json.loads((FOLDER / "manifest.json").read_text())["said"]
+    said = json.loads((folder / "manifest.json").read_text())["said"]
     for name in rows.index[rows["refused"] > 0]:
         assert said[name].startswith("error: "), name  # and says what to do
