@@ -22,7 +22,7 @@ from typing import Any
 from rdl_core.data import pydocs
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import fetch_group, registry
-from rdl_core.files import read_json, read_settings, write_json
+from rdl_core.files import content_hash, read_json, read_settings, write_json
 from rdl_study.grid import Part, RankingConfig, rank, rankings, train
 from rdl_study.lists import ListsConfig, LLMTeacher, ask_shard, candidates_of, corpus, lists
 from rdl_study.notebook import declared, notebooks
@@ -230,10 +230,10 @@ def _plain(value: Any) -> Any:
         own = {f.name: getattr(value, f.name) for f in fields(value)}
         if not isinstance(value, ListsConfig):
             return _plain(own)
-        paths = [*value.files, Path(value.collection)]
-        inside = [x for path in paths if path.is_dir() for x in sorted(path.iterdir())]
-        files = [(x, x.stat()) for x in (*paths, *inside) if x.is_file()]
-        return [own, [[str(x), state.st_size, state.st_mtime_ns] for x, state in files]]
+        texts = [folder] if (folder := Path(value.collection)).is_file() else sorted(folder.glob("*"))
+        states = [(x.name, x.stat().st_size, x.stat().st_mtime_ns) for x in texts if x.is_file()]
+        # By content, as a job's own copy of the checkout has other paths and times; texts are large.
+        return [own, [content_hash(path) for path in value.files], states]
     if isinstance(value, Mapping):
         return {key: _plain(x) for key, x in value.items() if key != "precision"}
     return [_plain(x) for x in value] if isinstance(value, (list, tuple)) else value

@@ -71,6 +71,8 @@ def test_configuration_code_and_files_name_a_node_and_precision_does_not(tmp_pat
     a, b = (MINI.student(MINI.stage1, stage) for stage in (stage2, other))
     one, two = jobs(a=a), jobs(a=a, b=b)
     assert [two[name].kind for name in two.keys() - one.keys()] == ["student"]
+    os.utime(file, (0, 0))  # as in a job's own copy of the checkout, which once named other nodes
+    assert jobs(a=a).keys() == one.keys()
     file.write_text("q Q0 e 1 1.0 t\nq Q0 d 2 0.5 t\n")
     changed = one.keys() - jobs(a=a).keys()
     assert sorted(one[name].kind for name in changed) == ["lists", "student"]  # not the first stage
