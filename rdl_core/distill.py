@@ -344,6 +344,13 @@ def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> Non
     for refused, message in refusals:
         if refused:
             raise ValueError(message)
+    try:  # options by their values, too
+        _, one = draw(lists, replace(config, queries_per_step=1), seed=0, step=0)
+        trial, mask = torch.zeros(one.mask.shape), one.mask.cpu()
+        LOSSES[config.loss](trial, trial, mask=mask, **config.loss_options)
+    except TypeError as error:
+        told = f"expected options of the types that {config.sampler} and {config.loss} take"
+        raise ValueError(f"sampler_options, loss_options: {told}; {error}") from None
     whole = torch.arange(lists.mask.shape[1], device=lists.mask.device).expand(lists.mask.shape)
     if not has_preference(targets(lists, SampledLists(whole, lists.mask), config), lists.mask).any():
         told = "no list has two passages of different targets: nothing can be learnt"
@@ -368,28 +375,31 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
         steps = math.ceil(3 * len(corpus.ids("query_id")) / stage.queries_per_step)
         stage = replace(stage, steps=steps)
     stage = replace(stage, precision=resolve_precision(stage.precision, student.device))
+    candidates = corpus.candidates
+    if "teacher_rank" not in candidates:  # the file's own order and scores teach
+        names = {"rank": "teacher_rank", "score": "teacher_score"}
+        candidates = candidates.join(candidates.filter([*names]).rename(columns=names))
+    query_ids, doc_ids = corpus.ids("query_id"), corpus.ids("doc_id")
+    texts = TokenCorpus(query_ids, None, doc_ids, None)  # which take longest, and are not read before
+    lists = RankedLists.from_frame(candidates, texts)
+    _check(lists, stage, None)
     with _held(folder, _identity(config, stage, student, corpus)) as work:
         if work.manifest is not None:
             _log.info("%s: finished before", folder)
             return CrossEncoder.from_pretrained(folder).eval()
-        stores = []
+        stores = {}
         with processes().main_process_first():
-            for ids, texts, limit in (
-                (corpus.ids("query_id"), corpus.queries, student.query_tokens),
-                (corpus.ids("doc_id"), corpus.passages, student.passage_tokens),
+            for name, ids, texts, limit in (
+                ("queries", query_ids, corpus.queries, student.query_tokens),
+                ("passages", doc_ids, corpus.passages, student.passage_tokens),
             ):
                 with resumable(folder / "tokens" / texts.what, work.identity, shared=True) as tokens:
                     if tokens.manifest is None:
                         size = {"max_tokens": limit, "total": len(ids)}
                         TokenStore.build(texts.each(ids), student.tokenizer, tokens.folder, **size)
                         tokens.finish()
-                stores += [ids, TokenStore.open(tokens.folder)]
-        candidates = corpus.candidates
-        if "teacher_rank" not in candidates:  # the file's own order and scores teach
-            names = {"rank": "teacher_rank", "score": "teacher_score"}
-            candidates = candidates.join(candidates.filter([*names]).rename(columns=names))
-        lists = RankedLists.from_frame(candidates, TokenCorpus(*stores))
-        distill(student, lists, stage, seed=config.seed, folder=folder)
+                stores[name] = TokenStore.open(tokens.folder)
+        distill(student, replace(lists, **stores), stage, seed=config.seed, folder=folder)
         if processes().is_main_process:
             work.finish(n_lists=len(lists), device=device_name(student.device))
     return student

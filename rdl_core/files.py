@@ -153,6 +153,8 @@ def resumable(
     waits for the process instead, and what is damaged is computed anew.
     """
     identity = json.loads(json.dumps(identity))
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / _LOCK).acquire(timeout=-1 if shared else 0)

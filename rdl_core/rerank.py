@@ -74,6 +74,8 @@ def rerank_files(config: RerankConfig) -> None:
 
     A shard gets ``<out>.json``, too.
     """
+    if (out := Path(config.out)).is_dir():
+        raise ValueError(f"{out} is a folder: name the file of the run")
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(every.candidates, config.tag)
     corpus = every.shard(*config.part)
@@ -81,7 +83,7 @@ def rerank_files(config: RerankConfig) -> None:
         config.student, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,
         trained=True,
     ).to(default_device())  # fmt: skip
-    precision, out = resolve_precision(config.precision, student.device), Path(config.out)
+    precision = resolve_precision(config.precision, student.device)
     out.parent.mkdir(parents=True, exist_ok=True)
     ranked = []
     for some in corpus.parts(_PAIRS_IN_MEMORY):

@@ -123,6 +123,10 @@ REFUSALS = {
     f"{DISTILL} --config none.yaml": "No such file: none.yaml",
     f"{DISTILL} --loss rank": "loss: expected one of adr_mse, ",
     f"{DISTILL} --query-tokens 0": "the command line does not fit:\n  query_tokens: .*to 1, got '0'",
+    f"{DISTILL} --targets judgments": "no passage is judged 1 or more",
+    f"{DISTILL} --targets scores --loss kl_div --sampler single_relevant": "judged 1 or more",
+    "rerank student first.run beir --collection beir": "beir is a folder: name the file",
+    "distill first.run qrels.txt --collection beir --encoder student": "qrels.txt is a file: name a folder",
     "export student beir": "beir", "fetch x": "'x'",
     "teach first.run out --model x --mode free":
         "backend endpoint does not fit:\n  mode: unknown key",

@@ -11,8 +11,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ftfy import fix_text
+
 from rdl_core.data.formats import each_record
 from rdl_core.teachers.answers import Answer, Window
+from rdl_core.words import bigrams
 
 __all__ = ["AnswerLog", "Recorded", "Replay", "read_history"]
 
@@ -155,8 +158,8 @@ def _passages(prompt: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """The ASCII parts of words, as repairing an encoding leaves them alone; without any, characters."""
-    return re.findall("[a-z0-9]+", text.casefold()) or re.findall(r"\w", text)
+    """ASCII and other parts of words, once the encoding is repaired as RankLLM repairs it."""
+    return re.findall(r"[a-z0-9]+|[^\W\x00-\x7f]+", bigrams(fix_text(text).casefold()))
 
 
 def _similar(left: str, right: str) -> bool:
