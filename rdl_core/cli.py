@@ -183,6 +183,18 @@ def rerank(config: c.RerankConfig) -> None:
     rerank_files(config)
 
 
+@command(c.AdoptConfig, "student", "candidates", "qrels")
+def adopt(config: c.AdoptConfig) -> str:
+    """Choose, by judged queries, how much of a student to use behind a first stage.
+
+    Weight and depth of re-ranking, and what scores mean as probabilities of relevance, measured on
+    queries that had no part in choosing. rdl rerank applies it, unless it is told --plain.
+    """
+    from rdl_core.adopt import adopt_files
+
+    return str(adopt_files(config))
+
+
 @command(c.EvaluateConfig, "qrels", "runs")
 def evaluate(config: c.EvaluateConfig) -> str:
     """Measure runs, and test them against one of them.
@@ -233,7 +245,7 @@ class _Commands(click.Group):
 
 
 app = _Commands(
-    "rdl", commands=[teach, distill, rerank, evaluate, export, merge, fetch], no_args_is_help=True,
+    "rdl", commands=[teach, distill, rerank, adopt, evaluate, export, merge, fetch], no_args_is_help=True,
     help="Rank-DistiLLM: distil an LLM's rankings into cross-encoders.",
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from rdl_core.files import content_hash
 
 __all__ = [
-    "BACKENDS", "DistillConfig", "EndpointConfig", "EvaluateConfig", "ExportConfig", "LocalConfig",
+    "AdoptConfig", "BACKENDS", "DistillConfig", "EndpointConfig", "EvaluateConfig", "ExportConfig", "LocalConfig",
     "ReplayConfig", "RerankConfig", "StageConfig", "TeachConfig", "WindowConfig", "config",
 ]  # fmt: skip
 
@@ -165,8 +165,32 @@ class RerankConfig(_Texts, _Limits, _Shard):
     """The TREC run; packed if its name ends in .gz."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """In which the layers compute; int8: on CPUs."""
+    plain: bool = False
+    """The student's scores alone, whatever rdl adopt chose."""
     tag: str = "rdl"
     """Name of the system in the run."""
+
+
+@config
+class AdoptConfig(_Texts, _Limits):
+    """Judged queries, to choose how much of a student to use behind a first stage."""
+
+    student: str
+    """Folder of a student, which gets what was chosen."""
+    candidates: str
+    """File of the first stage's candidates, in any known format."""
+    qrels: str
+    """Judgments: a file or an ir_datasets id."""
+    measure: str = "nDCG@10"
+    """What should be best, by its ir_measures name."""
+    margin: Annotated[float, Field(gt=0)] = 0.02
+    """Smallest difference that matters."""
+    positive_grade: Positive = 1
+    """Smallest relevance that counts as relevant."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Parts of the queries: each is measured with what the others chose."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """In which the layers compute; int8: on CPUs."""
 
 
 @config

@@ -18,8 +18,9 @@ import torch
 from onnx import helper, numpy_helper
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rdl_core.adopt import Adopted, adopted_of, write_adopted
 from rdl_core.config import ExportConfig
-from rdl_core.cross_encoder import CrossEncoder, training_record
+from rdl_core.cross_encoder import CrossEncoder, model_path, training_record
 from rdl_core.data.collections import read_corpus
 from rdl_core.files import partial
 
@@ -83,14 +84,16 @@ scores = session.run(["logits"], {{name: x.numpy() for name, x in inputs.items()
 def export(
     student: CrossEncoder, folder: str | Path, *, quantise: bool = False,
     pairs: Sequence[tuple[str, str]] = (), record: Mapping[str, Any] | None = None, measures: str = "",
+    adopted: Adopted | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Write a student for other libraries, to a new or empty folder, named so once it is whole.
 
     With `quantise` there is ``onnx/model_int8.onnx``, too. The card has `record`, the training's
-    manifest, and `measures`, Markdown. The student moves to the CPU; its tokenizer's limit becomes its
-    own. Returns for each ONNX ``file`` how far scores of `pairs` of query and passage (none: random
-    words) are from PyTorch's: ``n_pairs``, ``largest`` and ``mean`` difference, ``spread`` (standard
-    deviation of PyTorch's). ValueError if ``model.onnx`` differs by more than `TOLERANCE`.
+    manifest, `measures`, Markdown, and what was `adopted`, which is written, too. The student moves to
+    the CPU; its tokenizer's limit becomes its own. Returns for each ONNX ``file`` how far scores of
+    `pairs` of query and passage (none: random words) are from PyTorch's: ``n_pairs``, ``largest`` and
+    ``mean`` difference, ``spread`` (standard deviation of PyTorch's). ValueError if ``model.onnx``
+    differs by more than `TOLERANCE`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -109,12 +112,15 @@ def export(
             words="texts" if pairs else "random words", differences=as_markdown(short),
         )  # fmt: skip
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+        if adopted:
+            write_adopted(adopted, unfinished)
     return differences
 
 
 def export_files(config: ExportConfig) -> pd.DataFrame:
     """`rdl export`: `export`, with the manifest of the student's training."""
     own = {"quantise": config.quantise, "record": training_record(config.student)}
+    own["adopted"] = adopted_of(model_path(config.student))
     if config.table:
         try:
             table = pd.read_csv(config.table).set_index(["measure", "system"]).round(4)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rdl_core.config import RerankConfig
+from rdl_core.adopt import adopted_of
+from rdl_core.config import AdoptConfig, RerankConfig
 from rdl_core.cpu import engine
 from rdl_core.cross_encoder import CrossEncoder, model_path
-from rdl_core.data.collections import fingerprint, read_corpus
+from rdl_core.data.collections import Corpus, fingerprint, read_corpus
 from rdl_core.data.formats import check_run, read_run, write_run
 from rdl_core.devices import default_device, fitting, resolve_precision
 from rdl_core.evaluate import settle_ties
@@ -24,8 +26,9 @@ from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
 from rdl_core.tokens import TokenCorpus
 
-__all__ = ["merge_runs", "rerank", "rerank_files", "token_budget_of"]
+__all__ = ["merge_runs", "open_student", "rerank", "rerank_files", "scored", "token_budget_of"]
 
+_IDS = ["query_id", "doc_id"]
 _PAIRS_AT_ONCE = 1024  # scored between two lines of progress
 _PAIRS_IN_MEMORY = 2**15  # whose texts and tokens are held
 _log = logging.getLogger(__name__)
@@ -72,28 +75,25 @@ def token_budget_of(device: torch.device) -> int:
 def rerank_files(config: RerankConfig) -> None:
     """Write a run of a student's scores, strictly decreasing, equal ones in the candidates' order.
 
-    A shard gets ``<out>.json``, too.
+    What was adopted for the student counts, unless `plain`. A shard gets ``<out>.json``, too.
     """
     if (out := Path(config.out)).is_dir():
         raise ValueError(f"{out} is a folder: name the file of the run")
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(every.candidates, config.tag)
     corpus = every.shard(*config.part)
-    student = CrossEncoder.from_pretrained(
-        config.student, query_tokens=config.query_tokens, passage_tokens=config.passage_tokens,
-        trained=True,
-    ).to(default_device())  # fmt: skip
-    precision = resolve_precision(config.precision, student.device)
+    student, precision = open_student(config)
+    adopted = None if config.plain else adopted_of(model_path(config.student))
+    if adopted:
+        told = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
+        _log.info(told, config.student, adopted.depth, adopted.weight)
     out.parent.mkdir(parents=True, exist_ok=True)
     ranked = []
-    for some in corpus.parts(_PAIRS_IN_MEMORY):
-        query_ids, doc_ids = some.ids("query_id"), some.ids("doc_id")
-        queries = pd.DataFrame({"query_id": query_ids, "query": some.queries.of(query_ids)})
-        passages = pd.DataFrame({"doc_id": doc_ids, "text": some.passages.of(doc_ids)})
-        tokens = TokenCorpus.of(queries, passages, student.tokenizer)
-        scores = rerank(student, some.candidates, tokens, precision=precision)
-        ranked.append(settle_ties(scores, some.candidates))
-        _log.info("%d queries ranked", len(query_ids))
+    for some in scored(corpus, student, precision, depth=adopted and adopted.depth):
+        if adopted:
+            ranked.append(adopted.apply(some, some["student"].to_numpy()))
+        else:
+            ranked.append(settle_ties(some[_IDS].assign(score=some["student"]), some))
     write_run(pd.concat(ranked), out, tag=config.tag)
     if config.part[1] > 1:
         weights = Path(model_path(config.student), "model.safetensors")
@@ -102,8 +102,36 @@ def rerank_files(config: RerankConfig) -> None:
             "candidates": fingerprint(every.candidates), "n_queries": len(every.ids("query_id")),
             "shard": list(config.part), "tag": config.tag, "precision": precision,
             "query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens,
+            "adopted": adopted and asdict(adopted),
         }  # fmt: skip
         write_json(out.with_name(f"{out.name}.json"), identity | {"sha256": content_hash(out)})
+
+
+def open_student(config: RerankConfig | AdoptConfig) -> tuple[CrossEncoder, str]:
+    """The student of a configuration, on its device, and the precision in which it computes."""
+    limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
+    student = CrossEncoder.from_pretrained(config.student, **limits, trained=True).to(default_device())
+    return student, resolve_precision(config.precision, student.device)
+
+
+def scored(
+    corpus: Corpus, student: CrossEncoder, precision: str, *, depth: int | None = None
+) -> Iterator[pd.DataFrame]:
+    """Candidates of some queries at a time, with a student's scores in a column ``student``.
+
+    They are NaN below the depth; None scores all.
+    """
+    for some in corpus.parts(_PAIRS_IN_MEMORY):
+        shown = some.candidates["rank"] <= (depth or np.inf)
+        top = replace(some, candidates=some.candidates[shown])
+        query_ids, doc_ids = top.ids("query_id"), top.ids("doc_id")
+        queries = pd.DataFrame({"query_id": query_ids, "query": top.queries.of(query_ids)})
+        passages = pd.DataFrame({"doc_id": doc_ids, "text": top.passages.of(doc_ids)})
+        tokens = TokenCorpus.of(queries, passages, student.tokenizer)
+        scores = rerank(student, top.candidates, tokens, precision=precision)
+        scores = scores.rename(columns={"score": "student"})
+        yield some.candidates.merge(scores, "left", _IDS)
+        _log.info("%d queries ranked", len(query_ids))
 
 
 def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:

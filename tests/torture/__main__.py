@@ -74,12 +74,12 @@ def command(task, folder, inputs, url, most_bytes):
         more = {"max_tokens": 8, "total": len(texts)}
         tokens.TokenStore.build(texts, make_tokenizer("bert"), folder / "store", **more)
     elif task == "page":  # by papermill; the kernel of one that is killed ends by itself
-        executed = nbformat.read(pages.page("mini", "costs").folder / "page.ipynb", as_version=4)
+        executed = nbformat.read(pages.page("mini", "pictures").folder / "page.ipynb", as_version=4)
         outputs = [cell.get("outputs") for cell in executed.cells]
         (folder / "outputs.json").write_text(json.dumps(outputs))
     elif task == "book":  # of two pages, one of which is executed
         shutil.copytree(inputs / "book", folder, dirs_exist_ok=True)
-        pages.notebooks, cli.project_folder = lambda: ["costs"], lambda: folder
+        pages.notebooks, cli.project_folder = lambda: ["pictures"], lambda: folder
         live.make_live = lambda *_: "without a live page, which needs a student"
         cli.build([])
     else:
@@ -123,7 +123,7 @@ def make_inputs(folder):
         shutil.copytree(root / name, book / name)
     for name in ("_config.yml", "book/references.bib"):
         shutil.copy(root / name, book / name)
-    toc = "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/costs}]\n"
+    toc = "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/pictures}]\n"
     (book / "_toc.yml").write_text(toc)
     (book / "book" / "pages").mkdir()
     page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Efficiency", id="0")])

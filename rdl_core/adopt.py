@@ -1,0 +1,211 @@
+"""Adoption: how much of a student to use behind a first stage, so that the search does not get worse.
+
+From judged queries: the weight of the student's scores beside the first stage's (0 to 1, both
+standardised within a query), the depth that is re-ranked, and what blended scores mean as probabilities
+of relevance. All that is said of them is measured on queries that had no part in choosing (cross-fitting).
+
+Reference: Platt, Advances in Large Margin Classifiers 1999; Guo et al., ICML 2017 (calibration error).
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from rdl_core.config import AdoptConfig
+from rdl_core.data.collections import read_corpus, read_judgments
+from rdl_core.evaluate import compare, equivalence, per_query, settle_ties
+from rdl_core.files import read_json, write_json
+from rdl_core.teachers.encoders import fuse
+
+__all__ = ["ADOPTED", "Adopted", "adopt", "adopt_files", "adopted_of", "write_adopted"]
+
+ADOPTED = "adopted.json"  #: The file in a student's folder.
+_IDS = ["query_id", "doc_id"]
+_WEIGHTS, _DEPTHS, _BINS, _RESAMPLES = (0.2, 0.4, 0.6, 0.8, 1.0), (10, 20, 50, 100), 10, 1000
+_SECTION = "\n## Adopted\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """What was chosen for a student behind a first stage, and the evidence."""
+
+    weight: float  #: Of the student's scores, 0 to 1; the first stage has the rest.
+    depth: int  #: Passages of a query that are re-ranked, the first stage's best; others come behind.
+    slope: float  #: The probability is the logistic function of slope * blended score + intercept.
+    intercept: float
+    evidence: dict  #: On held-out queries; see `adopt`.
+
+    def apply(self, candidates: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
+        """Candidates ``query_id, doc_id, rank [, score]`` as a run by the student's scores ``[rows]``.
+
+        ``score`` is the probability of relevance, or minus the first stage's rank below the depth.
+        """
+        blended = _blended(candidates, scores, self.weight, self.depth)
+        probability = expit(self.slope * blended + self.intercept)
+        score = np.where(np.isnan(blended), -candidates["rank"], probability)
+        return settle_ties(candidates[_IDS].assign(score=score), candidates)
+
+    def __str__(self) -> str:
+        """The verdict in Markdown."""
+        told, ways = self.evidence, {"the student alone": "student", "both, as adopted": "adopted"}
+        lines = [
+            f"{told['measure']} on {told['n_queries']:,} judged queries, each measured with what the "
+            "others chose:\n",
+            f"- the first stage alone: {told['first_stage']:.3f}",
+            *("- {}: {mean:.3f}, **{verdict}** ({delta:+.3f}, 95 % interval {delta_low:+.3f} to "
+              "{delta_high:+.3f}, equivalence p = {p_tost:.2g})".format(what, **told[way])
+              for what, way in ways.items()),
+            f"\nAdopted: weight {self.weight:g} for the first {self.depth} passages. Scores are "
+            f"probabilities of relevance, {told['ece']:.3f} off on average ({told['ece_low']:.3f} to "
+            f"{told['ece_high']:.3f}).",
+        ]  # fmt: skip
+        return "\n".join(lines)
+
+
+def adopt(
+    candidates: pd.DataFrame, scores: np.ndarray, qrels: pd.DataFrame, *, measure: str = "nDCG@10",
+    margin: float = 0.02, positive_grade: int = 1, folds: int = 5, seed: int = 0,
+) -> Adopted:  # fmt: skip
+    """Choose weight and depth by the mean of a measure, and a calibration, on judged queries.
+
+    `candidates` have ``query_id, doc_id, rank`` and perhaps the first stage's ``score``, else -rank
+    counts; `scores` are the student's, ``[rows]``. The evidence of each of `folds` parts of the queries
+    was chosen on the others: ``first_stage``, a mean; for ``student`` and ``adopted`` their ``mean`` and
+    ``delta`` with a 95 % bootstrap interval, ``p_tost`` for a difference below `margin`, and the
+    ``verdict``: helps, harms, equal or cannot tell; ``ece``, the expected calibration error in 10 bins
+    of the probability, with its interval over queries. Passages that are not judged count as not
+    relevant. What harms gets weight 0. ValueError for too few judged queries, or without a relevant or
+    an irrelevant candidate.
+    """
+    judged = candidates["query_id"].isin(qrels["query_id"]).to_numpy()
+    if (n := candidates.loc[judged, "query_id"].nunique()) < 2 * folds:
+        raise ValueError(f"expected at least {2 * folds} judged queries; got {n}: judge more")
+    scores, candidates = scores[judged], candidates[judged].reset_index(drop=True)
+    qrels = qrels[qrels["query_id"].isin(candidates["query_id"])]
+    grades = candidates[_IDS].merge(qrels, "left", _IDS)["relevance"].fillna(0)
+    relevant = (grades >= positive_grade).to_numpy()
+    if relevant.all() or not relevant.any():
+        which = "irrelevant" if relevant.all() else "relevant"
+        told = f"expected relevant and irrelevant candidates (grade {positive_grade} or more)"
+        raise ValueError(f"{told}; none is {which}: check ids and positive_grade")
+    deepest = int(candidates["rank"].max())
+    ways = [(0.0, deepest), *((w, k) for k in (*(k for k in _DEPTHS if k < deepest), deepest)
+                              for w in _WEIGHTS)]  # fmt: skip
+    values = {}
+    for weight, depth in ways:
+        way = Adopted(weight=weight, depth=depth, slope=1, intercept=0, evidence={})
+        run = way.apply(candidates, scores)
+        values[weight, depth] = per_query(qrels, run, measure).set_index("query_id")[measure]
+    values = pd.DataFrame(values)
+    fold_of = pd.Series(np.random.default_rng(seed).permutation(len(values)) % folds, values.index)
+    fold_of_row = fold_of[candidates["query_id"]].to_numpy()
+    adopted, probability = pd.Series(np.nan, values.index), np.full(len(candidates), np.nan)
+    for fold in range(folds):
+        held, rows = fold_of == fold, fold_of_row == fold
+        weight, depth = _best(values[~held])
+        adopted[held] = values.loc[held, (weight, depth)]
+        blended = _blended(candidates, scores, weight, depth)
+        slope, intercept = _platt(blended[~rows], relevant[~rows])
+        probability[rows] = expit(slope * blended[rows] + intercept)
+    columns = {"first_stage": values[ways[0]], "student": values[1.0, deepest], "adopted": adopted}
+    columns = pd.DataFrame(columns)
+    table = compare(columns, "first_stage")
+    evidence = {
+        "measure": measure, "margin": margin, "positive_grade": positive_grade, "folds": folds,
+        "n_queries": len(values), "first_stage": float(table.loc["first_stage", "mean"]),
+    }  # fmt: skip
+    for name in ("student", "adopted"):
+        row = table.loc[name, ["mean", "delta", "delta_low", "delta_high"]].astype(float).to_dict()
+        tost = equivalence(columns, name, "first_stage", margin=margin)
+        verdict = "equal" if tost.equivalent else "cannot tell"
+        verdict = "helps" if row["delta_low"] > 0 else "harms" if row["delta_high"] < 0 else verdict
+        evidence[name] = {"verdict": verdict, **row, "p_tost": tost.p_value}
+    weight, depth = ways[0] if verdict == "harms" else _best(values)
+    slope, intercept = _platt(_blended(candidates, scores, weight, depth), relevant)
+    errors = _calibration_error(probability, relevant, candidates["query_id"], seed)
+    evidence |= dict(zip(("ece", "ece_low", "ece_high"), map(float, errors), strict=True))
+    return Adopted(weight=weight, depth=depth, slope=slope, intercept=intercept, evidence=evidence)
+
+
+def adopted_of(folder: str | Path) -> Adopted | None:
+    """What was adopted for the student of a folder; None: nothing."""
+    path = Path(folder) / ADOPTED
+    return Adopted(**read_json(path)) if path.is_file() else None
+
+
+def write_adopted(adopted: Adopted, folder: str | Path) -> None:
+    """Write it into a student's folder, and into the model card, if there is one."""
+    write_json(Path(folder) / ADOPTED, asdict(adopted))
+    if (card := Path(folder) / "README.md").is_file():
+        text = card.read_text(encoding="utf-8").partition(_SECTION)[0]
+        card.write_text(f"{text}{_SECTION}{adopted}\n", encoding="utf-8")
+
+
+def adopt_files(config: AdoptConfig) -> Adopted:
+    """`rdl adopt`: `adopt` on files, written into the student's folder."""
+    from rdl_core.cross_encoder import model_path  # these import torch
+    from rdl_core.rerank import open_student, scored
+
+    if not (folder := Path(model_path(config.student))).is_dir():
+        raise ValueError(f"{config.student}: expected the folder of a student, to write into")
+    corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
+    qrels = read_judgments(config.qrels)
+    if not (judged := corpus.candidates["query_id"].isin(qrels["query_id"])).any():
+        raise ValueError(f"{config.qrels} judges no query of {config.candidates}: are ids the same?")
+    corpus = replace(corpus, candidates=corpus.candidates[judged])
+    candidates = pd.concat(scored(corpus, *open_student(config)), ignore_index=True)
+    own = {name: getattr(config, name) for name in ("measure", "margin", "positive_grade", "folds")}
+    adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **own)
+    write_adopted(adopted, folder)
+    return adopted
+
+
+def _blended(candidates: pd.DataFrame, scores: np.ndarray, weight: float, depth: int) -> np.ndarray:
+    """The student's and the first stage's scores, standardised within a query, by weight.
+
+    Float64 ``[rows]``, NaN below the depth.
+    """
+    top = (candidates["rank"] <= depth).to_numpy()
+    some, blended = candidates[top], np.full(len(candidates), np.nan)
+    first = -some["rank"].to_numpy(float)
+    if "score" in some:  # a file may have kept scores that do not go with its ranks
+        by_query = some.sort_values("rank").groupby("query_id")["score"]
+        fits = by_query.agg(lambda x: x.notna().all() and x.is_monotonic_decreasing)
+        first = np.where(some["query_id"].map(fits).to_numpy(bool), some["score"], first)
+    blended[top] = weight * fuse(some, scores[top]) + (1 - weight) * fuse(some, first)
+    return blended
+
+
+def _best(values: pd.DataFrame) -> tuple[float, int]:
+    """Weight and depth of the best mean; of equal ones, what re-ranks least."""
+    weight, depth = values.mean().idxmax()
+    return float(weight), int(depth)
+
+
+def _platt(blended: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept of the probability of relevance; the slope is above 0, as order must stay."""
+    known = ~np.isnan(blended)
+    fitted = LogisticRegression(C=np.inf).fit(blended[known, None], relevant[known])
+    return max(float(fitted.coef_[0, 0]), 1e-3), float(fitted.intercept_[0])
+
+
+def _calibration_error(
+    probability: np.ndarray, relevant: np.ndarray, query_ids: pd.Series, seed: int
+) -> tuple[float, float, float]:
+    """Mean distance of probability and share of relevant passages over bins, and its 95 % interval."""
+    known = ~np.isnan(probability)
+    bins = np.minimum((probability[known] * _BINS).astype(int), _BINS - 1)
+    queries, ids = pd.factorize(query_ids[known])
+    gaps, counts = np.zeros((2, len(ids), _BINS))
+    np.add.at(gaps, (queries, bins), probability[known] - relevant[known])
+    np.add.at(counts, (queries, bins), 1)
+    # How often each query is drawn; the first row takes each once.
+    draws = np.random.default_rng(seed).multinomial(len(ids), [1 / len(ids)] * len(ids), _RESAMPLES)
+    draws = np.vstack([np.ones(len(ids)), draws])
+    errors = np.abs(draws @ gaps).sum(1) / (draws @ counts).sum(1)
+    low, high = np.quantile(errors[1:], [0.025, 0.975])
+    return errors[0], min(low, errors[0]), high  # drawing again adds noise, and so error
