@@ -7,7 +7,7 @@ of relevance. All that is said of them is measured on queries that had no part i
 Reference: Platt, Advances in Large Margin Classifiers 1999; Guo et al., ICML 2017 (calibration error).
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,11 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from rdl_core.config import AdoptConfig
-from rdl_core.data.collections import read_corpus, read_judgments
 from rdl_core.evaluate import compare, equivalence, per_query, settle_ties
 from rdl_core.files import read_json, write_json
 from rdl_core.teachers.encoders import fuse
 
-__all__ = ["ADOPTED", "Adopted", "adopt", "adopt_files", "adopted_of", "write_adopted"]
+__all__ = ["ADOPTED", "Adopted", "adopt", "adopted_of", "write_adopted"]
 
 ADOPTED = "adopted.json"  #: The file in a student's folder.
 _IDS = ["query_id", "doc_id"]
@@ -143,25 +141,6 @@ def write_adopted(adopted: Adopted, folder: str | Path) -> None:
     if (card := Path(folder) / "README.md").is_file():
         text = card.read_text(encoding="utf-8").partition(_SECTION)[0]
         card.write_text(f"{text}{_SECTION}{adopted}\n", encoding="utf-8")
-
-
-def adopt_files(config: AdoptConfig) -> Adopted:
-    """`rdl adopt`: `adopt` on files, written into the student's folder."""
-    from rdl_core.cross_encoder import model_path  # these import torch
-    from rdl_core.rerank import open_student, scored
-
-    if not (folder := Path(model_path(config.student))).is_dir():
-        raise ValueError(f"{config.student}: expected the folder of a student, to write into")
-    corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
-    qrels = read_judgments(config.qrels)
-    if not (judged := corpus.candidates["query_id"].isin(qrels["query_id"])).any():
-        raise ValueError(f"{config.qrels} judges no query of {config.candidates}: are ids the same?")
-    corpus = replace(corpus, candidates=corpus.candidates[judged])
-    candidates = pd.concat(scored(corpus, *open_student(config)), ignore_index=True)
-    own = {name: getattr(config, name) for name in ("measure", "margin", "positive_grade", "folds")}
-    adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **own)
-    write_adopted(adopted, folder)
-    return adopted
 
 
 def _blended(candidates: pd.DataFrame, scores: np.ndarray, weight: float, depth: int) -> np.ndarray:

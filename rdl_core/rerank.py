@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rdl_core.adopt import adopted_of
+from rdl_core.adopt import Adopted, adopt, adopted_of, write_adopted
 from rdl_core.config import AdoptConfig, RerankConfig
 from rdl_core.cpu import engine
 from rdl_core.cross_encoder import CrossEncoder, model_path
-from rdl_core.data.collections import Corpus, fingerprint, read_corpus
+from rdl_core.data.collections import Corpus, fingerprint, read_corpus, read_judgments
 from rdl_core.data.formats import check_run, read_run, write_run
 from rdl_core.devices import default_device, fitting, resolve_precision
 from rdl_core.evaluate import settle_ties
@@ -26,7 +26,7 @@ from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
 from rdl_core.tokens import TokenCorpus
 
-__all__ = ["merge_runs", "open_student", "rerank", "rerank_files", "scored", "token_budget_of"]
+__all__ = ["adopt_files", "merge_runs", "rerank", "rerank_files", "token_budget_of"]
 
 _IDS = ["query_id", "doc_id"]
 _PAIRS_AT_ONCE = 1024  # scored between two lines of progress
@@ -82,14 +82,14 @@ def rerank_files(config: RerankConfig) -> None:
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(every.candidates, config.tag)
     corpus = every.shard(*config.part)
-    student, precision = open_student(config)
+    student, precision = _open_student(config)
     adopted = None if config.plain else adopted_of(model_path(config.student))
     if adopted:
         told = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
         _log.info(told, config.student, adopted.depth, adopted.weight)
     out.parent.mkdir(parents=True, exist_ok=True)
     ranked = []
-    for some in scored(corpus, student, precision, depth=adopted and adopted.depth):
+    for some in _scored(corpus, student, precision, depth=adopted and adopted.depth):
         if adopted:
             ranked.append(adopted.apply(some, some["student"].to_numpy()))
         else:
@@ -107,14 +107,14 @@ def rerank_files(config: RerankConfig) -> None:
         write_json(out.with_name(f"{out.name}.json"), identity | {"sha256": content_hash(out)})
 
 
-def open_student(config: RerankConfig | AdoptConfig) -> tuple[CrossEncoder, str]:
+def _open_student(config: RerankConfig | AdoptConfig) -> tuple[CrossEncoder, str]:
     """The student of a configuration, on its device, and the precision in which it computes."""
     limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
     student = CrossEncoder.from_pretrained(config.student, **limits, trained=True).to(default_device())
     return student, resolve_precision(config.precision, student.device)
 
 
-def scored(
+def _scored(
     corpus: Corpus, student: CrossEncoder, precision: str, *, depth: int | None = None
 ) -> Iterator[pd.DataFrame]:
     """Candidates of some queries at a time, with a student's scores in a column ``student``.
@@ -132,6 +132,24 @@ def scored(
         scores = scores.rename(columns={"score": "student"})
         yield some.candidates.merge(scores, "left", _IDS)
         _log.info("%d queries ranked", len(query_ids))
+
+
+def adopt_files(config: AdoptConfig) -> Adopted:
+    """`rdl adopt`: `adopt` on files, written into the student's folder."""
+    if not (folder := Path(model_path(config.student))).is_dir():
+        raise ValueError(f"{config.student}: expected the folder of a student, to write into")
+    corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
+    qrels = read_judgments(config.qrels)
+    if not (judged := corpus.candidates["query_id"].isin(qrels["query_id"])).any():
+        raise ValueError(f"{config.qrels} judges no query of {config.candidates}: are ids the same?")
+    corpus = replace(corpus, candidates=corpus.candidates[judged])
+    own = {name: getattr(config, name) for name in ("measure", "margin", "positive_grade", "folds")}
+    # By the first stage's order, which takes seconds: what cannot be chosen from is refused here.
+    adopt(corpus.candidates, -corpus.candidates["rank"].to_numpy(float), qrels, **own)
+    candidates = pd.concat(_scored(corpus, *_open_student(config)), ignore_index=True)
+    adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **own)
+    write_adopted(adopted, folder)
+    return adopted
 
 
 def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:

@@ -96,7 +96,7 @@ def test_what_nothing_can_be_chosen_from_is_refused(change, says):
         adopt(*searches(), **change)
 
 
-def test_what_was_adopted_is_written_applied_exported_and_can_be_left_out(rdl, files, tmp_path):
+def test_what_was_adopted_is_written_applied_exported_and_can_be_left_out(rdl, files, tmp_path, monkeypatch):
     student, card = tmp_path / "student", tmp_path / "student" / "README.md"
     shutil.copytree(files / "student", student)
     card.write_text("# A student\n")
@@ -121,5 +121,9 @@ def test_what_was_adopted_is_written_applied_exported_and_can_be_left_out(rdl, f
     rdl("export", student, tmp_path / "exported")
     assert adopted_of(tmp_path / "exported") == adopted_of(student)
     assert "## Adopted\n" in (tmp_path / "exported" / "README.md").read_text()
+    monkeypatch.setattr("rdl_core.rerank.rerank", None)  # fails where it is called
+    for own, says in ((("--folds", 9), "at least 18 judged"), (("--measure", "nDGC@10"), "nDGC@10")):
+        done = rdl("adopt", student, "first.run", "qrels.txt", *words, *own, code=2)
+        assert says in done.stderr
     message = rdl("adopt", "sentence-transformers/x", "first.run", "qrels.txt", *words, code=2).stderr
     assert "expected the folder of a student" in message
