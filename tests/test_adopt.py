@@ -122,7 +122,7 @@ def test_what_was_adopted_is_written_applied_exported_and_can_be_left_out(rdl, f
     assert adopted_of(tmp_path / "exported") == adopted_of(student)
     assert "## Adopted\n" in (tmp_path / "exported" / "README.md").read_text()
     monkeypatch.setattr("rdl_core.rerank.rerank", None)  # fails where it is called
-    for own, says in ((("--folds", 9), "at least 18 judged"), (("--folds", 3, "--measure", "x"), "got .x.")):
+    for own, says in ((("--folds", 9), "at least 18 judged"), (("--folds", 3, "--measure", "x"), "measure not found")):
         done = rdl("adopt", student, "first.run", "qrels.txt", *words, *own, code=2)
         assert says in done.stderr
     message = rdl("adopt", "sentence-transformers/x", "first.run", "qrels.txt", *words, code=2).stderr
