@@ -1,8 +1,9 @@
 """Adoption: how much of a student to use behind a first stage, so that the search does not get worse.
 
 From judged queries: the weight of the student's scores beside the first stage's (0 to 1, both
-standardised within a query), the depth that is re-ranked, and what blended scores mean as probabilities
-of relevance. All that is said of them is measured on queries that had no part in choosing (cross-fitting).
+standardised within a query), the depth that is re-ranked, and what blended scores mean as
+probabilities of relevance. All that is said of them is measured on queries that had no part in
+choosing (cross-fitting).
 
 Reference: Platt, Advances in Large Margin Classifiers 1999; Guo et al., ICML 2017 (calibration error).
 """
@@ -71,9 +72,9 @@ def adopt(
     """Choose weight and depth by the mean of a measure, and a calibration, on judged queries.
 
     `candidates` have ``query_id, doc_id, rank`` and perhaps the first stage's ``score``, else -rank
-    counts; `scores` are the student's, ``[rows]``. The evidence of each of `folds` parts of the queries
-    was chosen on the others: ``first_stage``, a mean; for ``student`` and ``adopted`` their ``mean`` and
-    ``delta`` with a 95 % bootstrap interval, ``p_tost`` for a difference below `margin`, and the
+    counts; `scores` are the student's, ``[rows]``. The evidence of each of `folds` parts of the
+    queries was chosen on the others: ``first_stage``, a mean; for ``student`` and ``adopted`` their
+    ``mean`` and ``delta`` with a 95 % bootstrap interval, ``p_tost`` for a difference below `margin`, and the
     ``verdict``: helps, harms, equal or cannot tell; ``ece``, the expected calibration error in 10 bins
     of the probability, with its interval over queries. Passages that are not judged count as not
     relevant. What harms gets weight 0. ValueError for too few judged queries, or without a relevant or

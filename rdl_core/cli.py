@@ -183,6 +183,17 @@ def rerank(config: c.RerankConfig) -> None:
     rerank_files(config)
 
 
+@command(c.ServeConfig, "student")
+def serve(config: c.ServeConfig) -> None:
+    """Serve a student over HTTP: /rerank as Cohere, Jina, vLLM and TEI have it, and /score."""
+    try:
+        from rdl_core.serve import serve as answer
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: pip install rdl-core[serve]") from None
+
+    answer(config)
+
+
 @command(c.AdoptConfig, "student", "candidates", "qrels")
 def adopt(config: c.AdoptConfig) -> str:
     """Choose, by judged queries, how much of a student to use behind a first stage.
@@ -245,8 +256,8 @@ class _Commands(click.Group):
 
 
 app = _Commands(
-    "rdl", commands=[teach, distill, rerank, adopt, evaluate, export, merge, fetch], no_args_is_help=True,
-    help="Rank-DistiLLM: distil an LLM's rankings into cross-encoders.",
+    "rdl", commands=[teach, distill, rerank, adopt, serve, evaluate, export, merge, fetch],
+    help="Rank-DistiLLM: distil an LLM's rankings into cross-encoders.", no_args_is_help=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

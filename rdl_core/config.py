@@ -15,7 +15,7 @@ from rdl_core.files import content_hash
 
 __all__ = [
     "AdoptConfig", "BACKENDS", "DistillConfig", "EndpointConfig", "EvaluateConfig", "ExportConfig", "LocalConfig",
-    "ReplayConfig", "RerankConfig", "StageConfig", "TeachConfig", "WindowConfig", "config",
+    "ReplayConfig", "RerankConfig", "ServeConfig", "StageConfig", "TeachConfig", "WindowConfig", "config",
 ]  # fmt: skip
 
 #: Makes a class a checked, frozen configuration; its errors quote no values, as a URL may hold a key.
@@ -191,6 +191,30 @@ class AdoptConfig(_Texts, _Limits):
     """Parts of the queries: each is measured with what the others chose."""
     precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """In which the layers compute; int8: on CPUs."""
+
+
+@config
+class ServeConfig(_Limits):
+    """A student that answers over HTTP."""
+
+    student: str
+    """Folder of a student or of its run, or a hub id."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for other machines, too."""
+    port: Annotated[int, Field(ge=0, lt=2**16)] = 8000
+    """Port to listen at."""
+    key_variable: str = "RDL_SERVE_KEY"
+    """Environment variable with the key that clients must give; unset: none."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """In which the layers compute; int8: on CPUs."""
+    most_documents: Positive = 1000
+    """Documents in a request."""
+    most_bytes: Positive = 2**23
+    """Size of a request."""
+    most_waiting: Positive = 64
+    """Requests that may wait; more are refused."""
+    longest_wait_s: Annotated[float, Field(gt=0)] = 60.0
+    """Longest wait for an answer, seconds."""
 
 
 @config

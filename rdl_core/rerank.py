@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from rdl_core.adopt import Adopted, adopt, adopted_of, write_adopted
-from rdl_core.config import AdoptConfig, RerankConfig
+from rdl_core.config import AdoptConfig, RerankConfig, ServeConfig
 from rdl_core.cpu import engine
 from rdl_core.cross_encoder import CrossEncoder, model_path
 from rdl_core.data.collections import Corpus, fingerprint, read_corpus, read_judgments
@@ -26,7 +26,8 @@ from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
 from rdl_core.tokens import TokenCorpus
 
-__all__ = ["adopt_files", "merge_runs", "rerank", "rerank_files", "token_budget_of"]
+__all__ = ["adopt_files", "merge_runs", "open_student", "rerank", "rerank_files",
+           "token_budget_of"]  # fmt: skip
 
 _IDS = ["query_id", "doc_id"]
 _PAIRS_AT_ONCE = 1024  # scored between two lines of progress
@@ -82,7 +83,7 @@ def rerank_files(config: RerankConfig) -> None:
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(every.candidates, config.tag)
     corpus = every.shard(*config.part)
-    student, precision = _open_student(config)
+    student, precision = open_student(config)
     adopted = None if config.plain else adopted_of(model_path(config.student))
     if adopted:
         told = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
@@ -107,7 +108,7 @@ def rerank_files(config: RerankConfig) -> None:
         write_json(out.with_name(f"{out.name}.json"), identity | {"sha256": content_hash(out)})
 
 
-def _open_student(config: RerankConfig | AdoptConfig) -> tuple[CrossEncoder, str]:
+def open_student(config: RerankConfig | AdoptConfig | ServeConfig) -> tuple[CrossEncoder, str]:
     """The student of a configuration, on its device, and the precision in which it computes."""
     limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
     student = CrossEncoder.from_pretrained(config.student, **limits, trained=True).to(default_device())
@@ -146,7 +147,7 @@ def adopt_files(config: AdoptConfig) -> Adopted:
     own = {name: getattr(config, name) for name in ("measure", "margin", "positive_grade", "folds")}
     # By the first stage's order, which takes seconds: what cannot be chosen from is refused here.
     adopt(corpus.candidates, -corpus.candidates["rank"].to_numpy(float), qrels, **own)
-    candidates = pd.concat(_scored(corpus, *_open_student(config)), ignore_index=True)
+    candidates = pd.concat(_scored(corpus, *open_student(config)), ignore_index=True)
     adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **own)
     write_adopted(adopted, folder)
     return adopted

@@ -1,4 +1,4 @@
-"""Adoption: a useless student does no harm, a good one helps, and what is said holds on other queries."""
+"""Adoption: a useless student does no harm, a good one helps, and it holds on other queries."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from rdl_core.evaluate import per_query
 
 
 def searches(n_queries=60, n=30, seed=0, first=1.0, student=1.0):
-    """Candidates, a student's scores and judgments; scores are noise and so much for what is relevant."""
+    """Candidates, a student's scores and judgments; scores are noise, and more for the relevant."""
     draw = np.random.default_rng(seed)
     relevant = draw.random((n_queries, n)) < 0.15
     own, theirs = (x * relevant + draw.normal(size=relevant.shape) for x in (student, first))
@@ -70,8 +70,10 @@ def test_scores_are_probabilities_of_relevance():
 
 @pytest.mark.parametrize("kept", ["score", "none", "stale"])
 def test_weight_depth_and_calibration_are_what_they_say(kept):
-    frame = pd.DataFrame({"query_id": ["q"] * 4 + ["r"] * 2, "doc_id": list("abcdab"),
-                          "rank": [1, 2, 3, 4, 1, 2], "score": [9.0, 8.0, 4.0, 1.0, 2.0, 1.0]})  # fmt: skip
+    frame = pd.DataFrame({
+        "query_id": ["q"] * 4 + ["r"] * 2, "doc_id": list("abcdab"), "rank": [1, 2, 3, 4, 1, 2],
+        "score": [9.0, 8.0, 4.0, 1.0, 2.0, 1.0],
+    })  # fmt: skip
     frame = frame.drop(columns="score") if kept == "none" else frame
     frame = frame.assign(score=frame["score"][::-1].to_numpy()) if kept == "stale" else frame
     scores = np.array([0.0, 1.0, 5.0, np.nan, 3.0, 3.0])  # below the depth nothing is scored
@@ -96,7 +98,7 @@ def test_what_nothing_can_be_chosen_from_is_refused(change, says):
         adopt(*searches(), **change)
 
 
-def test_what_was_adopted_is_written_applied_exported_and_can_be_left_out(rdl, files, tmp_path, monkeypatch):
+def test_what_was_adopted_is_written_applied_and_exported(rdl, files, tmp_path, monkeypatch):
     student, card = tmp_path / "student", tmp_path / "student" / "README.md"
     shutil.copytree(files / "student", student)
     card.write_text("# A student\n")
@@ -122,8 +124,8 @@ def test_what_was_adopted_is_written_applied_exported_and_can_be_left_out(rdl, f
     assert adopted_of(tmp_path / "exported") == adopted_of(student)
     assert "## Adopted\n" in (tmp_path / "exported" / "README.md").read_text()
     monkeypatch.setattr("rdl_core.rerank.rerank", None)  # fails where it is called
-    for own, says in ((("--folds", 9), "at least 18 judged"), (("--folds", 3, "--measure", "x"), "measure not found")):
-        done = rdl("adopt", student, "first.run", "qrels.txt", *words, *own, code=2)
+    for own, says in (("--folds 9", "at least 18 judged"), ("--folds 3 --measure x", "got 'x'")):
+        done = rdl("adopt", student, "first.run", "qrels.txt", *words, *own.split(), code=2)
         assert says in done.stderr
     message = rdl("adopt", "sentence-transformers/x", "first.run", "qrels.txt", *words, code=2).stderr
     assert "expected the folder of a student" in message

@@ -1,0 +1,338 @@
+"""A server for a student: ``/rerank`` as Cohere, Jina, vLLM and TEI have it, and ``/score``.
+
+Texts are tokenised as requests come; one thread scores all that wait together, in batches of a token
+budget. Scores are logistic functions of the student's logits, which order the passages of a query.
+Where the documents of a request bring the first stage's ``score``, what `rdl adopt` chose counts:
+``relevance_score`` is then a probability of relevance. Texts are never logged.
+"""
+
+import asyncio
+import hmac
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import prometheus_client as prometheus
+import torch
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import AfterValidator, BaseModel, Field
+from scipy.special import expit
+from starlette.exceptions import HTTPException
+
+from rdl_core.adopt import Adopted, adopted_of
+from rdl_core.config import ServeConfig
+from rdl_core.cpu import engine
+from rdl_core.cross_encoder import CrossEncoder, model_path
+from rdl_core.devices import fitting
+from rdl_core.rerank import open_student, token_budget_of
+from rdl_core.tokens import TokenStore
+
+__all__ = ["make_app", "serve"]
+
+_PAIRS_AT_ONCE = 1024  # scored together; what comes meanwhile waits for the next turn
+_Count = Annotated[int, Field(ge=1)]
+#: Text that UTF-8 can hold: JSON can name half a character, which no tokenizer takes.
+_Text = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
+
+
+class Document(BaseModel):
+    """A passage, perhaps with what the first stage gave it."""
+
+    text: _Text
+    score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+class RerankRequest(BaseModel):
+    """A query, and `documents` (Cohere, Jina, vLLM) or `texts` (TEI). Other fields are ignored."""
+
+    query: _Text
+    documents: Annotated[list[_Text | Document], Field(min_length=1)] | None = None
+    texts: Annotated[list[_Text], Field(min_length=1)] | None = None
+    model: str | None = None
+    top_n: _Count | None = None
+    return_documents: bool = False
+    max_tokens_per_doc: _Count | None = None
+    return_text: bool = False
+    raw_scores: bool = False
+    truncate: bool = True
+
+
+class ScoreRequest(BaseModel):
+    """Pairs: a text and several, or two lists of the same length (vLLM)."""
+
+    text_1: _Text | Annotated[list[_Text], Field(min_length=1)]
+    text_2: _Text | Annotated[list[_Text], Field(min_length=1)]
+    model: str | None = None
+
+
+class _Waiting(NamedTuple):
+    """Token ids of pairs that wait for their scores."""
+
+    queries: list[list[int]]
+    passages: list[list[int]]
+    scores: asyncio.Future
+
+
+class _Scorer:
+    """One thread that scores whatever waits, together."""
+
+    def __init__(self, student: CrossEncoder, precision: str) -> None:
+        self.student, self._engine = student, engine(student, precision)
+        self._budget = token_budget_of(student.device)
+        self.n_asked = 0  # requests that are not answered yet
+        self.waiting: list[_Waiting] = []
+        self._more, self._thread = asyncio.Event(), ThreadPoolExecutor(1)
+
+    def tokenise(self, texts: list[str], max_tokens: int | None) -> list[list[int]]:
+        """Token ids of texts, cut to so many."""
+        ids = self.student.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [each[:max_tokens] for each in ids]
+
+    async def scores(self, queries: list[list[int]], passages: list[list[int]]) -> np.ndarray:
+        """Logits of pairs, once it is their turn."""
+        own = _Waiting(queries, passages, asyncio.get_running_loop().create_future())
+        self.waiting.append(own)
+        self._more.set()
+        try:
+            return await own.scores
+        finally:
+            if own in self.waiting:  # nobody waits for them any more
+                self.waiting.remove(own)
+
+    async def work(self) -> None:
+        """Score until cancelled."""
+        while True:
+            await self._more.wait()
+            some, n = [], 0
+            while self.waiting and (not some or n + len(self.waiting[0].passages) <= _PAIRS_AT_ONCE):
+                some.append(self.waiting.pop(0))
+                n += len(some[-1].passages)
+            if not self.waiting:
+                self._more.clear()
+            if not some:
+                continue
+            run, loop = self._score, asyncio.get_running_loop()
+            try:
+                scores = await loop.run_in_executor(self._thread, run, some)
+                parts = np.split(scores, np.cumsum([len(x.passages) for x in some])[:-1])
+                answers = [(x.scores.set_result, part) for x, part in zip(some, parts, strict=True)]
+            except Exception as error:  # the next requests may be answered
+                answers = [(x.scores.set_exception, error) for x in some]
+            for (give, answer), one in zip(answers, some, strict=True):
+                if not one.scores.done():
+                    give(answer)
+
+    def _score(self, some: list[_Waiting]) -> np.ndarray:
+        queries, passages = (
+            TokenStore.from_lists([ids for x in some for ids in getattr(x, name)]).to(
+                self.student.device
+            )
+            for name in ("queries", "passages")
+        )
+        rows = torch.arange(len(passages), device=self.student.device)
+        score = self._engine.score
+        found, self._budget = fitting(
+            lambda token_budget: score(queries, passages, rows, rows, token_budget=token_budget),
+            self._budget,
+        )
+        if not (found := found.cpu().numpy()).size or not np.isfinite(found).all():
+            raise ValueError("the student scored nan or infinity: its weights are broken")
+        return found
+
+
+def make_app(
+    student: CrossEncoder, config: ServeConfig, *, precision: str = "float32",
+    adopted: Adopted | None = None,
+) -> FastAPI:  # fmt: skip
+    """The server as an ASGI application; `adopted` counts where documents bring scores.
+
+    Errors are JSON with a ``message``: 401 key, 413 too large, 422 not understood, 429 too many wait,
+    503 waited too long.
+    """
+    scorer, registry = _Scorer(student, precision), prometheus.CollectorRegistry()
+    counts = {
+        name: prometheus.Counter(f"rdl_{name}", what, registry=registry)
+        for name, what in (("pairs", "Pairs scored."), ("tokens", "Their tokens, special ones too."))
+    }
+    requests = prometheus.Counter("rdl_requests", "Answers.", ["path", "status"], registry=registry)
+    seconds = prometheus.Histogram("rdl_seconds", "Time to an answer.", ["path"], registry=registry)
+    waiting = prometheus.Gauge("rdl_waiting", "Requests without an answer yet.", registry=registry)
+    waiting.set_function(lambda: scorer.n_asked)
+    name, key = Path(config.student).name, os.environ.get(config.key_variable)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker = asyncio.create_task(scorer.work())
+        yield
+        worker.cancel()
+
+    app = FastAPI(title=f"Re-ranker {name}", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(_Limited, most_bytes=config.most_bytes)
+
+    @app.middleware("http")
+    async def measured(request: Request, answer: Callable) -> Response:
+        started, path = time.perf_counter(), request.url.path
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        open_to_all = path == "/health" or not key
+        if open_to_all or hmac.compare_digest(given.encode(), key.encode()):
+            response = await answer(request)
+        else:
+            response = _refusal(401, f"expected the key of {config.key_variable} as a bearer token")
+        path = path if path in paths else "other"
+        requests.labels(path, response.status_code).inc()
+        seconds.labels(path).observe(time.perf_counter() - started)
+        return response
+
+    @app.exception_handler(RequestValidationError)
+    async def not_understood(_: Request, error: RequestValidationError) -> Response:
+        places = (f"{'.'.join(map(str, x['loc'][1:]))}: {x['msg']}" for x in error.errors()[:3])
+        return _refusal(422, "; ".join(places))
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return _refusal(error.status_code, str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return _refusal(500, "scoring failed: see the server's log")
+
+    async def logits(
+        request: Request, queries: list[str], passages: list[str], *, cut: int | None = None,
+        truncate: bool = True,
+    ) -> tuple[np.ndarray, int]:  # fmt: skip
+        """Logits of pairs, or of one query's, and how many tokens they have."""
+        if len(passages) > config.most_documents:
+            raise HTTPException(413, f"expected at most {config.most_documents} documents")
+        if scorer.n_asked >= config.most_waiting:
+            raise HTTPException(429, f"{config.most_waiting} requests wait already: try again later")
+        scorer.n_asked += 1
+        try:
+            tokenised = ((queries, None), (passages, cut))
+            both = await asyncio.gather(*(asyncio.to_thread(scorer.tokenise, *x) for x in tokenised))
+            limits = student.query_tokens, student.passage_tokens
+            for what, ids, limit in zip(("query", "text"), both, limits, strict=True):
+                if not truncate and (longest := max(map(len, ids))) > limit:
+                    told = f"a {what} of {longest} tokens is longer than {limit}, and truncate is false"
+                    raise HTTPException(422, told)
+            own = both[0] * len(passages) if len(queries) == 1 else both[0]
+            scoring = asyncio.ensure_future(scorer.scores(own, both[1]))
+            gone = asyncio.ensure_future(_gone(request))
+            how = {"timeout": config.longest_wait_s, "return_when": asyncio.FIRST_COMPLETED}
+            _, left = await asyncio.wait({scoring, gone}, **how)
+            for each in left:
+                each.cancel()
+            if scoring in left:
+                raise HTTPException(503, f"waited {config.longest_wait_s:g} s: try again later")
+        finally:
+            scorer.n_asked -= 1
+        n_tokens = sum(min(len(x), limits[0]) + min(len(y), limits[1]) + student.template.n_tokens
+                       for x, y in zip(own, both[1], strict=True))  # fmt: skip
+        counts["pairs"].inc(len(passages))
+        counts["tokens"].inc(n_tokens)
+        return scoring.result(), n_tokens
+
+    @app.post("/rerank")
+    @app.post("/v1/rerank")
+    @app.post("/v2/rerank")
+    async def rerank(body: RerankRequest, request: Request) -> Any:
+        if (body.documents is None) == (body.texts is None):
+            raise HTTPException(422, "documents: expected documents or texts, one of the two")
+        given = [Document(text=x) if isinstance(x, str) else x for x in body.documents or body.texts]
+        texts, first = [x.text for x in given], [x.score for x in given]
+        how = {"cut": body.max_tokens_per_doc, "truncate": body.truncate}
+        scores, n_tokens = await logits(request, [body.query], texts, **how)
+        if adopted and None not in first:
+            scores = _adopted_scores(adopted, scores, first)
+        elif not body.raw_scores:
+            scores = expit(scores)
+        order = np.argsort(-scores, kind="stable")[: body.top_n]
+        if body.texts is not None:
+            more = [{"text": texts[i]} if body.return_text else {} for i in order]
+            return [{"index": int(i), "score": float(scores[i]), **own}
+                    for i, own in zip(order, more, strict=True)]  # fmt: skip
+        more = [{"document": {"text": texts[i]}} if body.return_documents else {} for i in order]
+        results = [{"index": int(i), "relevance_score": float(scores[i]), **own}
+                   for i, own in zip(order, more, strict=True)]  # fmt: skip
+        about = {"id": str(uuid.uuid4()), "model": body.model or name, "results": results}
+        usage = {"total_tokens": n_tokens}
+        return about | {"usage": usage, "meta": {"api_version": {"version": "2"}}}
+
+    @app.post("/score")
+    @app.post("/v1/score")
+    async def score(body: ScoreRequest, request: Request) -> Any:
+        left, right = ([x] if isinstance(x, str) else x for x in (body.text_1, body.text_2))
+        if len(left) not in (1, len(right)):
+            told = f"text_1: expected one text, or as many as text_2 has, {len(right)}; got {len(left)}"
+            raise HTTPException(422, told)
+        scores, n_tokens = await logits(request, left, right)
+        scores = enumerate(expit(scores).tolist())
+        data = [{"index": i, "object": "score", "score": x} for i, x in scores]
+        return {"id": str(uuid.uuid4()), "object": "list", "created": int(time.time()),
+                "model": body.model or name, "data": data,
+                "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}  # fmt: skip
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(prometheus.generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    paths = {route.path for route in app.routes}
+    return app
+
+
+def serve(config: ServeConfig) -> None:
+    """`rdl serve`: answer until stopped; on SIGTERM, requests that came are answered first."""
+    student, precision = open_student(config)
+    app = make_app(student, config, precision=precision, adopted=adopted_of(model_path(config.student)))
+    uvicorn.run(app, host=config.host, port=config.port, log_level="warning", access_log=False)
+
+
+class _Limited:
+    """Refuses bodies that are too large, whatever their headers say, before they are in memory."""
+
+    def __init__(self, app: Callable, most_bytes: int) -> None:
+        self.app, self.most_bytes = app, most_bytes
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        n_bytes = 0
+
+        async def counted() -> dict:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self.most_bytes:
+                raise HTTPException(413, f"expected a body of at most {self.most_bytes} bytes")
+            return message
+
+        await self.app(scope, counted if scope["type"] == "http" else receive, send)
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client is."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _adopted_scores(adopted: Adopted, scores: np.ndarray, first: list[float]) -> np.ndarray:
+    """What `rdl adopt` chose, for one query's documents with the first stage's scores."""
+    frame = pd.DataFrame({"score": first}).assign(query_id="q", doc_id=[*map(str, range(len(first)))])
+    frame["rank"] = frame["score"].rank(ascending=False, method="first").astype(int)
+    run = adopted.apply(frame, scores).set_index("doc_id")["score"]
+    return run[frame["doc_id"]].to_numpy(float)
+
+
+def _refusal(status: int, message: str) -> Response:
+    return JSONResponse({"message": message}, status)

@@ -1,0 +1,246 @@
+"""The server: every dialect gives the student's scores, whoever asks together, and refuses in words."""
+
+import asyncio
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import cohere
+import httpx
+import numpy as np
+import pytest
+import schemathesis
+import torch
+from conftest import WORDS, child_environment, make_student
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, settings
+from scipy.special import expit
+
+from rdl_core.adopt import Adopted
+from rdl_core.config import ServeConfig
+from rdl_core.serve import make_app
+from rdl_core.tokens import TokenStore
+
+STUDENT = make_student()
+QUERY, TEXTS = "w1 w2", ["w3 w4 w5", "w1", "", "w2 w1 w9 w9", "w7 " * 50]
+
+
+def logits(query=QUERY, texts=TEXTS):
+    stores = [TokenStore.of_texts(x, STUDENT.tokenizer) for x in ([query], texts)]
+    rows = torch.arange(len(texts))
+    with torch.inference_mode():
+        return STUDENT.score(*stores, rows * 0, rows, precision="float32", token_budget=999).numpy()
+
+
+def client(adopted=None, **own):
+    app = make_app(STUDENT, ServeConfig(student="fox", **own), adopted=adopted)
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def by_index(results, name):
+    assert [x[name] for x in results] == sorted((x[name] for x in results), reverse=True)
+    return [x[name] for x in sorted(results, key=lambda x: x["index"])]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+def test_documents_as_cohere_jina_and_vllm_send_them(path):
+    objects = [{"text": text} for text in TEXTS]
+    with client() as ask:
+        for documents in (TEXTS, objects, [*TEXTS[:2], *objects[2:]]):
+            answer = ask.post(path, json={"query": QUERY, "documents": documents, "model": "m"}).json()
+            found = by_index(answer["results"], "relevance_score")
+            assert found == pytest.approx(expit(logits()), abs=1e-6)
+        lengths = [min(len(text.split()), STUDENT.passage_tokens) for text in TEXTS]
+        n_tokens = sum(lengths) + 5 * (2 + STUDENT.template.n_tokens)
+        assert (answer["model"], answer["usage"]["total_tokens"]) == ("m", n_tokens)
+        own = {"query": QUERY, "documents": TEXTS, "top_n": 2, "return_documents": True}
+        answer = ask.post(path, json=own).json()
+        best = np.argsort(-logits())[:2].tolist()
+        assert [x["index"] for x in answer["results"]] == best
+        assert [x["document"] for x in answer["results"]] == [{"text": TEXTS[i]} for i in best]
+        cut = ask.post(path, json=own | {"max_tokens_per_doc": 1, "top_n": 9}).json()["results"]
+        first_words = [" ".join(text.split()[:1]) for text in TEXTS]
+        expected = expit(logits(texts=first_words))
+        assert by_index(cut, "relevance_score") == pytest.approx(expected, abs=1e-6)
+
+
+def test_texts_as_tei_sends_them_and_pairs_as_vllm_does():
+    with client() as ask:
+        own = {"query": QUERY, "texts": TEXTS}
+        assert by_index(ask.post("/rerank", json=own).json(), "score") == pytest.approx(expit(logits()))
+        answer = ask.post("/rerank", json=own | {"raw_scores": True, "return_text": True}).json()
+        assert by_index(answer, "score") == pytest.approx(logits(), abs=1e-6)
+        assert all(x["text"] == TEXTS[x["index"]] for x in answer)
+        refused = ask.post("/rerank", json=own | {"truncate": False})
+        assert refused.status_code == 422
+        assert "50 tokens is longer than" in refused.json()["message"]
+        for text_1 in (QUERY, [QUERY] * len(TEXTS)):
+            answer = ask.post("/score", json={"text_1": text_1, "text_2": TEXTS}).json()
+            assert [x["score"] for x in answer["data"]] == pytest.approx(expit(logits()), abs=1e-6)
+        assert ask.get("/health").json() == {"status": "ok"}
+        told = ask.get("/metrics").text
+        assert 'rdl_requests_total{path="/rerank",status="422"} 1.0' in told
+        assert "rdl_pairs_total 20.0" in told
+
+
+def test_what_was_adopted_counts_where_documents_bring_the_first_stages_scores():
+    adopted = Adopted(weight=0.5, depth=4, slope=2.0, intercept=-1.0, evidence={})
+    first = [3.0, 9.0, 1.0, 5.0, 4.0]
+    documents = [{"text": text, "score": x} for text, x in zip(TEXTS, first, strict=True)]
+    with client(adopted) as ask:
+        plain = ask.post("/rerank", json={"query": QUERY, "documents": TEXTS}).json()["results"]
+        assert by_index(plain, "relevance_score") == pytest.approx(expit(logits()), abs=1e-6)
+        answer = ask.post("/rerank", json={"query": QUERY, "documents": documents}).json()["results"]
+    top = [0, 1, 3, 4]  # the first stage's worst is not re-ranked
+    parts = [(x[top] - x[top].mean()) / x[top].std() for x in (logits(), np.array(first))]
+    expected = np.full(5, -5.0)
+    expected[top] = expit(2 * (0.5 * parts[0] + 0.5 * parts[1]) - 1)
+    assert by_index(answer, "relevance_score") == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("body", "status", "says"), [
+    ({"query": QUERY}, 422, "expected documents or texts"), ({}, 422, "query: Field required"),
+    ({"query": QUERY, "documents": []}, 422, "documents: List should have at least 1"),
+    ({"query": 7, "documents": TEXTS}, 422, "query: Input should be a valid string"),
+    ({"query": QUERY, "documents": [{"body": "x"}]}, 422, "documents.0"),
+    ({"query": QUERY, "documents": TEXTS, "top_n": 0}, 422, "top_n: .*greater than or equal to 1"),
+    ({"query": QUERY, "documents": ["x"] * 11}, 413, "at most 10 documents"),
+    ({"query": QUERY, "documents": ["x" * 3000]}, 413, "at most 2000 bytes"),
+    ("{", 422, "JSON"), (b"\xff\xfe", 422, "JSON"), ("[" * 1500, 400, ""),
+    ('{"query": "\\ud800", "documents": ["a"]}', 422, "query: .*surrogates not allowed"),
+])  # fmt: skip
+def test_refusals_say_what_was_expected(body, status, says):
+    kind = {"content": body} if isinstance(body, (str, bytes)) else {"json": body}
+    with client(most_documents=10, most_bytes=2000) as ask:
+        answer = ask.post("/rerank", headers={"content-type": "application/json"}, **kind)
+        assert answer.status_code == status
+        assert re.search(says, answer.json()["message"])
+        assert "Traceback" not in answer.text
+
+
+def test_a_key_is_asked_for_everywhere_but_for_health(monkeypatch):
+    monkeypatch.setenv("RDL_SERVE_KEY", "secret")
+    with client() as ask:
+        for key, status in (("secret", 200), ("secre", 401), ("", 401), ("é", 401)):
+            headers = {"authorization": f"Bearer {key}".encode()}
+            answer = ask.post("/score", json={"text_1": "a", "text_2": "b"}, headers=headers)
+            assert answer.status_code == status
+        assert (ask.get("/health").status_code, ask.get("/metrics").status_code) == (200, 401)
+
+
+def test_broken_weights_are_no_stack_trace_and_too_many_waiting_are_told():
+    async def ask(app, n):
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=transport, base_url="http://fox"
+        ) as http:
+            body = {"query": QUERY, "documents": TEXTS}
+            return await asyncio.gather(*(http.post("/rerank", json=body) for _ in range(n)))
+
+    original = STUDENT.score
+    try:
+        STUDENT.score = lambda *a, **b: time.sleep(1) or original(*a, **b)
+        app = make_app(STUDENT, ServeConfig(student="fox", most_waiting=2, longest_wait_s=0.5))
+        codes = sorted({answer.status_code for answer in asyncio.run(ask(app, 9))})
+        assert codes == [429, 503]
+        STUDENT.score = lambda *a, **b: original(*a, **b) * float("nan")
+        app = make_app(STUDENT, ServeConfig(student="fox"))
+        [answer] = asyncio.run(ask(app, 1))
+        told = {"message": "scoring failed: see the server's log"}
+        assert (answer.status_code, answer.json()) == (500, told)
+    finally:
+        del STUDENT.score
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real server in a process of its own; gives its address and the process."""
+    folder = tmp_path_factory.mktemp("served")
+    STUDENT.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "rdl_core.cli", "serve", str(folder), "--port", str(port)]
+    command += ["--precision", "float32", "--most-waiting", "999"]
+    process = subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        try:
+            assert httpx.get(f"{address}/health").is_success
+            break
+        except httpx.TransportError:
+            time.sleep(0.2)
+    yield address, process
+    process.kill()
+
+
+def test_coheres_own_client_is_answered(server):
+    api = cohere.ClientV2(api_key="any", base_url=server[0])
+    answer = api.rerank(model="m", query=QUERY, documents=TEXTS, top_n=3)
+    best = np.argsort(-logits())[:3].tolist()
+    assert [x.index for x in answer.results] == best
+    found = [x.relevance_score for x in answer.results]
+    assert found == pytest.approx(expit(logits())[best].tolist(), abs=1e-6)
+
+
+def test_no_answer_of_a_thousand_is_lost_or_mixed_up_though_clients_go_away(server):
+    """1,000 requests over 32 connections; one in ten is cut off by its client."""
+    draw, failed, lock = random.Random(0), [], threading.Lock()
+    works = [[" ".join(draw.choices(WORDS, k=draw.randint(0, 9))) for _ in range(draw.randint(1, 12))]
+             for _ in range(1000)]  # fmt: skip
+    expected = [expit(logits(f"w{n % 40}", texts)) for n, texts in enumerate(works)]
+    left = list(range(1000))
+
+    def ask():
+        with httpx.Client(base_url=server[0], timeout=60) as http:
+            while True:
+                with lock:
+                    if not left:
+                        return
+                    n = left.pop()
+                body = {"query": f"w{n % 40}", "documents": works[n]}
+                if n % 10 == 0:
+                    with socket.create_connection(server[0][7:].split(":")) as cut:
+                        cut.send(b"POST /rerank HTTP/1.1\r\nHost: fox\r\nContent-Length: 99\r\n\r\n{")
+                answer = http.post("/rerank", json=body)
+                good = answer.is_success and np.allclose(
+                    by_index(answer.json()["results"], "relevance_score"), expected[n], atol=1e-5)
+                if not good:
+                    failed.append((n, answer.text))
+
+    threads = [threading.Thread(target=ask) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+schema = schemathesis.openapi.from_asgi(
+    "/openapi.json", make_app(STUDENT, ServeConfig(student="fox")))  # fmt: skip
+
+
+@schema.parametrize()
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_generated_request_breaks_it(case):
+    answer = case.call()
+    assert answer.status_code < 500
+    assert "Traceback" not in answer.text
+
+
+def test_on_sigterm_what_came_is_answered_and_nothing_was_logged_of_texts(server):
+    address, process = server
+    answers, body = [], {"query": QUERY, "documents": ["w1 w2 w3 secretword"] * 900}
+    asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{address}/rerank", json=body)))
+    asking.start()
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    asking.join()
+    assert answers[0].is_success
+    assert "secretword" not in process.communicate(timeout=30)[1]
