@@ -8,6 +8,7 @@ Where the documents of a request bring the first stage's ``score``, what `rdl ad
 
 import asyncio
 import hmac
+import math
 import os
 import time
 import uuid
@@ -156,8 +157,8 @@ def make_app(
 ) -> FastAPI:  # fmt: skip
     """The server as an ASGI application; `adopted` counts where documents bring scores.
 
-    Errors are JSON with a ``message``: 401 key, 413 too large, 422 not understood, 429 too many wait,
-    503 waited too long.
+    Errors are JSON with a ``message``: 401 key, 408 too slow, 413 too large, 422 not understood, 429 too
+    many wait, 503 waited too long.
     """
     scorer, registry = _Scorer(student, precision), prometheus.CollectorRegistry()
     counts = {
@@ -177,7 +178,7 @@ def make_app(
         worker.cancel()
 
     app = FastAPI(title=f"Re-ranker {name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(_Limited, most_bytes=config.most_bytes)
+    app.add_middleware(_Limited, most_bytes=config.most_bytes, longest_s=config.longest_wait_s)
 
     @app.middleware("http")
     async def measured(request: Request, answer: Callable) -> Response:
@@ -297,22 +298,29 @@ def serve(config: ServeConfig) -> None:
     """`rdl serve`: answer until stopped; on SIGTERM, requests that came are answered first."""
     student, precision = open_student(config)
     app = make_app(student, config, precision=precision, adopted=adopted_of(model_path(config.student)))
-    uvicorn.run(app, host=config.host, port=config.port, log_level="warning", access_log=False)
+    uvicorn.run(
+        app, host=config.host, port=config.port, log_level="warning", access_log=False,
+        timeout_graceful_shutdown=math.ceil(config.longest_wait_s),
+    )  # fmt: skip
 
 
 class _Limited:
-    """Refuses bodies that are too large, whatever their headers say, before they are in memory."""
+    """Refuses bodies that are too large, whatever their headers say, or that do not come."""
 
-    def __init__(self, app: Callable, most_bytes: int) -> None:
-        self.app, self.most_bytes = app, most_bytes
+    def __init__(self, app: Callable, most_bytes: int, longest_s: float) -> None:
+        self.app, self.most_bytes, self.longest_s = app, most_bytes, longest_s
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        n_bytes = 0
+        n_bytes, more = 0, True
 
         async def counted() -> dict:
-            nonlocal n_bytes
-            message = await receive()
+            nonlocal n_bytes, more
+            try:  # behind the body comes only word that the client is gone
+                message = await asyncio.wait_for(receive(), self.longest_s if more else None)
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not come within {self.longest_s:g} s") from None
             n_bytes += len(message.get("body", b""))
+            more = message.get("more_body", False)
             if n_bytes > self.most_bytes:
                 raise HTTPException(413, f"expected a body of at most {self.most_bytes} bytes")
             return message

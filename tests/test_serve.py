@@ -158,6 +158,24 @@ def test_broken_weights_are_no_stack_trace_and_too_many_waiting_are_told():
         del STUDENT.score
 
 
+def test_a_body_that_does_not_come_is_given_up():
+    app, sent = make_app(STUDENT, ServeConfig(student="fox", longest_wait_s=0.2)), []
+    scope = {"type": "http", "method": "POST", "path": "/rerank", "raw_path": b"", "query_string": b"",
+             "headers": [(b"content-type", b"application/json")]}  # fmt: skip
+    parts = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def receive():
+        for part in parts:
+            return part
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 408
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A real server in a process of its own; gives its address and the process."""
