@@ -146,7 +146,11 @@ class DistillConfig(_Texts, _Limits):
     teacher: str | None = None
     """Who ranked the lists, in words, for the model card."""
     encoder: str
-    """Where the weights start: an encoder or an earlier student."""
+    """Where the weights start: an encoder, an earlier student, or any cross-encoder of one output."""
+    dev: str | None = None
+    """File of candidates of other queries, measured every so many steps (dev_every); the best is kept."""
+    dev_qrels: str | None = None
+    """Their judgments, a file or an ir_datasets id; none: the teacher's first ten are relevant."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Fields of `StageConfig`; without steps, every list is seen three times."""
     seed: int = 0

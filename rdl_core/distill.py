@@ -26,12 +26,13 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from rdl_core import checkpoint
 from rdl_core.config import DistillConfig, StageConfig
 from rdl_core.cross_encoder import CrossEncoder, model_path, training_record
-from rdl_core.data.collections import Corpus, fingerprint, read_corpus
+from rdl_core.data.collections import Corpus, fingerprint, read_corpus, read_judgments
 from rdl_core.devices import default_device, device_name, fitting, processes, resolve_precision
 from rdl_core.files import MANIFEST, Work, checked, content_hash, read_json, resumable
 from rdl_core.lists import RankedLists
 from rdl_core.losses import LOSSES, has_preference, targets_from_ranks
 from rdl_core.progress import progress
+from rdl_core.rerank import dev_measure, tokens_of
 from rdl_core.samplers import SAMPLERS, SampledLists, needs
 from rdl_core.tokens import TokenCorpus, TokenStore, plan_batches
 
@@ -369,8 +370,7 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
     student = CrossEncoder.from_pretrained(config.encoder, **limits).to(default_device())
     stage = checked(StageConfig, {"precision": "auto"} | config.training, what="training")
-    if stage.dev_every:
-        raise ValueError("dev_every: this command measures no dev queries: leave it out")
+    dev, measured = _dev_of(config, stage, student, corpus)
     if "steps" not in config.training:  # every list three times
         steps = math.ceil(3 * len(corpus.ids("query_id")) / stage.queries_per_step)
         stage = replace(stage, steps=steps)
@@ -382,8 +382,8 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     query_ids, doc_ids = corpus.ids("query_id"), corpus.ids("doc_id")
     texts = TokenCorpus(query_ids, None, doc_ids, None)  # which take longest, and are not read before
     lists = RankedLists.from_frame(candidates, texts)
-    _check(lists, stage, None)
-    with _held(folder, _identity(config, stage, student, corpus)) as work:
+    _check(lists, stage, dev)
+    with _held(folder, _identity(config, stage, student, corpus, measured)) as work:
         if work.manifest is not None:
             _log.info("%s: finished before", folder)
             return CrossEncoder.from_pretrained(folder).eval()
@@ -399,10 +399,34 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
                         TokenStore.build(texts.each(ids), student.tokenizer, tokens.folder, **size)
                         tokens.finish()
                 stores[name] = TokenStore.open(tokens.folder)
-        distill(student, replace(lists, **stores), stage, seed=config.seed, folder=folder)
+        distill(student, replace(lists, **stores), stage, seed=config.seed, folder=folder, dev=dev)
         if processes().is_main_process:
             work.finish(n_lists=len(lists), device=device_name(student.device))
     return student
+
+
+def _dev_of(
+    config: DistillConfig, stage: StageConfig, student: CrossEncoder, trained: Corpus
+) -> tuple[Callable[[CrossEncoder], float] | None, list[str]]:
+    """The measure of the dev queries, and fingerprints of what decides it; None without any."""
+    if (config.dev is None) != (stage.dev_every == 0):
+        told = f"got dev {config.dev} and dev_every {stage.dev_every}"
+        raise ValueError(f"dev, dev_every: expected both or neither, {told}: give or leave out the other")
+    if config.dev is None:
+        return None, []
+    corpus = read_corpus(config.dev, format=config.format, collection=config.collection)
+    candidates, query_ids = corpus.candidates, corpus.ids("query_id")
+    if len(both := query_ids.intersection(trained.ids("query_id"))):
+        raise ValueError(f"dev: expected other queries than {config.lists} has; {both[0]!r} is in both")
+    if config.dev_qrels:
+        qrels = read_judgments(config.dev_qrels)
+        qrels = qrels[qrels["query_id"].isin(query_ids)]
+    else:  # the teacher's first has grade 10
+        ranks = candidates.get("teacher_rank", candidates["rank"]).fillna(0).astype("int64")
+        grades = (11 - ranks.where(ranks > 0, 11)).clip(lower=0)
+        qrels = candidates[["query_id", "doc_id"]].assign(relevance=grades)
+    measure = dev_measure(candidates, qrels, tokens_of(corpus, student), stage.precision)
+    return measure, [fingerprint(candidates), fingerprint(qrels)]
 
 
 @contextmanager
@@ -418,7 +442,9 @@ def _held(folder: Path, identity: dict) -> Iterator[Work]:
         yield Work(folder, identity, read_json(path) if path.exists() else None)
 
 
-def _identity(config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus) -> dict:
+def _identity(
+    config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus, dev: list[str]
+) -> dict:
     """All that decides what the student becomes, earlier stages included."""
     earlier = training_record(config.encoder).get("config", {})
     lists = {
@@ -431,7 +457,7 @@ def _identity(config: DistillConfig, stage: StageConfig, student: CrossEncoder, 
         "stages": [*earlier.get("stages", ()), {"lists": lists, "training": asdict(stage)}],
     }  # fmt: skip
     weights = Path(model_path(config.encoder)) / "model.safetensors"
-    data = [fingerprint(corpus.candidates), *([content_hash(weights)] if weights.is_file() else [])]
+    data = [fingerprint(corpus.candidates), *dev, *([content_hash(weights)] if weights.is_file() else [])]
     return {"kind": "distill", "config": settings, "data": "-".join(data)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,15 @@ from rdl_core.cross_encoder import CrossEncoder, model_path
 from rdl_core.data.collections import Corpus, fingerprint, read_corpus, read_judgments
 from rdl_core.data.formats import check_run, read_run, write_run
 from rdl_core.devices import default_device, fitting, resolve_precision
-from rdl_core.evaluate import settle_ties
+from rdl_core.evaluate import per_query, settle_ties
 from rdl_core.files import content_hash, read_json, write_json
 from rdl_core.lists import RankedLists
 from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
 from rdl_core.tokens import TokenCorpus
 
-__all__ = ["adopt_files", "merge_runs", "open_student", "rerank", "rerank_files",
-           "token_budget_of"]  # fmt: skip
+__all__ = ["adopt_files", "dev_measure", "merge_runs", "open_student", "rerank", "rerank_files",
+           "token_budget_of", "tokens_of"]  # fmt: skip
 
 _IDS = ["query_id", "doc_id"]
 _PAIRS_AT_ONCE = 1024  # scored between two lines of progress
@@ -125,14 +125,32 @@ def _scored(
     for some in corpus.parts(_PAIRS_IN_MEMORY):
         shown = some.candidates["rank"] <= (depth or np.inf)
         top = replace(some, candidates=some.candidates[shown])
-        query_ids, doc_ids = top.ids("query_id"), top.ids("doc_id")
-        queries = pd.DataFrame({"query_id": query_ids, "query": top.queries.of(query_ids)})
-        passages = pd.DataFrame({"doc_id": doc_ids, "text": top.passages.of(doc_ids)})
-        tokens = TokenCorpus.of(queries, passages, student.tokenizer)
+        tokens = tokens_of(top, student)
         scores = rerank(student, top.candidates, tokens, precision=precision)
         scores = scores.rename(columns={"score": "student"})
         yield some.candidates.merge(scores, "left", _IDS)
-        _log.info("%d queries ranked", len(query_ids))
+        _log.info("%d queries ranked", len(tokens.query_ids))
+
+
+def tokens_of(corpus: Corpus, student: CrossEncoder) -> TokenCorpus:
+    """A corpus' texts, tokenised for a student, in memory."""
+    query_ids, doc_ids = corpus.ids("query_id"), corpus.ids("doc_id")
+    queries = pd.DataFrame({"query_id": query_ids, "query": corpus.queries.of(query_ids)})
+    passages = pd.DataFrame({"doc_id": doc_ids, "text": corpus.passages.of(doc_ids)})
+    return TokenCorpus.of(queries, passages, student.tokenizer)
+
+
+def dev_measure(
+    candidates: pd.DataFrame, qrels: pd.DataFrame, corpus: TokenCorpus, precision: str
+) -> Callable[[CrossEncoder], float]:
+    """Mean nDCG@10 of candidates by a student, as `rdl_core.distill.distill` takes it for ``dev``."""
+
+    def measure(student: CrossEncoder) -> float:
+        precise = resolve_precision(precision, student.device)
+        run = settle_ties(rerank(student, candidates, corpus, precision=precise), candidates)
+        return float(per_query(qrels, run)["nDCG@10"].mean())
+
+    return measure
 
 
 def adopt_files(config: AdoptConfig) -> Adopted:

@@ -21,7 +21,7 @@ from rdl_core.devices import default_device, resolve_precision
 from rdl_core.distill import distill
 from rdl_core.evaluate import per_query, settle_ties
 from rdl_core.lists import RankedLists
-from rdl_core.rerank import rerank
+from rdl_core.rerank import dev_measure, rerank
 from rdl_core.teachers.encoders import fuse
 from rdl_study.lists import (
     CODE,
@@ -172,14 +172,8 @@ def _dev_measure(stage: Stage, encoder: str) -> Callable[[CrossEncoder], float]:
     """Mean nDCG@10 of a student on judged queries."""
     candidates, qrels = lists(stage.dev), load(stage.dev.collection).qrels
     qrels = qrels[qrels["query_id"].isin(chosen_queries(stage.dev))]
-    texts, precision = corpus(stage.dev.collection, encoder), stage.training.precision
-
-    def measure(student: CrossEncoder) -> float:
-        precise = resolve_precision(precision, student.device)
-        run = settle_ties(rerank(student, candidates, texts, precision=precise), candidates)
-        return float(per_query(qrels, run)["nDCG@10"].mean())
-
-    return measure
+    texts = corpus(stage.dev.collection, encoder)
+    return dev_measure(candidates, qrels, texts, stage.training.precision)
 
 
 def _check_unseen(wanted: ListsConfig, seen: ListsConfig, what: str) -> None:

@@ -17,12 +17,15 @@ from conftest import moved, read_log, weights
 from safetensors.torch import load_file
 
 from rdl_core import checkpoint
-from rdl_core.config import DistillConfig, StageConfig
+from rdl_core.config import DistillConfig, RerankConfig, StageConfig
 from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.data.formats import read_qrels, read_run
 from rdl_core.devices import PRECISIONS, default_device, device_name, processes
 from rdl_core.distill import Training, distill, distill_files, draw, targets, two_stages
+from rdl_core.evaluate import per_query
 from rdl_core.lists import RankedLists
 from rdl_core.losses import LOSSES
+from rdl_core.rerank import rerank_files
 from rdl_core.samplers import SAMPLERS
 from rdl_core.tokens import TokenCorpus, TokenStore
 
@@ -339,7 +342,9 @@ def test_work_on_files_is_recorded_and_done_once(files, tmp_path, monkeypatch, c
     for changed, says in (
         ({"training": TRAINING | {"loss": "bce"}}, f"{begun} .*loss was 'ranknet', is 'bce'"),
         ({"seed": 1}, f"{begun} .*seed was 0, is 1"), ({"lists": str(files / "first.run")}, begun),
-        ({"training": {"dev_every": 5}}, "dev_every: this command measures no dev queries"),
+        ({"training": {"dev_every": 5}}, "dev, dev_every: expected both or neither, got dev None"),
+        ({"dev": str(files / "first.run")}, "expected both or neither, .* and dev_every 0"),
+        ({"dev": str(files / "first.run"), "training": {"dev_every": 5}}, "dev: expected other queries"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             distill_files(replace(config, **changed), own)
@@ -356,6 +361,29 @@ def test_work_on_files_is_recorded_and_done_once(files, tmp_path, monkeypatch, c
     assert [stage["lists"]["teacher"] for stage in stages] == ["a friend", None]
     training = [stage["training"] for stage in stages]  # without steps, every list is seen three times
     assert [(x["loss"], x["steps"]) for x in training] == [("ranknet", 6), ("adr_mse", 9)]
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_dev_queries_of_a_file_choose_the_state_that_is_kept(files, tmp_path, judged):
+    first = (files / "first.run").read_text().splitlines(keepends=True)
+    for name, own in (("train", lambda line: line < "q4"), ("dev", lambda line: line >= "q4")):
+        (tmp_path / f"{name}.run").write_text("".join(filter(own, first)))
+    more = {"dev": str(tmp_path / "dev.run"), "dev_qrels": str(files / "qrels.txt") if judged else None}
+    training = TRAINING | {"dev_every": 1, "steps": 6, "learning_rate": 0.1}
+    config = replace(settings(files, training=training), lists=str(tmp_path / "train.run"), **more)
+    student = distill_files(config, tmp_path / "own").eval()
+    log = [line["dev"] for line in read_log(tmp_path / "own")]
+    assert len(set(log)) > 1
+    rerank_config = RerankConfig(
+        student=str(tmp_path / "own"), candidates=more["dev"], out=str(tmp_path / "out.run"),
+        collection=str(files / "beir"), precision="float32",
+    )  # fmt: skip
+    rerank_files(rerank_config)
+    run, dev = read_run(tmp_path / "out.run"), read_run(tmp_path / "dev.run")
+    qrels = read_qrels(files / "qrels.txt") if judged else dev.assign(relevance=(11 - dev["rank"]).clip(0))
+    qrels = qrels[qrels["query_id"].isin(dev["query_id"])]
+    assert per_query(qrels, run)["nDCG@10"].mean() == pytest.approx(max(log), abs=1e-6)
+    assert student.training is False
 
 
 def test_what_is_not_finite_stops_and_never_reaches_a_checkpoint(tmp_path, monkeypatch):
