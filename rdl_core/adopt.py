@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 
 from rdl_core.evaluate import compare, equivalence, per_query, settle_ties
 from rdl_core.files import read_json, write_json
@@ -168,6 +167,8 @@ def _best(values: pd.DataFrame) -> tuple[float, int]:
 
 def _platt(blended: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:
     """Slope and intercept of the probability of relevance; the slope is above 0, as order must stay."""
+    from sklearn.linear_model import LogisticRegression  # nearly a second
+
     known = ~np.isnan(blended)
     fitted = LogisticRegression(C=np.inf).fit(blended[known, None], relevant[known])
     return max(float(fitted.coef_[0, 0]), 1e-3), float(fitted.intercept_[0])
