@@ -73,11 +73,11 @@ def adopt(
     `candidates` have ``query_id, doc_id, rank`` and perhaps the first stage's ``score``, else -rank
     counts; `scores` are the student's, ``[rows]``. The evidence of each of `folds` parts of the
     queries was chosen on the others: ``first_stage``, a mean; for ``student`` and ``adopted`` their
-    ``mean`` and ``delta`` with a 95 % bootstrap interval, ``p_tost`` for a difference below `margin`, and the
-    ``verdict``: helps, harms, equal or cannot tell; ``ece``, the expected calibration error in 10 bins
-    of the probability, with its interval over queries. Passages that are not judged count as not
-    relevant. What harms gets weight 0. ValueError for too few judged queries, or without a relevant or
-    an irrelevant candidate.
+    ``mean`` and ``delta`` with a 95 % bootstrap interval, ``p_tost`` for a difference below `margin`,
+    and the ``verdict``: helps, harms, equal or cannot tell; ``ece``, the expected calibration error of
+    the probability in 10 bins, with its interval over queries. Passages that are not judged count as
+    not relevant. What harms gets weight 0. ValueError for too few judged queries, or without a relevant
+    or an irrelevant candidate.
     """
     judged = candidates["query_id"].isin(qrels["query_id"]).to_numpy()
     if (n := candidates.loc[judged, "query_id"].nunique()) < 2 * folds:

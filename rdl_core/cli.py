@@ -161,6 +161,32 @@ def teach(config: c.TeachConfig, out: str, dry_run: bool) -> str:
     return f"lists in {out}: {_totals(teaching.teach(config, out))}"
 
 
+_TEXTS = {name: kind for name, kind in c.BACKENDS.items() if name != "replay"}
+
+
+@command(c.AskConfig, "collection", backend=_TEXTS)
+@click.argument("out")
+@click.option("--dry-run", is_flag=True, help="Say what would be asked; ask nothing.")
+def ask(config: c.AskConfig, out: str, dry_run: bool) -> str:
+    """Have an LLM write queries for passages, and keep those that find their passage.
+
+    The folder has queries, judgments, and BM25's candidates with texts, which rdl teach takes.
+    """
+    from rdl_core.teachers import label
+
+    return str(label.estimate(config, out)) if dry_run else _told(out, label.ask(config, out))
+
+
+@command(c.JudgeConfig, "candidates", backend=_TEXTS)
+@click.argument("out")
+@click.option("--dry-run", is_flag=True, help="Say what would be asked; ask nothing.")
+def judge(config: c.JudgeConfig, out: str, dry_run: bool) -> str:
+    """Have an LLM grade candidates from 0 to 3, and say how far it agrees with human judgments."""
+    from rdl_core.teachers import label
+
+    return str(label.estimate(config, out)) if dry_run else _told(out, label.judge(config, out))
+
+
 @command()
 @click.argument("out")
 @click.argument("shards", nargs=-1, required=True)
@@ -239,6 +265,11 @@ def fetch(group: str) -> str:
     return f"{group}: {len(paths)} files, {size_mb:.1f} MB, in {' and '.join(folders)}"
 
 
+def _told(out: str, report: dict) -> str:
+    """A report in a line, without what nobody counted."""
+    return f"{out}: " + ", ".join(f"{name} {x}" for name, x in report.items() if x not in (None, {}))
+
+
 def _totals(report: dict) -> str:
     """A report's totals in a line, without what nobody counted."""
     return ", ".join(f"{name} {x}" for name, x in report["totals"].items() if x is not None)
@@ -256,7 +287,7 @@ class _Commands(click.Group):
 
 
 app = _Commands(
-    "rdl", commands=[teach, distill, rerank, adopt, serve, evaluate, export, merge, fetch],
+    "rdl", commands=[ask, judge, teach, distill, rerank, adopt, serve, evaluate, export, merge, fetch],
     help="Rank-DistiLLM: distil an LLM's rankings into cross-encoders.", no_args_is_help=True,
 )  # fmt: skip
 

@@ -14,8 +14,9 @@ from pydantic.dataclasses import dataclass
 from rdl_core.files import content_hash
 
 __all__ = [
-    "AdoptConfig", "BACKENDS", "DistillConfig", "EndpointConfig", "EvaluateConfig", "ExportConfig", "LocalConfig",
-    "ReplayConfig", "RerankConfig", "ServeConfig", "StageConfig", "TeachConfig", "WindowConfig", "config",
+    "AdoptConfig", "AskConfig", "BACKENDS", "DistillConfig", "EndpointConfig", "EvaluateConfig",
+    "ExportConfig", "JudgeConfig", "LocalConfig", "ReplayConfig", "RerankConfig", "ServeConfig",
+    "StageConfig", "TeachConfig", "WindowConfig", "config",
 ]  # fmt: skip
 
 #: Makes a class a checked, frozen configuration; its errors quote no values, as a URL may hold a key.
@@ -148,7 +149,7 @@ class DistillConfig(_Texts, _Limits):
     encoder: str
     """Where the weights start: an encoder, an earlier student, or any cross-encoder of one output."""
     dev: str | None = None
-    """File of candidates of other queries, measured every so many steps (dev_every); the best is kept."""
+    """File of candidates of other queries, measured every dev_every steps; the best state is kept."""
     dev_qrels: str | None = None
     """Their judgments, a file or an ir_datasets id; none: the teacher's first ten are relevant."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -423,3 +424,51 @@ class TeachConfig(_Texts, WindowConfig, _Shard):
     """Passages of each query that are ranked, the first stage's best; none: all."""
     backend: EndpointConfig | LocalConfig | ReplayConfig
     """Who answers."""
+
+
+@config
+class _Labels:
+    max_retries: Count = 1
+    """How often is asked again what could not be read."""
+    backend: EndpointConfig | LocalConfig
+    """Who answers."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backend, LocalConfig) and self.backend.mode != "free":
+            raise ValueError(f"mode: expected free, as answers are texts; got {self.backend.mode!r}")
+
+
+@config
+class AskConfig(_Labels):
+    """Passages that an LLM writes queries for."""
+
+    collection: str
+    """Folder (BEIR layout or tsv) or ir_datasets id with the passages."""
+    n_passages: Positive = 1000
+    """Passages that are asked about, drawn at random."""
+    longest: Positive = 12
+    """Words of a query."""
+    depth: Positive = 100
+    """BM25's candidates for each query."""
+    found_within: Positive = 20
+    """Among BM25's first so many a query must find its passage."""
+    least_grade: Annotated[int, Field(ge=0, le=3)] = 0
+    """Grade from 0 to 3 that the LLM must give a query's passage; 0: it is not asked."""
+    seed: int = 0
+    """Seed of the draw."""
+
+
+@config
+class JudgeConfig(_Texts, _Labels):
+    """Candidates that an LLM grades."""
+
+    candidates: str
+    """File of candidates, in any known format."""
+    depth: Positive = 10
+    """Passages of each query that are graded, the best."""
+    human: str | None = None
+    """Human judgments, to say how far the grades agree: a file or an ir_datasets id."""
+    runs: tuple[str, ...] = ()
+    """Runs whose order by these grades and by human ones is compared."""
+    measure: str = "nDCG@10"
+    """Measure that orders the runs."""

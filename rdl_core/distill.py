@@ -411,7 +411,9 @@ def _dev_of(
     """The measure of the dev queries, and fingerprints of what decides it; None without any."""
     if (config.dev is None) != (stage.dev_every == 0):
         told = f"got dev {config.dev} and dev_every {stage.dev_every}"
-        raise ValueError(f"dev, dev_every: expected both or neither, {told}: give or leave out the other")
+        raise ValueError(
+            f"dev, dev_every: expected both or neither, {told}: give or leave out the other"
+        )
     if config.dev is None:
         return None, []
     corpus = read_corpus(config.dev, format=config.format, collection=config.collection)
@@ -457,7 +459,9 @@ def _identity(
         "stages": [*earlier.get("stages", ()), {"lists": lists, "training": asdict(stage)}],
     }  # fmt: skip
     weights = Path(model_path(config.encoder)) / "model.safetensors"
-    data = [fingerprint(corpus.candidates), *dev, *([content_hash(weights)] if weights.is_file() else [])]
+    data = [
+        fingerprint(corpus.candidates),
+        *dev,
+        *([content_hash(weights)] if weights.is_file() else []),
+    ]
     return {"kind": "distill", "config": settings, "data": "-".join(data)}
-
-

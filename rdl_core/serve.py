@@ -157,8 +157,8 @@ def make_app(
 ) -> FastAPI:  # fmt: skip
     """The server as an ASGI application; `adopted` counts where documents bring scores.
 
-    Errors are JSON with a ``message``: 401 key, 408 too slow, 413 too large, 422 not understood, 429 too
-    many wait, 503 waited too long.
+    Errors are JSON with a ``message``: 401 key, 408 too slow, 413 too large, 422 not understood, 429
+    too many wait, 503 waited too long.
     """
     scorer, registry = _Scorer(student, precision), prometheus.CollectorRegistry()
     counts = {

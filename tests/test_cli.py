@@ -126,7 +126,7 @@ REFUSALS = {
     f"{DISTILL} --targets judgments": "no passage is judged 1 or more",
     f"{DISTILL} --targets scores --loss kl_div --sampler single_relevant": "judged 1 or more",
     "rerank student first.run beir --collection beir": "beir is a folder: name the file",
-    "distill first.run qrels.txt --collection beir --encoder student": "qrels.txt is a file: name a folder",
+    DISTILL.replace("out", "qrels.txt"): "qrels.txt is a file: name a folder",
     "export student beir": "beir", "fetch x": "'x'",
     "teach first.run out --model x --mode free":
         "backend endpoint does not fit:\n  mode: unknown key",

@@ -18,7 +18,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-WANTED = PROJECT["dependencies"] + [x for extra in ("study", "cluster", "pyterrier", "serve", "dev") for x in EXTRAS[extra]]
+WANTED = PROJECT["dependencies"] + [
+    x for extra in ("study", "cluster", "pyterrier", "serve", "dev") for x in EXTRAS[extra]
+]
 WANTED = [x for x in map(Requirement, WANTED) if x.name != PROJECT["name"]]
 LINES = (ROOT / "requirements.lock").read_text().splitlines()
 LOCKED = {canonicalize_name(x.name): x.specifier for x in map(Requirement, LINES)}

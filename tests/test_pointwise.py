@@ -121,7 +121,7 @@ def test_teach_keeps_scores_and_merges_shards(tmp_path, mode, monkeypatch):
     write_requests(frame, tmp_path / "lists.jsonl")
     llm = scorer(mode)
     config = TeachConfig(candidates=str(tmp_path / "lists.jsonl"), backend=llm.config)
-    monkeypatch.setattr(teaching, "_open", lambda backend: llm)
+    monkeypatch.setattr(teaching, "open_backend", lambda backend: llm)
     plan = teaching.estimate(config, tmp_path / "new")
     assert (plan.n_windows, plan.n_answered, plan.output_tokens) == (20, 0, 0)
     report = teaching.teach(config, tmp_path / "whole")

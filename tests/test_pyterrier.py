@@ -44,7 +44,11 @@ def expected(student, results):
 def test_scores_are_those_of_rerank_in_pyterriers_columns(student, results):
     _, wanted = expected(student, results)
     reranker = Reranker(student, precision="float32")
-    for given in (results, results.sample(frac=1, random_state=0), results.drop(columns=["score", "rank"])):
+    for given in (
+        results,
+        results.sample(frac=1, random_state=0),
+        results.drop(columns=["score", "rank"]),
+    ):
         ranked = reranker(given.assign(kept=1))
         assert set(ranked.columns) == {"qid", "query", "docno", "text", "kept", "score", "rank"}
         assert len(ranked) == len(results)

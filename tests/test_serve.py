@@ -137,9 +137,10 @@ def test_a_key_is_asked_for_everywhere_but_for_health(monkeypatch):
 def test_broken_weights_are_no_stack_trace_and_too_many_waiting_are_told():
     async def ask(app, n):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=transport, base_url="http://fox"
-        ) as http:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://fox") as http,
+        ):
             body = {"query": QUERY, "documents": TEXTS}
             return await asyncio.gather(*(http.post("/rerank", json=body) for _ in range(n)))
 
@@ -228,7 +229,8 @@ def test_no_answer_of_a_thousand_is_lost_or_mixed_up_though_clients_go_away(serv
                         cut.send(b"POST /rerank HTTP/1.1\r\nHost: fox\r\nContent-Length: 99\r\n\r\n{")
                 answer = http.post("/rerank", json=body)
                 good = answer.is_success and np.allclose(
-                    by_index(answer.json()["results"], "relevance_score"), expected[n], atol=1e-5)
+                    by_index(answer.json()["results"], "relevance_score"), expected[n], atol=1e-5
+                )
                 if not good:
                     failed.append((n, answer.text))
 

@@ -13,12 +13,14 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rdl_core.words import first_words
 
-__all__ = ["Answer", "Reading", "Window", "identifiers", "listwise_prompt", "read_answer"]
+__all__ = ["Answer", "Question", "Reading", "Window", "identifiers", "listwise_prompt", "read_answer",
+           "without_thoughts"]  # fmt: skip
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _IDENTIFIER = r"(?:\d+|[A-Za-z])"
@@ -80,6 +82,66 @@ class Window:
     def __len__(self) -> int:
         return len(self.passages)
 
+    @property
+    def longest_answer(self) -> str:
+        """A text as long as an answer without a preamble."""
+        return " > ".join(identifiers(len(self)))
+
+    def prompt(self, *, max_words: int, letters: bool = False) -> str:
+        """See `listwise_prompt`."""
+        return listwise_prompt(self.query, self.passages, letters=letters, max_words=max_words)
+
+    def usable(self, answer: "Answer") -> bool:
+        """Whether an answer names a passage of the window."""
+        return answer.read(len(self)).status != "unusable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a passage, which a backend answers as it does a window."""
+
+    id: str
+    template: str  # with {passage} and perhaps {query}
+    passage: str
+    longest_answer: str  # a text as long
+    read: Callable[[str], Any]  # what an answer's text says; None: nothing
+    query: str = ""
+    attempt: int = 0
+
+    pass_number, start = 1, 0  # in messages
+
+    @property
+    def query_id(self) -> str:
+        """The id, for messages."""
+        return self.id
+
+    @property
+    def passages(self) -> tuple[str]:
+        """The passage alone."""
+        return (self.passage,)
+
+    @property
+    def key(self) -> tuple[str, int, int, int, str]:
+        """In the form of a window's."""
+        content = json.dumps([self.template, self.query, self.passage])
+        return self.id, 1, 0, self.attempt, hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return 1
+
+    def prompt(self, *, max_words: int, letters: bool = False) -> str:
+        """The question as text, each text of it in one line."""
+        query, passage = (" ".join(text.split()) for text in (self.query, self.passage))
+        return self.template.format(query=query, passage=first_words(passage, max_words))
+
+    def value(self, answer: "Answer") -> Any:
+        """What the answer says, thoughts left out."""
+        return self.read(without_thoughts(answer.text or ""))
+
+    def usable(self, answer: "Answer") -> bool:
+        """Whether it says anything."""
+        return self.value(answer) is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -114,9 +176,7 @@ def read_answer(text: str, n: int) -> Reading:
     the longest; else lines of a numbered list that begin so; else every one.
     """
     text = unicodedata.normalize("NFKC", text).replace("【", "[").replace("】", "]")
-    if len(channels := _CHANNEL.split(text)) > 1:
-        text = channels[-1] if channels[-2] == "final" else ""
-    text = _THOUGHT_OPENED_BY_PROMPT.sub("", _THOUGHT.sub("", text))
+    text = without_thoughts(text)
     rankings, named, end = [], set(), 0
     for group in _BRACKETED.finditer(text):
         joined = rankings and _JOINT.fullmatch(text, end, group.start())
@@ -135,6 +195,13 @@ def read_answer(text: str, n: int) -> Reading:
         return _reading(best[-1], n)
     lines = [place for line in _NUMBERED.findall(text) for place in _places(line)]
     return _reading(lines or [place for ranking in rankings for place in ranking], n)
+
+
+def without_thoughts(text: str) -> str:
+    """What an answer says behind its thoughts, or in its final channel."""
+    if len(channels := _CHANNEL.split(text)) > 1:
+        text = channels[-1] if channels[-2] == "final" else ""
+    return _THOUGHT_OPENED_BY_PROMPT.sub("", _THOUGHT.sub("", text))
 
 
 def _reading(places: Sequence[int], n: int) -> Reading:

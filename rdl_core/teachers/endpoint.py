@@ -19,7 +19,7 @@ from itertools import count
 import openai
 
 from rdl_core.config import EndpointConfig
-from rdl_core.teachers.answers import Answer, Window, listwise_prompt
+from rdl_core.teachers.answers import Answer, Window
 
 __all__ = ["Endpoint", "EndpointError"]
 
@@ -85,7 +85,7 @@ class Endpoint:
             raise
 
     def _request(self, window: Window, n_calls: int) -> Answer:
-        prompt = listwise_prompt(window.query, window.passages, max_words=self.config.max_words)
+        prompt = window.prompt(max_words=self.config.max_words)
         body, temperature = self.config.options, self.config.temperature
         if temperature is not None and temperature >= 0:  # greedily, a retry would say the same again
             body = {"temperature": max(temperature, 0.7 if window.attempt else 0.0)} | body

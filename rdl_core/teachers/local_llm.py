@@ -24,7 +24,7 @@ from rdl_core.config import LocalConfig
 from rdl_core.data.downloads import embedded_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
 from rdl_core.files import checked
-from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt
+from rdl_core.teachers.answers import Answer, Window
 from rdl_core.words import n_words
 
 __all__ = ["CausalLM", "LocalLLM", "load_llm"]
@@ -99,7 +99,7 @@ class LocalLLM(CausalLM):
 
     def _prompt(self, window: Window) -> list[int]:
         """The prompt's tokens, with as many words of each passage as fit into the context."""
-        words, room = self.config.max_words, self._context - self._new_tokens(len(window))
+        words, room = self.config.max_words, self._context - self._new_tokens(window)
         while len(tokens := self._tokens(window, words)) > room:
             words = min(words, max(map(n_words, window.passages))) * 4 // 5
             if words < _FEWEST_WORDS:
@@ -110,10 +110,11 @@ class LocalLLM(CausalLM):
         return tokens
 
     def _tokens(self, window: Window, words: int) -> list[int]:
-        text = listwise_prompt(window.query, window.passages, letters=self._letters, max_words=words)
+        text = window.prompt(letters=self._letters, max_words=words)
         opened = "[" * self._letters
         if not self.tokenizer.chat_template:
-            return self._encode(f"{text}\n\nRanking: {opened}", begin=True)
+            name = "Ranking" if isinstance(window, Window) else "Answer"
+            return self._encode(f"{text}\n\n{name}: {opened}", begin=True)
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
             enable_thinking=False,  # where the template knows it
@@ -122,14 +123,14 @@ class LocalLLM(CausalLM):
             text += "\n</think>\n\n"  # else the first token is a thought's, not a letter's
         return self._encode(text + opened)
 
-    def _new_tokens(self, n: int) -> int:
-        """Longest answer for `n` passages."""
-        ranking = len(self._encode(" > ".join(identifiers(n))))
-        return 1 if self._letters else self.config.max_new_tokens or ranking + _PREAMBLE_TOKENS
+    def _new_tokens(self, window: Window) -> int:
+        """Length of the longest answer."""
+        longest = len(self._encode(window.longest_answer))
+        return 1 if self._letters else self.config.max_new_tokens or longest + _PREAMBLE_TOKENS
 
     def _write(self, windows: list[Window], prompts: list[list[int]]) -> list[Answer]:
         """Generated texts, greedy or, when asked again, sampled."""
-        limits, options = [self._new_tokens(len(window)) for window in windows], {}
+        limits, options = [self._new_tokens(window) for window in windows], {}
         key, attempt = windows[0].key, windows[0].attempt  # the same attempt in all windows of a call
         if attempt:
             options = {"do_sample": True, "temperature": _RETRY_TEMPERATURE, "top_k": 0, "top_p": 1.0}

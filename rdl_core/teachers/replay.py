@@ -57,8 +57,7 @@ class AnswerLog:
         """The stored answer; None, too, if an earlier run got no usable one, to be asked again."""
         key, tries = window.key, []
         while (again := (*key[:3], key[3] + len(tries), key[4])) in self._answers:
-            status = self._answers[again].read(len(window)).status
-            tries.append(status != "unusable" or again not in self._earlier)
+            tries.append(window.usable(self._answers[again]) or again not in self._earlier)
         return self._answers[key] if any(tries) else None
 
     def add(self, window: Window, answer: Answer) -> None:

@@ -25,12 +25,12 @@ from rdl_core.data.formats import check_run, read_candidates, write_parquet, wri
 from rdl_core.files import CONFIG, MANIFEST, read_json, resumable, write_json
 from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
-from rdl_core.teachers.answers import Answer, Window, identifiers, listwise_prompt
+from rdl_core.teachers.answers import Answer, Window
 from rdl_core.teachers.listwise import Backend, rank_lists
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
 from rdl_core.words import first_words, n_tokens_about
 
-__all__ = ["ANSWERS", "Estimate", "estimate", "merge_lists", "teach"]
+__all__ = ["ANSWERS", "Estimate", "estimate", "merge_lists", "open_backend", "teach"]
 
 ANSWERS = "answers.jsonl"
 _log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
             for _ in range(_n(asked)):
                 next(steps)
 
-        ranked, table = _rank(config, lists, _open(config.backend), log.get, add)
+        ranked, table = _rank(config, lists, open_backend(config.backend), log.get, add)
         steps.close()
         if "why" in table and 0 < table["n_windows"].sum() == table["n_unusable"].sum():
             told = f"{folder}: no answer could be used: {table['why'].iloc[0]}"
@@ -176,7 +176,8 @@ def _pointwise(config: TeachConfig) -> bool:
     return isinstance(config.backend, LocalConfig) and config.backend.pointwise
 
 
-def _open(config: EndpointConfig | LocalConfig | ReplayConfig) -> Backend:
+def open_backend(config: EndpointConfig | LocalConfig | ReplayConfig) -> Backend:
+    """Who answers, ready to be asked."""
     if isinstance(config, ReplayConfig):
         return Replay(read_history(config.model))
     if isinstance(config, EndpointConfig):
@@ -205,9 +206,9 @@ def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estim
             texts = [first_words(window.passage, max_words), *window.queries]
             prompts += sum(map(n_tokens_about, texts))
             continue
-        prompts += n_tokens_about(listwise_prompt(window.query, window.passages, max_words=max_words))
+        prompts += n_tokens_about(window.prompt(max_words=max_words))
         if getattr(config.backend, "mode", None) != "first_token":  # which writes nothing
-            rankings += -(-len(" > ".join(identifiers(len(window)))) // 2)
+            rankings += -(-len(window.longest_answer) // 2)
     n_windows = int(table["n_windows"].sum())
     return Estimate(
         n_queries=len(table), n_windows=n_windows, n_answered=n_windows - sum(map(_n, new)),
