@@ -97,7 +97,7 @@ def test_agreement_is_cohens_and_kendalls():
 
 
 QUERIES = {
-    "fox": 'Query: "where does a fox live"', "tea": "\n\n  tea near the harbour?\n(That is it.)",
+    "fox": 'A question: "where does a fox live"', "tea": "\n\n  tea near the harbour?\n(That is it.)",
     "whale": "", "piano": "word " * 40, "volcano": "what is this thing", "bread": "what is this thing",
     "glacier": "submarine telephone exchange", "violin": "violin violin", "desert": "<think>x",
     "harbour": "a",

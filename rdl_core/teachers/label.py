@@ -8,6 +8,7 @@ through retrieval), ICLR 2023; Thomas et al., SIGIR 2024 (grades by LLMs).
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ _GRADE = (
     "the same matter, but does not answer. 0: it has nothing to do with it. Reply with one digit."
 )
 _GRADES = (0, 1, 2, 3)
+_NAME = re.compile(r"^(?:an? )?(?:search )?(?:query|question)\s*:\s*", re.IGNORECASE)
+_QUOTES = " \t\"'`*“”„«»"
 _log = logging.getLogger(__name__)
 
 
@@ -222,7 +225,7 @@ def _grade(text: str) -> int | None:
 def _query(text: str, longest: int) -> str | None:
     """The first line, without quotes and a name before it; None if it is no query."""
     line = next((x for x in text.splitlines() if x.strip()), "").strip()
-    line = line.removeprefix("Query:").removeprefix("Search query:").strip(" \t\"'`*“”„«»")
+    line = _NAME.sub("", line.strip(_QUOTES)).strip(_QUOTES)
     return line if 1 < n_words(line) <= longest + 3 else None
 
 
