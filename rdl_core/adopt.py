@@ -109,9 +109,8 @@ def adopt(
         blended = _blended(candidates, scores, weight, depth)
         slope, intercept = _platt(blended[~rows], relevant[~rows])
         probability[rows] = expit(slope * blended[rows] + intercept)
-    columns = {"first_stage": values[ways[0]], "student": values[1.0, deepest], "adopted": adopted}
-    columns = pd.DataFrame(columns)
-    table = compare(columns, "first_stage")
+    means = {"first_stage": values[ways[0]], "student": values[1.0, deepest], "adopted": adopted}
+    table = compare(columns := pd.DataFrame(means), "first_stage")
     evidence = {
         "measure": measure, "margin": margin, "positive_grade": positive_grade, "folds": folds,
         "n_queries": len(values), "first_stage": float(table.loc["first_stage", "mean"]),

@@ -158,7 +158,7 @@ def teach(config: c.TeachConfig, out: str, dry_run: bool) -> str:
 
     if dry_run:
         return str(teaching.estimate(config, out))
-    return f"lists in {out}: {_totals(teaching.teach(config, out))}"
+    return f"lists in {out}: {_told(teaching.teach(config, out))}"
 
 
 _TEXTS = {name: kind for name, kind in c.BACKENDS.items() if name != "replay"}
@@ -174,7 +174,7 @@ def ask(config: c.AskConfig, out: str, dry_run: bool) -> str:
     """
     from rdl_core.teachers import label
 
-    return str(label.estimate(config, out)) if dry_run else _told(out, label.ask(config, out))
+    return str(label.estimate(config, out)) if dry_run else f"{out}: {_told(label.ask(config, out))}"
 
 
 @command(c.JudgeConfig, "candidates", backend=_TEXTS)
@@ -184,7 +184,7 @@ def judge(config: c.JudgeConfig, out: str, dry_run: bool) -> str:
     """Have an LLM grade candidates from 0 to 3, and say how far it agrees with human judgments."""
     from rdl_core.teachers import label
 
-    return str(label.estimate(config, out)) if dry_run else _told(out, label.judge(config, out))
+    return str(label.estimate(config, out)) if dry_run else f"{out}: {_told(label.judge(config, out))}"
 
 
 @command()
@@ -198,7 +198,7 @@ def merge(out: str, shards: tuple[str, ...]) -> str:
         return f"{out}: {merge_runs(shards, out)} queries"
     from rdl_core.teachers.teach import merge_lists
 
-    return f"lists in {out}: {_totals(merge_lists(shards, out))}"
+    return f"lists in {out}: {_told(merge_lists(shards, out))}"
 
 
 @command(c.RerankConfig, "student", "candidates", "out")
@@ -216,7 +216,6 @@ def serve(config: c.ServeConfig) -> None:
         from rdl_core.serve import serve as answer
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}: pip install rdl-core[serve]") from None
-
     answer(config)
 
 
@@ -265,14 +264,10 @@ def fetch(group: str) -> str:
     return f"{group}: {len(paths)} files, {size_mb:.1f} MB, in {' and '.join(folders)}"
 
 
-def _told(out: str, report: dict) -> str:
-    """A report in a line, without what nobody counted."""
-    return f"{out}: " + ", ".join(f"{name} {x}" for name, x in report.items() if x not in (None, {}))
-
-
-def _totals(report: dict) -> str:
-    """A report's totals in a line, without what nobody counted."""
-    return ", ".join(f"{name} {x}" for name, x in report["totals"].items() if x is not None)
+def _told(report: dict) -> str:
+    """A report's counts in a line, without what nobody counted."""
+    counts = report.get("totals", report).items()
+    return ", ".join(f"{name} {x}" for name, x in counts if x not in (None, {}))
 
 
 class _Commands(click.Group):

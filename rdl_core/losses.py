@@ -269,23 +269,6 @@ def bce(scores, targets, mask, *, positives: _Positives = "best"):
     return _mean(F.softplus(scores) - label * scores, mask)
 
 
-@_loss
-def hinge(
-    scores, targets, mask, *, comparison: Literal["pairwise", "pointwise"] = "pairwise",
-    margin: float = 1.0, positives: _Positives = "best",
-):  # fmt: skip
-    """Hinge: every ordered pair, or every passage, should keep its ``margin`` > 0, in units of scores.
-
-    ``comparison``: ``"pairwise"``, ``max(0, margin - (s_i - s_j))``, mean over the pairs with
-    ``t_i > t_j``, or ``"pointwise"``, ``max(0, margin - y_i s_i)``, y = 1 for positives, else -1, mean
-    over the passages. Reference: Joachims (ranking SVM), KDD 2002.
-    """
-    if comparison == "pairwise":
-        return _mean(F.relu(margin - _differences(scores)), _ordered_pairs(targets, mask))
-    positive = _positives(targets, mask, positives)
-    return _mean(F.relu(margin - torch.where(positive, scores, -scores)), mask)
-
-
 def targets_from_ranks(teacher_rank: Tensor, mask: Tensor | None = None) -> Tensor:
     """Turn teacher ranks, 1 = best, into targets, float32 (float64 for float64), 0 where masked.
 

@@ -128,7 +128,7 @@ def _scored(
         tokens = tokens_of(top, student)
         scores = rerank(student, top.candidates, tokens, precision=precision)
         scores = scores.rename(columns={"score": "student"})
-        yield some.candidates.merge(scores, "left", _IDS)
+        yield some.candidates.merge(scores, "left", _IDS).sort_values(["query_id", "rank"])
         _log.info("%d queries ranked", len(tokens.query_ids))
 
 

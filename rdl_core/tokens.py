@@ -8,11 +8,8 @@ to end, without padding. In shapes, `n` is the number of pairs and `t` that of a
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
@@ -30,7 +26,7 @@ from rdl_core.progress import progress
 
 __all__ = ["Packed", "PairTemplate", "TokenCorpus", "TokenStore", "pack", "plan_batches"]
 
-TOKENS, OFFSETS, UNFINISHED, FINISHED = "tokens.bin", "offsets.bin", "progress.json", "store.json"
+TOKENS, OFFSETS, FINISHED = "tokens.bin", "offsets.bin", "store.json"
 _CHUNK = 512  # texts handed to the tokenizer at once: it needs some 100 bytes for each token
 
 
@@ -46,18 +42,20 @@ class TokenStore:
         cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, *,
         max_tokens: int, total: int,
     ) -> TokenStore:  # fmt: skip
-        """Tokenise `total` texts chunk by chunk into a folder, and map it; resumes where it was killed.
+        """Tokenise `total` texts chunk by chunk into a folder, and map it.
 
-        Special tokens are left out, texts cut to `max_tokens`. ``progress.json`` becomes ``store.json``
-        once all is there. `rdl_core.files.resumable` sees if the texts changed.
+        Special tokens are left out, texts cut to `max_tokens`. ``store.json`` comes once all is there.
         """
         encoder = copy.deepcopy(tokenizer.backend_tokenizer)  # in Rust; a fifth faster alone
         encoder.no_padding()
         encoder.enable_truncation(max_tokens)
         encoder.encode_special_tokens = tokenizer.split_special_tokens
-        dtype, n_rows, n_tokens = _resume(folder, encoder)
-        rest = progress(islice(texts, n_rows, None), total=total, what="tokenising", done=n_rows)
-        with (folder / TOKENS).open("ab") as tokens, (folder / OFFSETS).open("ab") as offsets:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FINISHED).unlink(missing_ok=True)  # unfinished from here on
+        dtype = "int32" if max(encoder.get_vocab().values(), default=0) >= 2**16 else "int16"
+        rest, n_tokens = progress(texts, total=total, what="tokenising"), 0
+        with (folder / TOKENS).open("wb") as tokens, (folder / OFFSETS).open("wb") as offsets:
+            offsets.write(bytes(8))
             while chunk := list(islice(rest, _CHUNK)):
                 if wrong := [x for x in chunk if not isinstance(x, str)]:
                     raise TypeError(f"expected texts, got {wrong[0]!r}: fill it or leave it out")
@@ -65,10 +63,8 @@ class TokenStore:
                 ends = n_tokens + np.cumsum([len(x) for x in rows], dtype=np.int64)
                 n_tokens = ends[-1]
                 tokens.write(np.fromiter(chain.from_iterable(rows), np.int32).astype(dtype))
-                tokens.flush()  # before the offsets that count on it
                 offsets.write(ends)
-                offsets.flush()
-        os.replace(folder / UNFINISHED, folder / FINISHED)
+        write_json(folder / FINISHED, {"dtype": dtype})
         return cls.open(folder)
 
     @classmethod
@@ -253,32 +249,6 @@ def plan_batches(lengths: Tensor, token_budget: int, *, workers: int = 1) -> lis
         batches.append(order[start : start + size])
         start += size
     return batches
-
-
-def _resume(folder: Path, encoder: Tokenizer) -> tuple[str, int, int]:
-    """The type of ids, and the rows and tokens of an earlier build with the same tokenizer.
-
-    Its files are cut to these. Every offset is written after its tokens, so the last one tells.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tokens, offsets = folder / TOKENS, folder / OFFSETS
-    (folder / FINISHED).unlink(missing_ok=True)  # unfinished from here on
-    dtype = "int32" if max(encoder.get_vocab().values(), default=0) >= 2**16 else "int16"
-    key = hashlib.sha256(f"{encoder.encode_special_tokens} {encoder.to_str()}".encode()).hexdigest()
-    record = {"key": key, "dtype": dtype}
-    with suppress(OSError, ValueError, IndexError):  # nothing was begun, or files were lost
-        n_rows = offsets.stat().st_size // 8 - 1
-        n_tokens = int(np.fromfile(offsets, np.int64, count=1, offset=8 * n_rows)[0])
-        n_bytes = n_tokens * np.dtype(dtype).itemsize
-        same = json.loads((folder / UNFINISHED).read_text()) == record
-        if same and tokens.stat().st_size >= n_bytes:
-            os.truncate(tokens, n_bytes)
-            os.truncate(offsets, 8 * n_rows + 8)
-            return dtype, n_rows, n_tokens
-    tokens.write_bytes(b"")
-    offsets.write_bytes(bytes(8))
-    write_json(folder / UNFINISHED, record)
-    return dtype, 0, 0
 
 
 def _ragged_positions(starts: Tensor, lengths: Tensor, n_tokens: int) -> Tensor:

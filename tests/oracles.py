@@ -50,13 +50,6 @@ def margin_mse(s, t, margin=None):
     return fmean([(s[i] - s[j] - (margin or t[i] - t[j])) ** 2 for i, j in better_pairs(t)])
 
 
-def hinge(s, t, comparison="pairwise", margin=1.0, positives="best"):
-    if comparison == "pairwise":
-        return fmean([max(0.0, margin - (s[i] - s[j])) for i, j in better_pairs(t)])
-    good = positive_places(t, positives)
-    return fmean([max(0.0, margin - (x if i in good else -x)) for i, x in enumerate(s)])
-
-
 def bce(s, t, positives="best"):
     good, chance = positive_places(t, positives), [1 / (1 + math.exp(-x)) for x in s]
     return fmean([-math.log(p if i in good else 1 - p) for i, p in enumerate(chance)])

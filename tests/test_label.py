@@ -162,10 +162,10 @@ def test_passages_are_drawn_by_seed_and_a_killed_run_goes_on(corpus, tmp_path):
         assert ask(config, tmp_path / "out")["n_queries"] == 4
         assert len(server.answered) == 4
         assert n_before > 0
-    ids = [x.id for x in label._passages(config)]
+    ids = [x.query_id for x in label._passages(config)]
     assert ids == sorted(ids)
     assert set(ids) < set(load(str(corpus)).doc_ids)
-    others = [x.id for x in label._passages(AskConfig(backend=config.backend, seed=1, **own))]
+    others = [x.query_id for x in label._passages(AskConfig(backend=config.backend, seed=1, **own))]
     assert others != ids
 
 
@@ -197,5 +197,5 @@ def test_a_model_that_runs_here_is_asked_too(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(label, "open_backend", lambda _: llm)
     own = {"candidates": str(corpus / "first.run"), "collection": str(corpus), "depth": 2}
     report = judge(JudgeConfig(backend=LocalConfig(model="m"), **own), tmp_path / "out")
-    assert report["grades"] == {"0": 0, "1": 0, "2": 10, "3": 0}
+    assert report["grades"] == {"2": 10}
     assert (report["usd"], report["output_tokens"]) == (None, 20)

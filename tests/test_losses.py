@@ -20,7 +20,6 @@ OWN = {  # options, beside the defaults
     "approx_ndcg": [{"gain": "linear"}, {"temperature": 0.5}],
     "approx_mrr": [{"positives": "all"}, {"temperature": 0.5}], "kl_div": [{"temperature": 2.0}],
     "neural_ndcg": [{"gain": "linear"}, {"temperature": 2.0}, {"sinkhorn_steps": 0}],
-    "hinge": [{"margin": 0.5}, {"comparison": "pointwise", "positives": "all"}],
 }  # fmt: skip
 VARIANTS = [(name, own) for name in LOSSES for own in ({}, *OWN.get(name, ()))]
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -78,8 +77,6 @@ GOLDEN = [
     ("approx_mrr", {}, 1 - 1 / R[0]),
     ("margin_mse", {}, fmean([(-2 - 1) ** 2, (-1 - 2) ** 2, (1 - 1) ** 2])),
     ("bce", {}, fmean([softplus(-1), softplus(3), softplus(2)])),
-    ("hinge", {}, fmean([1 + 2, 1 + 1, 0])),
-    ("hinge", {"comparison": "pointwise"}, fmean([1 - 1, 1 + 3, 1 + 2])),
 ]  # fmt: skip
 
 

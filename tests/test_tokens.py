@@ -1,9 +1,11 @@
-"""Tokens: stores on disk that resume, pairs packed as the tokenizer builds them, batches."""
+"""Tokens: stores on disk, pairs packed as the tokenizer builds them, batches."""
 
 import os
 import signal
 import tracemalloc
 from functools import partial
+from itertools import chain
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -61,64 +63,30 @@ def test_unfinished_or_damaged_store_is_refused(tmp_path, name, damage):
         TokenStore.open(tmp_path)
 
 
-PASSAGES = [" ".join(WORDS[i % 7 : i % 7 + i % 5]) for i in range(11)]  # 4 chunks of 3 texts
-
-
-def _build(folder, texts=PASSAGES, *, kind="bert", words=WORDS, max_tokens=3):
-    """Build with chunks of three texts; gives how many texts were tokenised."""
-    done = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "_CHUNK", 3)
-        patch.setattr(tokens, "progress", lambda rest, **_: (done.append(x) or x for x in rest))
-        tokenizer = make_tokenizer(kind, words=words)
-        TokenStore.build(texts, tokenizer, folder, max_tokens=max_tokens, total=11)
-    return len(done)
-
-
-def _kill(folder, *, reading=None, renaming=99):
-    """A build in a process of its own that is killed at its n-th text, or at its n-th rename."""
+def test_a_build_that_was_killed_is_refused_and_made_again(tmp_path):
+    texts, tokenizer = [" ".join(WORDS[:n]) for n in range(9)], make_tokenizer("bert")
+    build = partial(TokenStore.build, tokenizer=tokenizer, max_tokens=3, total=9)
+    build(texts, folder=tmp_path / "whole")
+    build(texts[::-1], folder=tmp_path / "own")  # an earlier one, of other texts
     if not (child := os.fork()):
-        die, replace = partial(os.kill, os.getpid(), signal.SIGKILL), os.replace
-        left = iter(range(renaming))
-        os.replace = lambda *names: die() if next(left, None) is None else replace(*names)
-        texts = PASSAGES if reading is None else [*PASSAGES[:reading], None]
-        try:
-            _build(folder, (die() if text is None else text for text in texts))
-        finally:
-            os._exit(1)  # never back into pytest
+        dying = (os.kill(os.getpid(), signal.SIGKILL) for _ in "x")
+        with patch.object(tokens, "_CHUNK", 2):
+            build(chain(texts[:5], dying), folder=tmp_path / "own")
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     with pytest.raises(ValueError, match="build it again"):
-        TokenStore.open(folder)
-
-
-@pytest.mark.parametrize(("kill", "own", "lost", "done"), [
-    *(({"reading": n}, {}, None, n // 3 * 3) for n in range(12)),
-    *(({"renaming": n}, {}, None, 11 * n) for n in range(2)),
-    *(({"reading": 8}, own, None, 0)
-      for own in ({"words": WORDS[::-1]}, {"kind": "roberta"}, {"max_tokens": 2})),
-    *(({"renaming": 1}, {}, name, 0) for name in ("tokens.bin", "offsets.bin", "progress.json")),
-    ({"reading": 8}, {}, "torn", 6),
-])  # fmt: skip
-def test_killed_build_goes_on_at_its_last_whole_chunk_or_anew(tmp_path, kill, own, lost, done):
-    """Killed while it writes, it leaves tokens without offsets, or part of an offset. With other
-    settings, or files lost in a power failure, it once left new tokens under old offsets."""
-    store, whole = tmp_path / "store", tmp_path / "whole"
-    _kill(store, **kill)
-    if lost == "torn":
-        for name in ("tokens.bin", "offsets.bin"):
-            (store / name).write_bytes((store / name).read_bytes() + b"\1\2\3")
-    elif lost:
-        os.truncate(store / lost, 9)
-    assert _build(store, iter(PASSAGES), **own) == 11 - done
-    assert _build(whole, **own) == 11
-    contents = [{path.name: path.read_bytes() for path in x.iterdir()} for x in (store, whole)]
+        TokenStore.open(tmp_path / "own")
+    build(texts, folder=tmp_path / "own")
+    contents = [
+        {x.name: x.read_bytes() for x in (tmp_path / name).iterdir()} for name in ("own", "whole")
+    ]
     assert contents[0] == contents[1]
     assert contents[0].keys() == {"offsets.bin", "store.json", "tokens.bin"}
 
 
 def test_what_is_no_text_is_refused(tmp_path):
     with pytest.raises(TypeError, match="expected texts, got nan: fill it or leave it out"):
-        _build(tmp_path, ["w1", "", float("nan")])
+        texts = ["w1", "", float("nan")]
+        TokenStore.build(texts, make_tokenizer("bert"), tmp_path, max_tokens=3, total=3)
 
 
 def test_memory_does_not_grow_with_the_texts_and_opening_reads_no_offsets(tmp_path, monkeypatch):

@@ -100,9 +100,9 @@ class Window:
 class Question:
     """A question about a passage, which a backend answers as it does a window."""
 
-    id: str
+    query_id: str
     template: str  # with {passage} and perhaps {query}
-    passage: str
+    passages: tuple[str]  # one
     longest_answer: str  # a text as long
     read: Callable[[str], Any]  # what an answer's text says; None: nothing
     query: str = ""
@@ -111,27 +111,17 @@ class Question:
     pass_number, start = 1, 0  # in messages
 
     @property
-    def query_id(self) -> str:
-        """The id, for messages."""
-        return self.id
-
-    @property
-    def passages(self) -> tuple[str]:
-        """The passage alone."""
-        return (self.passage,)
-
-    @property
     def key(self) -> tuple[str, int, int, int, str]:
         """In the form of a window's."""
-        content = json.dumps([self.template, self.query, self.passage])
-        return self.id, 1, 0, self.attempt, hashlib.sha256(content.encode()).hexdigest()[:16]
+        content = json.dumps([self.template, self.query, self.passages])
+        return self.query_id, 1, 0, self.attempt, hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return 1
 
     def prompt(self, *, max_words: int, letters: bool = False) -> str:
         """The question as text, each text of it in one line."""
-        query, passage = (" ".join(text.split()) for text in (self.query, self.passage))
+        query, passage = (" ".join(text.split()) for text in (self.query, *self.passages))
         return self.template.format(query=query, passage=first_words(passage, max_words))
 
     def value(self, answer: "Answer") -> Any:

@@ -7,12 +7,10 @@ Reference: Bonifacio et al. (InPars), SIGIR 2022; Dai et al. (Promptagator, whos
 through retrieval), ICLR 2023; Thomas et al., SIGIR 2024 (grades by LLMs).
 """
 
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import pandas as pd
 
 from rdl_core.config import AskConfig, EndpointConfig, JudgeConfig
 from rdl_core.data.collections import fingerprint, load, read_corpus, read_judgments
-from rdl_core.data.formats import check_run, read_candidates, write_requests
+from rdl_core.data.formats import check_run, read_candidates, read_qrels, write_requests
 from rdl_core.evaluate import per_query
 from rdl_core.files import partial, read_json, resumable, write_json
 from rdl_core.teachers.answers import Answer, Question
@@ -45,43 +43,36 @@ _GRADE = (
 _GRADES = (0, 1, 2, 3)
 _NAME = re.compile(r"^(?:an? )?(?:search )?(?:query|question)\s*:\s*", re.IGNORECASE)
 _QUOTES = " \t\"'`*“”„«»"
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A question's last answer, and what was read from it; None: nothing."""
-
-    answer: Answer
-    value: Any
 
 
 def judge(config: JudgeConfig, folder: str | Path) -> dict:
     """Have an LLM grade candidates, best first down to a depth; gives the content of ``report.json``.
 
-    The folder gets ``qrels.txt``. With human judgments, the report has `agreement`. ValueError: nothing
+    The folder gets ``qrels.txt``. With human judgments, `agreement` is given, too. ValueError: nothing
     could be read, or files do not fit; EndpointError: no answer.
     """
     corpus, questions = _pairs(config)
     human = read_judgments(config.human) if config.human else None
     runs = {Path(x).stem: read_candidates(x).eval("score = -rank") for x in config.runs}
-    identity = {"asked": "grades", "depth": config.depth, "data": fingerprint(corpus.candidates)}
-    with _asked(config, folder, identity, questions) as (work, answers):
-        if work.manifest is not None:
-            return read_json(work.folder / "report.json")
-        rows = [(*q.key[0].split("\n"), x.value) for q, x in zip(questions, answers, strict=True)]
-        qrels = pd.DataFrame(rows, columns=["query_id", "doc_id", "relevance"]).dropna()
-        qrels = qrels.astype({"relevance": "int64"})
-        with partial(work.folder / "qrels.txt") as beside:
-            beside.write_text(
-                "".join(f"{q} 0 {d} {grade}\n" for q, d, grade in qrels.itertuples(False))
-            )
-        grades = {str(grade): int((qrels["relevance"] == grade).sum()) for grade in _GRADES}
-        report = _report(config, questions, answers) | {"grades": grades}
-        if human is not None:
-            report["agreement"] = agreement(qrels, human, runs, config.measure)
-        write_json(work.folder / "report.json", report)
-        work.finish()
+    identity = {
+        "asked": "grades", "depth": config.depth, "max_retries": config.max_retries,
+        "data": fingerprint(corpus.candidates), "teacher": config.backend.name,
+    }  # fmt: skip
+    with resumable(Path(folder), identity, brought=ANSWERS) as work:
+        if work.manifest is None:
+            answers = _answers(config, work.folder, questions)
+            rows = [(*q.query_id.split("\n"), x) for q, (_, x) in zip(questions, answers, strict=True)]
+            known = [f"{q} 0 {d} {grade}\n" for q, d, grade in rows if grade is not None]
+            with partial(work.folder / "qrels.txt") as beside:
+                beside.write_text("".join(known))
+            counts = Counter(str(x) for *_, x in rows if x is not None)
+            report = _report(config, questions, answers) | {"grades": dict(sorted(counts.items()))}
+            write_json(work.folder / "report.json", report)
+            work.finish()
+        report = read_json(work.folder / "report.json")
+    if human is not None:
+        qrels = read_qrels(Path(folder) / "qrels.txt")
+        report["agreement"] = agreement(qrels, human, runs, config.measure)
     return report
 
 
@@ -122,15 +113,16 @@ def ask(config: AskConfig, folder: str | Path) -> dict:
     identity = {
         "asked": "queries", "n_passages": config.n_passages, "seed": config.seed,
         "longest": config.longest, "found_within": config.found_within, "depth": config.depth,
-        "least_grade": config.least_grade, "data": collection.passages_fingerprint,
+        "least_grade": config.least_grade, "max_retries": config.max_retries,
+        "data": collection.passages_fingerprint, "teacher": config.backend.name,
     }  # fmt: skip
-    with _asked(config, folder, identity, questions) as (work, answers):
+    with resumable(Path(folder), identity, brought=ANSWERS) as work:
         if work.manifest is not None:
             return read_json(work.folder / "report.json")
+        answers = _answers(config, work.folder, questions)
         report = _report(config, questions, answers)
-        rows = [
-            (f"{q.key[0]}.asked", x.value, q.key[0]) for q, x in zip(questions, answers, strict=True)
-        ]
+        both = zip(questions, answers, strict=True)
+        rows = [(f"{q.query_id}.asked", x, q.query_id) for q, (_, x) in both]
         found = pd.DataFrame(rows, columns=["query_id", "query", "doc_id"]).dropna()
         kept = found.drop_duplicates("query", keep=False)
         report["n_several"] = len(found) - len(kept)
@@ -144,7 +136,7 @@ def ask(config: AskConfig, folder: str | Path) -> dict:
             texts = passages.set_index("doc_id")["text"]
             graded = [_grading(x.query_id, x.query, texts[x.doc_id]) for x in kept.itertuples()]
             grades = _answers(config, work.folder, graded)
-            good = [x.value is not None and x.value >= config.least_grade for x in grades]
+            good = [x is not None and x >= config.least_grade for _, x in grades]
             report["n_not_answered"] = len(good) - sum(good)
             kept = kept[np.array(good, dtype=bool)]
         if kept.empty:
@@ -188,7 +180,7 @@ def _passages(config: AskConfig) -> list[Question]:
         passages = passages.sample(n, random_state=config.seed).sort_index()
     prompt, longest = _ASK.replace("{longest}", f"{config.longest} words"), "word " * config.longest
     return [
-        Question(id=doc_id, template=prompt, passage=text, longest_answer=longest,
+        Question(query_id=doc_id, template=prompt, passages=(text,), longest_answer=longest,
                  read=lambda text: _query(text, config.longest))
         for doc_id, text in passages.itertuples(index=False)
     ]  # fmt: skip
@@ -211,8 +203,8 @@ def _pairs(config: JudgeConfig) -> tuple[Any, list[Question]]:
 
 
 def _grading(name: str, query: str, passage: str) -> Question:
-    own = {"query": query, "passage": passage, "longest_answer": "3", "read": _grade}
-    return Question(id=name, template=_GRADE, **own)
+    own = {"query": query, "passages": (passage,), "longest_answer": "3", "read": _grade}
+    return Question(query_id=name, template=_GRADE, **own)
 
 
 def _grade(text: str) -> int | None:
@@ -229,50 +221,37 @@ def _query(text: str, longest: int) -> str | None:
     return line if 1 < n_words(line) <= longest + 3 else None
 
 
-@contextmanager
-def _asked(
-    config: AskConfig | JudgeConfig, folder: str | Path, identity: dict, questions: list[Question]
-):
-    """The work in a folder, and what was read from each question's answer; none if it is finished."""
-    identity |= {"teacher": config.backend.name, "max_retries": config.max_retries}
-    with resumable(Path(folder), identity, brought=ANSWERS) as work:
-        yield work, () if work.manifest else _answers(config, work.folder, questions)
-
-
 def _answers(
     config: AskConfig | JudgeConfig, folder: Path, questions: Sequence[Question]
-) -> list[_Read]:
-    """What was read from each answer; what cannot be read is asked again."""
+) -> list[tuple[Answer, Any]]:
+    """Each answer and what it says, perhaps None; what says nothing is asked again."""
     log, backend = AnswerLog(folder / ANSWERS, teacher=config.backend.name), None
-    read: list[_Read | None] = [None] * len(questions)
+    answers: dict[int, tuple[Answer, Any]] = {}
     for attempt in range(1 + config.max_retries):
-        left = [i for i, x in enumerate(read) if x is None or x.value is None]
+        left = [i for i in range(len(questions)) if i not in answers or answers[i][1] is None]
         if not left:
             break
         backend = backend or open_backend(config.backend)
         some = [replace(questions[i], attempt=attempt) for i in left]
         for i, question, answer in zip(left, some, ask_all(some, backend, log), strict=True):
-            read[i] = _Read(answer, question.value(answer))
-    if questions and all(x.value is None for x in read):
-        why = read[0].answer.why or repr(read[0].answer.text)[:100]
+            answers[i] = answer, question.value(answer)
+    if questions and all(value is None for _, value in answers.values()):
+        why = answers[0][0].why or repr(answers[0][0].text)[:100]
         raise ValueError(f"{folder}: no answer could be read, the first: {why}: try another model")
-    return read
+    return [answers[i] for i in range(len(questions))]
 
 
 def _report(
-    config: AskConfig | JudgeConfig, questions: Sequence[Question], answers: Sequence[_Read]
-) -> dict:
+    config: AskConfig | JudgeConfig, questions: Sequence[Question],
+    answers: Sequence[tuple[Answer, Any]],
+) -> dict:  # fmt: skip
     """Counts and cost; tokens are None where a server did not count them."""
-    total: Callable = lambda name: (  # noqa: E731
-        None if any(getattr(x.answer, name) is None for x in answers)
-        else sum(getattr(x.answer, name) for x in answers)
-    )  # fmt: skip
-    unread = [x.answer for x in answers if x.value is None]
-    reasons = Counter(x.why or "not understood" for x in unread)
-    tokens = total("input_tokens"), total("output_tokens")
+    counts = [(x.input_tokens, x.output_tokens) for x, _ in answers]
+    tokens = [None if None in column else sum(column) for column in zip(*counts, strict=True)]
+    why = Counter(x.why or "not understood" for x, value in answers if value is None)
     paid = isinstance(config.backend, EndpointConfig) and None not in tokens
     return {
-        "n_asked": len(questions), "n_unusable": len(unread), "why": dict(reasons.most_common(5)),
+        "n_asked": len(questions), "n_unusable": why.total(), "why": dict(why.most_common(5)),
         "input_tokens": tokens[0], "output_tokens": tokens[1],
         "usd": config.backend.usd(*tokens) if paid else None,
     }  # fmt: skip
