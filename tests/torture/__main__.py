@@ -123,9 +123,14 @@ def make_inputs(folder):
         shutil.copytree(root / name, book / name)
     for name in ("_config.yml", "book/references.bib"):
         shutil.copy(root / name, book / name)
-    toc = "format: jb-book\nroot: book/pages/efficiency\nchapters: [{file: book/pages/pictures}]\n"
+    linked = ("losses", "samplers")  # from the page that is executed
+    files = ", ".join(f"{{file: book/{x}}}" for x in ("pages/pictures", *(f"method/{x}" for x in linked)))
+    toc = f"format: jb-book\nroot: book/pages/efficiency\nchapters: [{files}]\n"
     (book / "_toc.yml").write_text(toc)
-    (book / "book" / "pages").mkdir()
+    for name in ("pages", "method"):
+        (book / "book" / name).mkdir()
+    for name in linked:
+        (book / "book" / "method" / f"{name}.md").write_text(f"# {name}\n")
     page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Efficiency", id="0")])
     nbformat.write(page, book / "book" / "pages" / "efficiency.ipynb")
     chat = ChatServer(fault=lambda *_: {"wait_s": 0.02})
