@@ -1,4 +1,4 @@
-"""Servers in one race, for the page on efficiency: `PYTHONPATH=. python results/efficiency/serve.py`.
+"""Servers in one race: `PYTHONPATH=. python results/efficiency/serve.py`.
 
 `rdl serve` and a plain server of FastAPI and sentence-transformers have the same weights and get the same
 lists: TREC DL 2019 with BM25's top 100, 8 clients at once. Then 10,000 requests of 4 short texts each.
