@@ -9,6 +9,7 @@ Reference: Platt, Advances in Large Margin Classifiers 1999; Guo et al., ICML 20
 """
 
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -49,17 +50,17 @@ class Adopted:
 
     def __str__(self) -> str:
         """The verdict in Markdown."""
-        told, ways = self.evidence, {"the student alone": "student", "both, as adopted": "adopted"}
+        seen, systems = self.evidence, {"the student alone": "student", "both, as adopted": "adopted"}
         lines = [
-            f"{told['measure']} on {told['n_queries']:,} judged queries, each measured with what the "
+            f"{seen['measure']} on {seen['n_queries']:,} judged queries, each measured with what the "
             "others chose:\n",
-            f"- the first stage alone: {told['first_stage']:.3f}",
+            f"- the first stage alone: {seen['first_stage']:.3f}",
             *("- {}: {mean:.3f}, **{verdict}** ({delta:+.3f}, 95 % interval {delta_low:+.3f} to "
-              "{delta_high:+.3f}, equivalence p = {p_tost:.2g})".format(what, **told[way])
-              for what, way in ways.items()),
+              "{delta_high:+.3f}, equivalence p = {p_tost:.2g})".format(label, **seen[name])
+              for label, name in systems.items()),
             f"\nAdopted: weight {self.weight:g} for the first {self.depth} passages. Scores are "
-            f"probabilities of relevance, {told['ece']:.3f} off on average ({told['ece_low']:.3f} to "
-            f"{told['ece_high']:.3f}).",
+            f"probabilities of relevance, {seen['ece']:.3f} off on average ({seen['ece_low']:.3f} to "
+            f"{seen['ece_high']:.3f}).",
         ]  # fmt: skip
         return "\n".join(lines)
 
@@ -88,15 +89,14 @@ def adopt(
     relevant = (grades >= positive_grade).to_numpy()
     if relevant.all() or not relevant.any():
         which = "irrelevant" if relevant.all() else "relevant"
-        told = f"expected relevant and irrelevant candidates (grade {positive_grade} or more)"
-        raise ValueError(f"{told}; none is {which}: check ids and positive_grade")
+        expected = f"relevant and irrelevant candidates (grade {positive_grade} or more)"
+        raise ValueError(f"expected {expected}; none is {which}: check ids and positive_grade")
     deepest = int(candidates["rank"].max())
-    ways = [(0.0, deepest), *((w, k) for k in (*(k for k in _DEPTHS if k < deepest), deepest)
-                              for w in _WEIGHTS)]  # fmt: skip
+    depths = [*(depth for depth in _DEPTHS if depth < deepest), deepest]
     values = {}
-    for weight, depth in ways:
-        way = Adopted(weight=weight, depth=depth, slope=1, intercept=0, evidence={})
-        run = way.apply(candidates, scores)
+    for weight, depth in [(0.0, deepest), *product(_WEIGHTS, depths)]:
+        setting = Adopted(weight=weight, depth=depth, slope=1, intercept=0, evidence={})
+        run = setting.apply(candidates, scores)
         values[weight, depth] = per_query(qrels, run, measure).set_index("query_id")[measure]
     values = pd.DataFrame(values)
     fold_of = pd.Series(np.random.default_rng(seed).permutation(len(values)) % folds, values.index)
@@ -109,7 +109,7 @@ def adopt(
         blended = _blended(candidates, scores, weight, depth)
         slope, intercept = _platt(blended[~rows], relevant[~rows])
         probability[rows] = expit(slope * blended[rows] + intercept)
-    means = {"first_stage": values[ways[0]], "student": values[1.0, deepest], "adopted": adopted}
+    means = {"first_stage": values[0.0, deepest], "student": values[1.0, deepest], "adopted": adopted}
     table = compare(columns := pd.DataFrame(means), "first_stage")
     evidence = {
         "measure": measure, "margin": margin, "positive_grade": positive_grade, "folds": folds,
@@ -121,7 +121,8 @@ def adopt(
         verdict = "equal" if tost.equivalent else "cannot tell"
         verdict = "helps" if row["delta_low"] > 0 else "harms" if row["delta_high"] < 0 else verdict
         evidence[name] = {"verdict": verdict, **row, "p_tost": tost.p_value}
-    weight, depth = ways[0] if verdict == "harms" else _best(values)
+    harms = evidence["adopted"]["verdict"] == "harms"
+    weight, depth = (0.0, deepest) if harms else _best(values)
     slope, intercept = _platt(_blended(candidates, scores, weight, depth), relevant)
     errors = _calibration_error(probability, relevant, candidates["query_id"], seed)
     evidence |= dict(zip(("ece", "ece_low", "ece_high"), map(float, errors), strict=True))
@@ -148,13 +149,15 @@ def _blended(candidates: pd.DataFrame, scores: np.ndarray, weight: float, depth:
     Float64 ``[rows]``, NaN below the depth.
     """
     top = (candidates["rank"] <= depth).to_numpy()
-    some, blended = candidates[top], np.full(len(candidates), np.nan)
-    first = -some["rank"].to_numpy(float)
-    if "score" in some:  # a file may have kept scores that do not go with its ranks
-        by_query = some.sort_values("rank").groupby("query_id")["score"]
+    reranked, blended = candidates[top], np.full(len(candidates), np.nan)
+    first_stage = -reranked["rank"].to_numpy(float)
+    if "score" in reranked:  # a file may have kept scores that do not go with its ranks
+        by_query = reranked.sort_values("rank").groupby("query_id")["score"]
         fits = by_query.agg(lambda x: x.notna().all() and x.is_monotonic_decreasing)
-        first = np.where(some["query_id"].map(fits).to_numpy(bool), some["score"], first)
-    blended[top] = weight * fuse(some, scores[top]) + (1 - weight) * fuse(some, first)
+        fitting = reranked["query_id"].map(fits).to_numpy(bool)
+        first_stage = np.where(fitting, reranked["score"], first_stage)
+    own = fuse(reranked, scores[top]) if weight else 0.0  # without a weight, there may be no scores
+    blended[top] = weight * own + (1 - weight) * fuse(reranked, first_stage)
     return blended
 
 

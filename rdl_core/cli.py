@@ -158,13 +158,13 @@ def teach(config: c.TeachConfig, out: str, dry_run: bool) -> str:
 
     if dry_run:
         return str(teaching.estimate(config, out))
-    return f"lists in {out}: {_told(teaching.teach(config, out))}"
+    return f"lists in {out}: {_counts_of(teaching.teach(config, out))}"
 
 
-_TEXTS = {name: kind for name, kind in c.BACKENDS.items() if name != "replay"}
+_WRITERS = {name: kind for name, kind in c.BACKENDS.items() if name != "replay"}
 
 
-@command(c.AskConfig, "collection", backend=_TEXTS)
+@command(c.AskConfig, "collection", backend=_WRITERS)
 @click.argument("out")
 @click.option("--dry-run", is_flag=True, help="Say what would be asked; ask nothing.")
 def ask(config: c.AskConfig, out: str, dry_run: bool) -> str:
@@ -174,17 +174,23 @@ def ask(config: c.AskConfig, out: str, dry_run: bool) -> str:
     """
     from rdl_core.teachers import label
 
-    return str(label.estimate(config, out)) if dry_run else f"{out}: {_told(label.ask(config, out))}"
+    return (
+        str(label.estimate(config, out)) if dry_run else f"{out}: {_counts_of(label.ask(config, out))}"
+    )
 
 
-@command(c.JudgeConfig, "candidates", backend=_TEXTS)
+@command(c.JudgeConfig, "candidates", backend=_WRITERS)
 @click.argument("out")
 @click.option("--dry-run", is_flag=True, help="Say what would be asked; ask nothing.")
 def judge(config: c.JudgeConfig, out: str, dry_run: bool) -> str:
     """Have an LLM grade candidates from 0 to 3, and say how far it agrees with human judgments."""
     from rdl_core.teachers import label
 
-    return str(label.estimate(config, out)) if dry_run else f"{out}: {_told(label.judge(config, out))}"
+    return (
+        str(label.estimate(config, out))
+        if dry_run
+        else f"{out}: {_counts_of(label.judge(config, out))}"
+    )
 
 
 @command()
@@ -198,7 +204,7 @@ def merge(out: str, shards: tuple[str, ...]) -> str:
         return f"{out}: {merge_runs(shards, out)} queries"
     from rdl_core.teachers.teach import merge_lists
 
-    return f"lists in {out}: {_told(merge_lists(shards, out))}"
+    return f"lists in {out}: {_counts_of(merge_lists(shards, out))}"
 
 
 @command(c.RerankConfig, "student", "candidates", "out")
@@ -264,7 +270,7 @@ def fetch(group: str) -> str:
     return f"{group}: {len(paths)} files, {size_mb:.1f} MB, in {' and '.join(folders)}"
 
 
-def _told(report: dict) -> str:
+def _counts_of(report: dict) -> str:
     """A report's counts in a line, without what nobody counted."""
     counts = report.get("totals", report).items()
     return ", ".join(f"{name} {x}" for name, x in counts if x not in (None, {}))

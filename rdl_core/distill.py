@@ -370,7 +370,7 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
     student = CrossEncoder.from_pretrained(config.encoder, **limits).to(default_device())
     stage = checked(StageConfig, {"precision": "auto"} | config.training, what="training")
-    dev, measured = _dev_of(config, stage, student, corpus)
+    dev, dev_prints = _dev_of(config, stage, student, corpus)
     if "steps" not in config.training:  # every list three times
         steps = math.ceil(3 * len(corpus.ids("query_id")) / stage.queries_per_step)
         stage = replace(stage, steps=steps)
@@ -383,7 +383,7 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     texts = TokenCorpus(query_ids, None, doc_ids, None)  # which take longest, and are not read before
     lists = RankedLists.from_frame(candidates, texts)
     _check(lists, stage, dev)
-    with _held(folder, _identity(config, stage, student, corpus, measured)) as work:
+    with _held(folder, _identity(config, stage, student, corpus, dev_prints)) as work:
         if work.manifest is not None:
             _log.info("%s: finished before", folder)
             return CrossEncoder.from_pretrained(folder).eval()
@@ -410,16 +410,14 @@ def _dev_of(
 ) -> tuple[Callable[[CrossEncoder], float] | None, list[str]]:
     """The measure of the dev queries, and fingerprints of what decides it; None without any."""
     if (config.dev is None) != (stage.dev_every == 0):
-        told = f"got dev {config.dev} and dev_every {stage.dev_every}"
-        raise ValueError(
-            f"dev, dev_every: expected both or neither, {told}: give or leave out the other"
-        )
+        got = f"got dev {config.dev} and dev_every {stage.dev_every}"
+        raise ValueError(f"dev, dev_every: expected both or neither, {got}: give or leave out both")
     if config.dev is None:
         return None, []
     corpus = read_corpus(config.dev, format=config.format, collection=config.collection)
     candidates, query_ids = corpus.candidates, corpus.ids("query_id")
-    if len(both := query_ids.intersection(trained.ids("query_id"))):
-        raise ValueError(f"dev: expected other queries than {config.lists} has; {both[0]!r} is in both")
+    if len(shared := query_ids.intersection(trained.ids("query_id"))):
+        raise ValueError(f"dev: expected other queries than {config.lists} has; got {shared[0]!r}, too")
     if config.dev_qrels:
         qrels = read_judgments(config.dev_qrels)
         qrels = qrels[qrels["query_id"].isin(query_ids)]
@@ -445,8 +443,9 @@ def _held(folder: Path, identity: dict) -> Iterator[Work]:
 
 
 def _identity(
-    config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus, dev: list[str]
-) -> dict:
+    config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus,
+    dev_prints: list[str],
+) -> dict:  # fmt: skip
     """All that decides what the student becomes, earlier stages included."""
     earlier = training_record(config.encoder).get("config", {})
     lists = {
@@ -459,9 +458,6 @@ def _identity(
         "stages": [*earlier.get("stages", ()), {"lists": lists, "training": asdict(stage)}],
     }  # fmt: skip
     weights = Path(model_path(config.encoder)) / "model.safetensors"
-    data = [
-        fingerprint(corpus.candidates),
-        *dev,
-        *([content_hash(weights)] if weights.is_file() else []),
-    ]
+    data = [fingerprint(corpus.candidates), *dev_prints]
+    data += [content_hash(weights)] if weights.is_file() else []
     return {"kind": "distill", "config": settings, "data": "-".join(data)}

@@ -86,15 +86,15 @@ def rerank_files(config: RerankConfig) -> None:
     student, precision = open_student(config)
     adopted = None if config.plain else adopted_of(model_path(config.student))
     if adopted:
-        told = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
-        _log.info(told, config.student, adopted.depth, adopted.weight)
+        message = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
+        _log.info(message, config.student, adopted.depth, adopted.weight)
     out.parent.mkdir(parents=True, exist_ok=True)
     ranked = []
-    for some in _scored(corpus, student, precision, depth=adopted and adopted.depth):
+    for frame in _scored(corpus, student, precision, depth=adopted and adopted.depth):
         if adopted:
-            ranked.append(adopted.apply(some, some["student"].to_numpy()))
+            ranked.append(adopted.apply(frame, frame["student"].to_numpy()))
         else:
-            ranked.append(settle_ties(some[_IDS].assign(score=some["student"]), some))
+            ranked.append(settle_ties(frame[_IDS].assign(score=frame["student"]), frame))
     write_run(pd.concat(ranked), out, tag=config.tag)
     if config.part[1] > 1:
         weights = Path(model_path(config.student), "model.safetensors")
@@ -122,13 +122,13 @@ def _scored(
 
     They are NaN below the depth; None scores all.
     """
-    for some in corpus.parts(_PAIRS_IN_MEMORY):
-        shown = some.candidates["rank"] <= (depth or np.inf)
-        top = replace(some, candidates=some.candidates[shown])
+    for part in corpus.parts(_PAIRS_IN_MEMORY):
+        reranked = part.candidates["rank"] <= (depth or np.inf)
+        top = replace(part, candidates=part.candidates[reranked])
         tokens = tokens_of(top, student)
         scores = rerank(student, top.candidates, tokens, precision=precision)
         scores = scores.rename(columns={"score": "student"})
-        yield some.candidates.merge(scores, "left", _IDS).sort_values(["query_id", "rank"])
+        yield part.candidates.merge(scores, "left", _IDS).sort_values(["query_id", "rank"])
         _log.info("%d queries ranked", len(tokens.query_ids))
 
 
@@ -162,11 +162,11 @@ def adopt_files(config: AdoptConfig) -> Adopted:
     if not (judged := corpus.candidates["query_id"].isin(qrels["query_id"])).any():
         raise ValueError(f"{config.qrels} judges no query of {config.candidates}: are ids the same?")
     corpus = replace(corpus, candidates=corpus.candidates[judged])
-    own = {name: getattr(config, name) for name in ("measure", "margin", "positive_grade", "folds")}
+    options = {x: getattr(config, x) for x in ("measure", "margin", "positive_grade", "folds")}
     # By the first stage's order, which takes seconds: what cannot be chosen from is refused here.
-    adopt(corpus.candidates, -corpus.candidates["rank"].to_numpy(float), qrels, **own)
+    adopt(corpus.candidates, -corpus.candidates["rank"].to_numpy(float), qrels, **options)
     candidates = pd.concat(_scored(corpus, *open_student(config)), ignore_index=True)
-    adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **own)
+    adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **options)
     write_adopted(adopted, folder)
     return adopted
 

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -76,7 +77,7 @@ class ScoreRequest(BaseModel):
     model: str | None = None
 
 
-class _Waiting(NamedTuple):
+class _Pairs(NamedTuple):
     """Token ids of pairs that wait for their scores."""
 
     queries: list[list[int]]
@@ -91,64 +92,49 @@ class _Scorer:
         self.student, self._engine = student, engine(student, precision)
         self._budget = token_budget_of(student.device)
         self.n_asked = 0  # requests that are not answered yet
-        self.waiting: list[_Waiting] = []
-        self._more, self._thread = asyncio.Event(), ThreadPoolExecutor(1)
+        self._queue: asyncio.Queue[_Pairs] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1)
 
     def tokenise(self, texts: list[str], max_tokens: int | None) -> list[list[int]]:
         """Token ids of texts, cut to so many."""
-        ids = self.student.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [each[:max_tokens] for each in ids]
+        encoded = self.student.tokenizer(texts, add_special_tokens=False)
+        return [ids[:max_tokens] for ids in encoded["input_ids"]]
 
     async def scores(self, queries: list[list[int]], passages: list[list[int]]) -> np.ndarray:
         """Logits of pairs, once it is their turn."""
-        own = _Waiting(queries, passages, asyncio.get_running_loop().create_future())
-        self.waiting.append(own)
-        self._more.set()
-        try:
-            return await own.scores
-        finally:
-            if own in self.waiting:  # nobody waits for them any more
-                self.waiting.remove(own)
+        pairs = _Pairs(queries, passages, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(pairs)
+        return await pairs.scores  # cancelled if nobody waits for them any more
 
     async def work(self) -> None:
         """Score until cancelled."""
         while True:
-            await self._more.wait()
-            some, n = [], 0
-            while self.waiting and (not some or n + len(self.waiting[0].passages) <= _PAIRS_AT_ONCE):
-                some.append(self.waiting.pop(0))
-                n += len(some[-1].passages)
-            if not self.waiting:
-                self._more.clear()
-            if not some:
+            batch = [await self._queue.get()]
+            while not self._queue.empty() and sum(len(x.passages) for x in batch) < _PAIRS_AT_ONCE:
+                batch.append(self._queue.get_nowait())
+            if not (batch := [pairs for pairs in batch if not pairs.scores.done()]):
                 continue
-            run, loop = self._score, asyncio.get_running_loop()
+            loop, ends = asyncio.get_running_loop(), np.cumsum([len(x.passages) for x in batch])
+            error, parts = None, [None] * len(batch)
             try:
-                scores = await loop.run_in_executor(self._thread, run, some)
-                parts = np.split(scores, np.cumsum([len(x.passages) for x in some])[:-1])
-                answers = [(x.scores.set_result, part) for x, part in zip(some, parts, strict=True)]
-            except Exception as error:  # the next requests may be answered
-                answers = [(x.scores.set_exception, error) for x in some]
-            for (give, answer), one in zip(answers, some, strict=True):
-                if not one.scores.done():
-                    give(answer)
+                scores = await loop.run_in_executor(self._thread, self._score, batch)
+                parts = np.split(scores, ends[:-1])
+            except Exception as problem:  # the next requests may be answered
+                error = problem
+            for pairs, own_scores in zip(batch, parts, strict=True):
+                if not pairs.scores.done():
+                    pairs.scores.set_exception(error) if error else pairs.scores.set_result(own_scores)
 
-    def _score(self, some: list[_Waiting]) -> np.ndarray:
-        queries, passages = (
-            TokenStore.from_lists([ids for x in some for ids in getattr(x, name)]).to(
-                self.student.device
-            )
-            for name in ("queries", "passages")
-        )
-        rows = torch.arange(len(passages), device=self.student.device)
-        score = self._engine.score
-        found, self._budget = fitting(
-            lambda token_budget: score(queries, passages, rows, rows, token_budget=token_budget),
-            self._budget,
-        )
-        if not (found := found.cpu().numpy()).size or not np.isfinite(found).all():
+    def _score(self, batch: list[_Pairs]) -> np.ndarray:
+        device = self.student.device
+        queries = TokenStore.from_lists([ids for pairs in batch for ids in pairs.queries]).to(device)
+        passages = TokenStore.from_lists([ids for pairs in batch for ids in pairs.passages]).to(device)
+        rows = torch.arange(len(passages), device=device)
+        score = partial(self._engine.score, queries, passages, rows, rows)
+        scores, self._budget = fitting(score, self._budget)
+        if not np.isfinite(scores := scores.cpu().numpy()).all():
             raise ValueError("the student scored nan or infinity: its weights are broken")
-        return found
+        return scores
 
 
 def make_app(
@@ -183,9 +169,9 @@ def make_app(
     @app.middleware("http")
     async def measured(request: Request, answer: Callable) -> Response:
         started, path = time.perf_counter(), request.url.path
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
         open_to_all = path == "/health" or not key
-        if open_to_all or hmac.compare_digest(given.encode(), key.encode()):
+        if open_to_all or hmac.compare_digest(token.encode(), key.encode()):
             response = await answer(request)
         else:
             response = _refusal(401, f"expected the key of {config.key_variable} as a bearer token")
@@ -218,26 +204,30 @@ def make_app(
             raise HTTPException(429, f"{config.most_waiting} requests wait already: try again later")
         scorer.n_asked += 1
         try:
-            tokenised = ((queries, None), (passages, cut))
-            both = await asyncio.gather(*(asyncio.to_thread(scorer.tokenise, *x) for x in tokenised))
+            query_ids, passage_ids = await asyncio.gather(
+                asyncio.to_thread(scorer.tokenise, queries, None),
+                asyncio.to_thread(scorer.tokenise, passages, cut),
+            )
             limits = student.query_tokens, student.passage_tokens
-            for what, ids, limit in zip(("query", "text"), both, limits, strict=True):
+            for what, ids, limit in zip(
+                ("query", "text"), (query_ids, passage_ids), limits, strict=True
+            ):
                 if not truncate and (longest := max(map(len, ids))) > limit:
-                    told = f"a {what} of {longest} tokens is longer than {limit}, and truncate is false"
-                    raise HTTPException(422, told)
-            own = both[0] * len(passages) if len(queries) == 1 else both[0]
-            scoring = asyncio.ensure_future(scorer.scores(own, both[1]))
+                    too_long = f"a {what} of {longest} tokens is longer than {limit}"
+                    raise HTTPException(422, f"{too_long}, and truncate is false")
+            query_ids = query_ids * len(passages) if len(queries) == 1 else query_ids
+            scoring = asyncio.ensure_future(scorer.scores(query_ids, passage_ids))
             gone = asyncio.ensure_future(_gone(request))
-            how = {"timeout": config.longest_wait_s, "return_when": asyncio.FIRST_COMPLETED}
-            _, left = await asyncio.wait({scoring, gone}, **how)
-            for each in left:
-                each.cancel()
-            if scoring in left:
+            first = {"timeout": config.longest_wait_s, "return_when": asyncio.FIRST_COMPLETED}
+            _, unfinished = await asyncio.wait({scoring, gone}, **first)
+            for task in unfinished:
+                task.cancel()
+            if scoring in unfinished:
                 raise HTTPException(503, f"waited {config.longest_wait_s:g} s: try again later")
         finally:
             scorer.n_asked -= 1
         n_tokens = sum(min(len(x), limits[0]) + min(len(y), limits[1]) + student.template.n_tokens
-                       for x, y in zip(own, both[1], strict=True))  # fmt: skip
+                       for x, y in zip(query_ids, passage_ids, strict=True))  # fmt: skip
         counts["pairs"].inc(len(passages))
         counts["tokens"].inc(n_tokens)
         return scoring.result(), n_tokens
@@ -248,36 +238,38 @@ def make_app(
     async def rerank(body: RerankRequest, request: Request) -> Any:
         if (body.documents is None) == (body.texts is None):
             raise HTTPException(422, "documents: expected documents or texts, one of the two")
-        given = [Document(text=x) if isinstance(x, str) else x for x in body.documents or body.texts]
-        texts, first = [x.text for x in given], [x.score for x in given]
-        how = {"cut": body.max_tokens_per_doc, "truncate": body.truncate}
-        scores, n_tokens = await logits(request, [body.query], texts, **how)
-        if adopted and None not in first:
-            scores = _adopted_scores(adopted, scores, first)
+        documents = [x if isinstance(x, Document) else Document(text=x)
+                     for x in body.documents or body.texts]  # fmt: skip
+        texts, first_stage = [x.text for x in documents], [x.score for x in documents]
+        options = {"cut": body.max_tokens_per_doc, "truncate": body.truncate}
+        scores, n_tokens = await logits(request, [body.query], texts, **options)
+        if adopted and None not in first_stage:
+            scores = _adopted_scores(adopted, scores, first_stage)
         elif not body.raw_scores:
             scores = expit(scores)
-        order = np.argsort(-scores, kind="stable")[: body.top_n]
+        order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
         if body.texts is not None:
-            more = [{"text": texts[i]} if body.return_text else {} for i in order]
-            return [{"index": int(i), "score": float(scores[i]), **own}
-                    for i, own in zip(order, more, strict=True)]  # fmt: skip
-        more = [{"document": {"text": texts[i]}} if body.return_documents else {} for i in order]
-        results = [{"index": int(i), "relevance_score": float(scores[i]), **own}
-                   for i, own in zip(order, more, strict=True)]  # fmt: skip
-        about = {"id": str(uuid.uuid4()), "model": body.model or name, "results": results}
-        usage = {"total_tokens": n_tokens}
-        return about | {"usage": usage, "meta": {"api_version": {"version": "2"}}}
+            shown = [{"text": texts[i]} if body.return_text else {} for i in order]
+            return [{"index": i, "score": float(scores[i]), **text}
+                    for i, text in zip(order, shown, strict=True)]  # fmt: skip
+        shown = [{"document": {"text": texts[i]}} if body.return_documents else {} for i in order]
+        results = [{"index": i, "relevance_score": float(scores[i]), **text}
+                   for i, text in zip(order, shown, strict=True)]  # fmt: skip
+        return {
+            "id": str(uuid.uuid4()), "model": body.model or name, "results": results,
+            "usage": {"total_tokens": n_tokens}, "meta": {"api_version": {"version": "2"}},
+        }  # fmt: skip
 
     @app.post("/score")
     @app.post("/v1/score")
     async def score(body: ScoreRequest, request: Request) -> Any:
         left, right = ([x] if isinstance(x, str) else x for x in (body.text_1, body.text_2))
         if len(left) not in (1, len(right)):
-            told = f"text_1: expected one text, or as many as text_2 has, {len(right)}; got {len(left)}"
-            raise HTTPException(422, told)
+            expected = f"one text, or as many as text_2 has, {len(right)}"
+            raise HTTPException(422, f"text_1: expected {expected}; got {len(left)}")
         scores, n_tokens = await logits(request, left, right)
-        scores = enumerate(expit(scores).tolist())
-        data = [{"index": i, "object": "score", "score": x} for i, x in scores]
+        rows = enumerate(expit(scores).tolist())
+        data = [{"index": i, "object": "score", "score": score} for i, score in rows]
         return {"id": str(uuid.uuid4()), "object": "list", "created": int(time.time()),
                 "model": body.model or name, "data": data,
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}  # fmt: skip
@@ -334,9 +326,10 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _adopted_scores(adopted: Adopted, scores: np.ndarray, first: list[float]) -> np.ndarray:
+def _adopted_scores(adopted: Adopted, scores: np.ndarray, first_stage: list[float]) -> np.ndarray:
     """What `rdl adopt` chose, for one query's documents with the first stage's scores."""
-    frame = pd.DataFrame({"score": first}).assign(query_id="q", doc_id=[*map(str, range(len(first)))])
+    ids = [*map(str, range(len(first_stage)))]
+    frame = pd.DataFrame({"query_id": "q", "doc_id": ids, "score": first_stage})
     frame["rank"] = frame["score"].rank(ascending=False, method="first").astype(int)
     run = adopted.apply(frame, scores).set_index("doc_id")["score"]
     return run[frame["doc_id"]].to_numpy(float)

@@ -69,10 +69,10 @@ def test_grades_are_read_asked_again_kept_and_compared_with_humans(corpus, tmp_p
         assert (plan.n_queries, plan.n_answered, plan.output_tokens) == (50, 0, 50)
         report = judge(config, tmp_path / "out")
         assert len(server.requests) == 52  # two were asked again
-        assert judge(config, tmp_path / "out") == report
-        assert len(server.requests) == 52
+        assert judge(config, tmp_path / "out") == report  # asks again what a server may answer now
+        assert len(server.requests) == 54
     assert (report["n_asked"], report["n_unusable"], report["grades"]["3"]) == (50, 1, 5)
-    assert report["why"] == {"not understood": 1}
+    assert (report["n_answers"], report["why"]) == (52, {})
     qrels = read_qrels(tmp_path / "out" / "qrels.txt")
     expected = [
         (f"q{q}", f"d{d}", grade_of(q, d)) for q in range(5) for d in range(10) if (q, d) != (1, 3)
@@ -113,12 +113,14 @@ def asker(number, prompt):
 def test_queries_are_kept_that_find_their_passage_and_that_it_answers(corpus, tmp_path):
     own = {"collection": str(corpus), "n_passages": 99, "depth": 4, "found_within": 3, "least_grade": 2}
     with ChatServer(asker) as server:
-        config = AskConfig(backend=backend(server), **own)
+        prices = {"input_usd": 1.0, "output_usd": 0.0}
+        config = AskConfig(backend=backend(server, **prices), **own)
         assert estimate(config, tmp_path / "out").n_windows == 10
         report = ask(config, tmp_path / "out")
-        n_requests = len(server.requests)
+        n_requests, n_words = len(server.requests), sum(len(x.split()) for x in server.answered)
+        assert report["usd"] == pytest.approx(n_words / 1e6)  # grades and retries, too
         assert ask(config, tmp_path / "out") == report
-        assert len(server.requests) == n_requests
+        assert len(server.requests) == n_requests + 2 * 4  # what was unusable, twice
     counts = {
         x: report[x] for x in ("n_asked", "n_unusable", "n_several", "n_not_found", "n_not_answered")
     }
@@ -197,5 +199,5 @@ def test_a_model_that_runs_here_is_asked_too(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(label, "open_backend", lambda _: llm)
     own = {"candidates": str(corpus / "first.run"), "collection": str(corpus), "depth": 2}
     report = judge(JudgeConfig(backend=LocalConfig(model="m"), **own), tmp_path / "out")
-    assert report["grades"] == {"2": 10}
+    assert report["grades"] == {"0": 0, "1": 0, "2": 10, "3": 0}
     assert (report["usd"], report["output_tokens"]) == (None, 20)

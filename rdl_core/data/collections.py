@@ -215,6 +215,15 @@ class Corpus:
         """Each id of a column once, as it first appears."""
         return pd.Index(self.candidates[column].unique().astype(object))
 
+    def with_texts(self) -> pd.DataFrame:
+        """The candidates with columns ``query`` and ``text``, all in memory."""
+        frame = self.candidates.reset_index(drop=True)
+        columns = ("query", "query_id", self.queries), ("text", "doc_id", self.passages)
+        for name, key, texts in columns:
+            ids = self.ids(key)
+            frame[name] = frame[key].map(dict(zip(ids, texts.of(ids), strict=True))).astype("str")
+        return frame
+
 
 def read_corpus(
     path: str | Path, *, format: str | None = None, collection: str | None = None

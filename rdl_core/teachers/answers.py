@@ -72,6 +72,8 @@ class Window:
     start: int = 0  # first place of the window in the list
     attempt: int = 0  # how often the window was asked before
 
+    wanted = "Ranking"  # what a model without a chat template is to write
+
     @property
     def key(self) -> tuple[str, int, int, int, str]:
         """Query, pass, start, attempt, and 16 digits of a SHA-256 of all texts and ids."""
@@ -108,7 +110,7 @@ class Question:
     query: str = ""
     attempt: int = 0
 
-    pass_number, start = 1, 0  # in messages
+    wanted, pass_number, start = "Answer", 1, 0  # as a window has them
 
     @property
     def key(self) -> tuple[str, int, int, int, str]:

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rdl_core.config import AskConfig, EndpointConfig, JudgeConfig
+from rdl_core.config import AskConfig, JudgeConfig
 from rdl_core.data.collections import fingerprint, load, read_corpus, read_judgments
 from rdl_core.data.formats import check_run, read_candidates, read_qrels, write_requests
 from rdl_core.evaluate import per_query
-from rdl_core.files import partial, read_json, resumable, write_json
+from rdl_core.files import partial, resumable, write_json
 from rdl_core.teachers.answers import Answer, Question
 from rdl_core.teachers.listwise import ask_all
 from rdl_core.teachers.replay import AnswerLog
-from rdl_core.teachers.teach import ANSWERS, Estimate, open_backend
+from rdl_core.teachers.teach import ANSWERS, Estimate, finished_report, open_backend, usd_of
 from rdl_core.words import n_tokens_about, n_words
 
 __all__ = ["agreement", "ask", "estimate", "judge"]
@@ -51,25 +51,25 @@ def judge(config: JudgeConfig, folder: str | Path) -> dict:
     The folder gets ``qrels.txt``. With human judgments, `agreement` is given, too. ValueError: nothing
     could be read, or files do not fit; EndpointError: no answer.
     """
-    corpus, questions = _pairs(config)
+    candidates, questions = _pairs(config)
     human = read_judgments(config.human) if config.human else None
     runs = {Path(x).stem: read_candidates(x).eval("score = -rank") for x in config.runs}
     identity = {
         "asked": "grades", "depth": config.depth, "max_retries": config.max_retries,
-        "data": fingerprint(corpus.candidates), "teacher": config.backend.name,
+        "data": fingerprint(candidates), "teacher": config.backend.name,
     }  # fmt: skip
     with resumable(Path(folder), identity, brought=ANSWERS) as work:
-        if work.manifest is None:
-            answers = _answers(config, work.folder, questions)
-            rows = [(*q.query_id.split("\n"), x) for q, (_, x) in zip(questions, answers, strict=True)]
-            known = [f"{q} 0 {d} {grade}\n" for q, d, grade in rows if grade is not None]
+        if not (report := finished_report(work, config.backend)):
+            answers, grades = _answers(config, work.folder, questions)
+            pairs = zip(candidates["query_id"], candidates["doc_id"], grades, strict=True)
+            lines = [f"{q} 0 {d} {grade}\n" for q, d, grade in pairs if grade is not None]
             with partial(work.folder / "qrels.txt") as beside:
-                beside.write_text("".join(known))
-            counts = Counter(str(x) for *_, x in rows if x is not None)
-            report = _report(config, questions, answers) | {"grades": dict(sorted(counts.items()))}
+                beside.write_text("".join(lines))
+            report = {"n_asked": len(grades), "n_unusable": grades.count(None)}
+            report["grades"] = {str(x): grades.count(x) for x in _GRADES}
+            report |= _report(config, answers)
             write_json(work.folder / "report.json", report)
             work.finish()
-        report = read_json(work.folder / "report.json")
     if human is not None:
         qrels = read_qrels(Path(folder) / "qrels.txt")
         report["agreement"] = agreement(qrels, human, runs, config.measure)
@@ -87,16 +87,16 @@ def agreement(
     from sklearn.metrics import cohen_kappa_score
 
     both = qrels.merge(human, on=["query_id", "doc_id"], suffixes=("", "_human"))
-    own, theirs = both["relevance"], both["relevance_human"].clip(0, max(_GRADES))
-    told = {"n_pairs": len(both), "kappa": None, "kappa_relevant": None, "tau": None}
+    grades, human_grades = both["relevance"], both["relevance_human"].clip(0, max(_GRADES))
+    report = {"n_pairs": len(both), "kappa": None, "kappa_relevant": None, "tau": None}
     if len(both):
-        told["kappa"] = float(cohen_kappa_score(own, theirs))
-        told["kappa_relevant"] = float(cohen_kappa_score(own > 0, theirs > 0))
+        report["kappa"] = float(cohen_kappa_score(grades, human_grades))
+        report["kappa_relevant"] = float(cohen_kappa_score(grades > 0, human_grades > 0))
     if len(runs) > 1 and len(both):
         means = [[per_query(x[x["query_id"].isin(both["query_id"])], run, measure)[measure].mean()
                   for run in runs.values()] for x in (qrels, human)]  # fmt: skip
-        told["tau"] = float(kendalltau(*means).statistic)
-    return told
+        report["tau"] = float(kendalltau(*means).statistic)
+    return report
 
 
 def ask(config: AskConfig, folder: str | Path) -> dict:
@@ -117,39 +117,40 @@ def ask(config: AskConfig, folder: str | Path) -> dict:
         "data": collection.passages_fingerprint, "teacher": config.backend.name,
     }  # fmt: skip
     with resumable(Path(folder), identity, brought=ANSWERS) as work:
-        if work.manifest is not None:
-            return read_json(work.folder / "report.json")
-        answers = _answers(config, work.folder, questions)
-        report = _report(config, questions, answers)
-        both = zip(questions, answers, strict=True)
-        rows = [(f"{q.query_id}.asked", x, q.query_id) for q, (_, x) in both]
-        found = pd.DataFrame(rows, columns=["query_id", "query", "doc_id"]).dropna()
-        kept = found.drop_duplicates("query", keep=False)
-        report["n_several"] = len(found) - len(kept)
+        if report := finished_report(work, config.backend):
+            return report
+        answers, written = _answers(config, work.folder, questions)
+        report = {"n_asked": len(written), "n_unusable": written.count(None)}
+        pairs = zip(questions, written, strict=True)
+        rows = [(f"{x.query_id}.asked", query, x.query_id) for x, query in pairs]
+        readable = pd.DataFrame(rows, columns=["query_id", "query", "doc_id"]).dropna()
+        queries = readable.drop_duplicates("query", keep=False)
+        report["n_several"] = len(readable) - len(queries)
         passages = collection.passages
-        candidates = bm25(kept, passages, depth=max(config.depth, config.found_within))
-        own = candidates.merge(kept[["query_id", "doc_id"]])
-        own = own[own["rank"] <= config.found_within]["query_id"]
-        report["n_not_found"] = len(kept) - len(own)
-        kept = kept[kept["query_id"].isin(own)]
+        candidates = bm25(queries, passages, depth=max(config.depth, config.found_within))
+        own_ranks = candidates.merge(queries[["query_id", "doc_id"]])  # each query's passage alone
+        finding = own_ranks[own_ranks["rank"] <= config.found_within]["query_id"]
+        report["n_not_found"] = len(queries) - len(finding)
+        queries = queries[queries["query_id"].isin(finding)]
         if config.least_grade:
             texts = passages.set_index("doc_id")["text"]
-            graded = [_grading(x.query_id, x.query, texts[x.doc_id]) for x in kept.itertuples()]
-            grades = _answers(config, work.folder, graded)
-            good = [x is not None and x >= config.least_grade for _, x in grades]
-            report["n_not_answered"] = len(good) - sum(good)
-            kept = kept[np.array(good, dtype=bool)]
-        if kept.empty:
+            graded = [_grading(x.query_id, x.query, texts[x.doc_id]) for x in queries.itertuples()]
+            more_answers, grades = _answers(config, work.folder, graded)
+            enough = [grade is not None and grade >= config.least_grade for grade in grades]
+            report["n_not_answered"] = len(enough) - sum(enough)
+            queries, answers = queries[np.array(enough, dtype=bool)], [*answers, *more_answers]
+        report |= _report(config, answers)
+        if queries.empty:
             raise ValueError(f"{folder}: no query is left of {len(questions)}: {report}: see {ANSWERS}")
-        report["n_queries"] = len(kept)
-        lists = candidates[candidates["rank"] <= config.depth].merge(kept[["query_id", "query"]])
+        report["n_queries"] = len(queries)
+        lists = candidates[candidates["rank"] <= config.depth].merge(queries[["query_id", "query"]])
         write_requests(lists.merge(passages), work.folder / "requests.jsonl")
-        kept[["query_id", "query"]].set_axis(["_id", "text"], axis=1).to_json(
+        queries[["query_id", "query"]].set_axis(["_id", "text"], axis=1).to_json(
             work.folder / "queries.jsonl", orient="records", lines=True, force_ascii=False
         )
         (work.folder / "qrels").mkdir(exist_ok=True)
-        rows = kept[["query_id", "doc_id"]].set_axis(["query-id", "corpus-id"], axis=1)
-        rows.assign(score=1).to_csv(work.folder / "qrels" / "train.tsv", sep="\t", index=False)
+        judgments = queries[["query_id", "doc_id"]].set_axis(["query-id", "corpus-id"], axis=1)
+        judgments.assign(score=1).to_csv(work.folder / "qrels" / "train.tsv", sep="\t", index=False)
         write_json(work.folder / "report.json", report)
         work.finish()
     return report
@@ -165,11 +166,9 @@ def estimate(config: AskConfig | JudgeConfig, folder: str | Path) -> Estimate:
     new = [x for x in questions if log.get(x) is None]
     prompts = sum(n_tokens_about(x.prompt(max_words=config.backend.max_words)) for x in new)
     written = sum(n_tokens_about(x.longest_answer) for x in new)
-    paid = isinstance(config.backend, EndpointConfig)
     return Estimate(
         n_queries=len(questions), n_windows=len(questions), n_answered=len(questions) - len(new),
-        input_tokens=prompts, output_tokens=written,
-        usd=config.backend.usd(prompts, written) if paid else None,
+        input_tokens=prompts, output_tokens=written, usd=usd_of(config.backend, prompts, written),
     )  # fmt: skip
 
 
@@ -186,25 +185,18 @@ def _passages(config: AskConfig) -> list[Question]:
     ]  # fmt: skip
 
 
-def _pairs(config: JudgeConfig) -> tuple[Any, list[Question]]:
+def _pairs(config: JudgeConfig) -> tuple[pd.DataFrame, list[Question]]:
+    """Candidates down to the depth, and a question for each."""
     corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(corpus.candidates, "judge")
     candidates = corpus.candidates[corpus.candidates["rank"] <= config.depth]
-    corpus = replace(corpus, candidates=candidates)
-    queries, texts = (
-        dict(zip(ids, of.of(ids), strict=True))
-        for ids, of in (
-            (corpus.ids("query_id"), corpus.queries),
-            (corpus.ids("doc_id"), corpus.passages),
-        )
-    )
-    pairs = candidates[["query_id", "doc_id"]].itertuples(index=False)
-    return corpus, [_grading(f"{q}\n{d}", queries[q], texts[d]) for q, d in pairs]
+    texts = replace(corpus, candidates=candidates).with_texts().itertuples()
+    return candidates, [_grading(f"{x.query_id} {x.doc_id}", x.query, x.text) for x in texts]
 
 
 def _grading(name: str, query: str, passage: str) -> Question:
-    own = {"query": query, "passages": (passage,), "longest_answer": "3", "read": _grade}
-    return Question(query_id=name, template=_GRADE, **own)
+    texts = {"query": query, "passages": (passage,), "longest_answer": "3"}
+    return Question(query_id=name, template=_GRADE, read=_grade, **texts)
 
 
 def _grade(text: str) -> int | None:
@@ -223,35 +215,30 @@ def _query(text: str, longest: int) -> str | None:
 
 def _answers(
     config: AskConfig | JudgeConfig, folder: Path, questions: Sequence[Question]
-) -> list[tuple[Answer, Any]]:
-    """Each answer and what it says, perhaps None; what says nothing is asked again."""
+) -> tuple[list[Answer], list[Any]]:
+    """All answers, and what the last one to each question says: perhaps None, though asked again."""
     log, backend = AnswerLog(folder / ANSWERS, teacher=config.backend.name), None
-    answers: dict[int, tuple[Answer, Any]] = {}
+    answers, values, last = [], [None] * len(questions), {}
     for attempt in range(1 + config.max_retries):
-        left = [i for i in range(len(questions)) if i not in answers or answers[i][1] is None]
+        left = [i for i, value in enumerate(values) if value is None]
         if not left:
             break
         backend = backend or open_backend(config.backend)
-        some = [replace(questions[i], attempt=attempt) for i in left]
-        for i, question, answer in zip(left, some, ask_all(some, backend, log), strict=True):
-            answers[i] = answer, question.value(answer)
-    if questions and all(value is None for _, value in answers.values()):
-        why = answers[0][0].why or repr(answers[0][0].text)[:100]
+        asked = [replace(questions[i], attempt=attempt) for i in left]
+        last = dict(zip(left, ask_all(asked, backend, log), strict=True))
+        answers += last.values()
+        for i, question in zip(left, asked, strict=True):
+            values[i] = question.value(last[i])
+    if questions and all(value is None for value in values):
+        why = last[0].why or repr(last[0].text)[:100]
         raise ValueError(f"{folder}: no answer could be read, the first: {why}: try another model")
-    return [answers[i] for i in range(len(questions))]
+    return answers, values
 
 
-def _report(
-    config: AskConfig | JudgeConfig, questions: Sequence[Question],
-    answers: Sequence[tuple[Answer, Any]],
-) -> dict:  # fmt: skip
-    """Counts and cost; tokens are None where a server did not count them."""
-    counts = [(x.input_tokens, x.output_tokens) for x, _ in answers]
-    tokens = [None if None in column else sum(column) for column in zip(*counts, strict=True)]
-    why = Counter(x.why or "not understood" for x, value in answers if value is None)
-    paid = isinstance(config.backend, EndpointConfig) and None not in tokens
-    return {
-        "n_asked": len(questions), "n_unusable": why.total(), "why": dict(why.most_common(5)),
-        "input_tokens": tokens[0], "output_tokens": tokens[1],
-        "usd": config.backend.usd(*tokens) if paid else None,
-    }  # fmt: skip
+def _report(config: AskConfig | JudgeConfig, answers: Sequence[Answer]) -> dict:
+    """Number and cost of all answers; None where a server did not count tokens, or without prices."""
+    pairs = [(answer.input_tokens, answer.output_tokens) for answer in answers]
+    tokens = [None if None in column else sum(column) for column in zip(*pairs, strict=True)]
+    why = dict(Counter(x.why for x in answers if x.why).most_common(5))
+    counts = dict(zip(("input_tokens", "output_tokens"), tokens, strict=True))
+    return {"n_answers": len(answers), "why": why, **counts, "usd": usd_of(config.backend, *tokens)}

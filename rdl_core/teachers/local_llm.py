@@ -113,8 +113,7 @@ class LocalLLM(CausalLM):
         text = window.prompt(letters=self._letters, max_words=words)
         opened = "[" * self._letters
         if not self.tokenizer.chat_template:
-            name = "Ranking" if isinstance(window, Window) else "Answer"
-            return self._encode(f"{text}\n\n{name}: {opened}", begin=True)
+            return self._encode(f"{text}\n\n{window.wanted}: {opened}", begin=True)
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
             enable_thinking=False,  # where the template knows it

@@ -11,7 +11,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ import pandas as pd
 from rdl_core.config import EndpointConfig, LocalConfig, ReplayConfig, TeachConfig
 from rdl_core.data.collections import fingerprint, read_corpus
 from rdl_core.data.formats import check_run, read_candidates, write_parquet, write_requests, write_run
-from rdl_core.files import CONFIG, MANIFEST, read_json, resumable, write_json
+from rdl_core.files import CONFIG, MANIFEST, Work, read_json, resumable, write_json
 from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
 from rdl_core.teachers.answers import Answer, Window
@@ -30,7 +30,8 @@ from rdl_core.teachers.listwise import Backend, rank_lists
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
 from rdl_core.words import first_words, n_tokens_about
 
-__all__ = ["ANSWERS", "Estimate", "estimate", "merge_lists", "open_backend", "teach"]
+__all__ = ["ANSWERS", "Estimate", "estimate", "finished_report", "merge_lists", "open_backend",
+           "teach", "usd_of"]  # fmt: skip
 
 ANSWERS = "answers.jsonl"
 _log = logging.getLogger(__name__)
@@ -71,11 +72,8 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
     folder = Path(folder)
     lists, identity = _read(config)
     with resumable(folder, identity, brought=ANSWERS) as work:
-        if work.manifest is not None:
-            report = read_json(folder / "report.json")
-            if not (report["totals"].get("n_unusable") and isinstance(config.backend, EndpointConfig)):
-                return report
-            (folder / MANIFEST).unlink()  # a server that is mended answers what it did not
+        if report := finished_report(work, config.backend):
+            return report
         if isinstance(config.backend, ReplayConfig):  # it answers in its own order, from the first
             (folder / ANSWERS).unlink(missing_ok=True)
         log = AnswerLog(folder / ANSWERS, teacher=config.backend.name)
@@ -94,11 +92,22 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
             told = f"{folder}: no answer could be used: {table['why'].iloc[0]}"
             raise ValueError(f"{told}: mend that, and run this again, which asks anew")
         rows = json.loads(table.to_json(orient="records"))
-        usd = _usd(config, *table[["input_tokens", "output_tokens"]].sum(skipna=False))
+        usd = usd_of(config.backend, *table[["input_tokens", "output_tokens"]].sum(skipna=False))
         scores = ranked.get("teacher_score", -ranked["teacher_rank"].astype("float64"))
         ranked = ranked.assign(rank=ranked["teacher_rank"], score=scores)
         report = _write(folder, lists, ranked, rows, usd)
         work.finish(server=getattr(config.backend, "base_url", None))
+    return report
+
+
+def finished_report(work: Work, backend: EndpointConfig | LocalConfig | ReplayConfig) -> dict | None:
+    """The report of finished work; None, too, where a server may now answer what it did not."""
+    if work.manifest is None:
+        return None
+    report = read_json(work.folder / "report.json")
+    if report.get("totals", report).get("n_unusable") and isinstance(backend, EndpointConfig):
+        (work.folder / MANIFEST).unlink()
+        return None
     return report
 
 
@@ -152,12 +161,8 @@ def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
         "n_queries": len(query_ids), **({} if _pointwise(config) else config.windows),
         "shard": [number, of],
     }  # fmt: skip
-    frame = frame[frame["query_id"].isin(query_ids[number - 1 :: of])].reset_index(drop=True)
-    columns = ("query", "query_id", corpus.queries), ("text", "doc_id", corpus.passages)
-    for name, key, texts in columns:
-        ids = frame[key].unique()
-        frame[name] = frame[key].map(dict(zip(ids, texts.of(ids), strict=True))).astype("str")
-    return frame, identity
+    frame = frame[frame["query_id"].isin(query_ids[number - 1 :: of])]
+    return replace(corpus, candidates=frame).with_texts(), identity
 
 
 def _rank(
@@ -212,7 +217,7 @@ def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estim
     n_windows = int(table["n_windows"].sum())
     return Estimate(
         n_queries=len(table), n_windows=n_windows, n_answered=n_windows - sum(map(_n, new)),
-        input_tokens=prompts, output_tokens=rankings, usd=_usd(config, prompts, rankings),
+        input_tokens=prompts, output_tokens=rankings, usd=usd_of(config.backend, prompts, rankings),
     )  # fmt: skip
 
 
@@ -221,10 +226,10 @@ def _n(asked: Any) -> int:
     return 1 if isinstance(asked, Window) else len(asked)
 
 
-def _usd(config: TeachConfig, *tokens: int) -> float | None:
+def usd_of(backend: EndpointConfig | LocalConfig | ReplayConfig, *tokens: int) -> float | None:
     """Dollars for tokens of prompts and answers; None without prices, or if some were not counted."""
-    paid = isinstance(config.backend, EndpointConfig) and not any(map(pd.isna, tokens))
-    return config.backend.usd(*map(int, tokens)) if paid else None
+    paid = isinstance(backend, EndpointConfig) and not any(map(pd.isna, tokens))
+    return backend.usd(*map(int, tokens)) if paid else None
 
 
 def _write(

@@ -124,7 +124,8 @@ def make_inputs(folder):
     for name in ("_config.yml", "book/references.bib"):
         shutil.copy(root / name, book / name)
     linked = ("losses", "samplers")  # from the page that is executed
-    files = ", ".join(f"{{file: book/{x}}}" for x in ("pages/pictures", *(f"method/{x}" for x in linked)))
+    names = ("pages/pictures", *(f"method/{name}" for name in linked))
+    files = ", ".join(f"{{file: book/{name}}}" for name in names)
     toc = f"format: jb-book\nroot: book/pages/efficiency\nchapters: [{files}]\n"
     (book / "_toc.yml").write_text(toc)
     for name in ("pages", "method"):
