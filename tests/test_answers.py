@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rdl_core.teachers.answers import Answer, Window, listwise_prompt, read_answer
+from rdl_core.teachers.answers import Answer, Window, read_answer
 from rdl_core.words import first_words, n_tokens_about, n_words
 
 CLEAN, NONE = ((2, 0, 1), (0, 0, 0)), ((0, 1, 2), (3, 0, 0))
@@ -31,10 +31,7 @@ ANSWERS = dict.fromkeys([
     "[3] > ]2[ > [1]": ((2, 0, 1), (1, 0, 0)), "<think>[1]</think> [3]": ((2, 0, 1), (2, 0, 0)),
     "Best is [3], worst is [2].": ((2, 1, 0), (1, 0, 0)),
     "[7] > [-1] > [X] > [1.5]": ((0, 1, 2), (3, 0, 2)),
-}  # fmt: skip
-
-
-ANSWERS |= dict.fromkeys([  # however the ranking is wrapped
+} | dict.fromkeys([  # however the ranking is wrapped
     "Passage [1] is off-topic.\n\nFinal ranking: **[3]** > **[2]** > **[1]**",
     "[1] is off-topic.\n1. [3]\n2. [2]\n3. [1]", "1) [3]\n2) [2]\n3) [1]",
     "Rank 1: [3]\nRank 2: [2]\nRank 3: [1]", "| [3] | 9 |\n| [2] | 8.5 |\n| [1] | 1 |",
@@ -69,7 +66,7 @@ def test_what_is_read_from_an_answer_and_what_it_is_called(text):
     reading = read_answer(text, len(order))
     assert reading.order == order
     assert (reading.n_missing, reading.n_repeated, reading.n_unknown) == counts
-    usable = "clean" if counts == (0, 0, 0) else "repaired"
+    usable = "repaired" if any(counts) else "clean"
     assert reading.status == ("unusable" if counts[0] == len(order) else usable)
 
 
@@ -78,24 +75,29 @@ def test_long_answers_are_read_in_a_moment(piece):
     assert len(read_answer(piece * 20_000, 3).order) == 3
 
 
+def prompt(query, passages, *, max_words=300, letters=False):
+    window = Window(query_id="q", query=query, doc_ids=(), passages=tuple(passages))
+    return window.prompt(max_words=max_words, letters=letters)
+
+
 def test_words_are_counted_in_scripts_without_spaces():
     for text in ("狐狸在夜间捕猎", "สุนัขจิ้งจอก", "キツネは夜に", "x" * 30):
         text *= 300
         assert len(first_words(text, 20)) <= 20 * 40
         assert n_words(first_words(text, 20)) == min(20, n_words(text))
-        assert len(listwise_prompt("q", [text], max_words=20)) < 1100
+        assert len(prompt("q", [text], max_words=20)) < 1100
     assert n_tokens_about("狐狸" * 50) == 100
     assert n_tokens_about("four" * 25) == 25
 
 
 def test_a_prompt_shows_passages_in_order_and_windows_are_told_apart_by_all_it_shows():
-    text = listwise_prompt("red\nfox", ["a fox", "see [2] and [A, B];\n [12]", "c d e f"], max_words=3)
+    text = prompt("red\nfox", ["a fox", "see [2] and [A, B];\n [12]", "c d e f"], max_words=3)
     assert text.startswith("Query: red fox\n\n[1] a fox\n[2] see (2) and\n[3] c d e\n\n")
     assert 'the query "red fox"' in text
     assert re.findall(r"\[.*?\]", text) == ["[1]", "[2]", "[3]", "[2]", "[1]"]
-    assert "\n[Z] x\n" in listwise_prompt("q", ["x"] * 26, letters=True)
+    assert "\n[Z] x\n" in prompt("q", ["x"] * 26, letters=True)
     with pytest.raises(ValueError, match="letters name at most 26 passages, got 27"):
-        listwise_prompt("q", ["x"] * 27, letters=True)
+        prompt("q", ["x"] * 27, letters=True)
     same = {"query_id": "q", "query": "x", "doc_ids": ("a", "b"), "passages": ("c", "d")}
     changes = [
         {}, {"query_id": "r"}, {"query": "y"}, {"doc_ids": ("b", "a")}, {"passages": ("d", "c")},

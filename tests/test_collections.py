@@ -141,7 +141,7 @@ def test_importing_and_opening_fetch_nothing_and_import_little(tmp_path):
     code = f"""
 import sys
 from rdl_core.data import downloads
-downloads._local = lambda file: exit(f"{{file}} was asked for")
+downloads.fetch = lambda file: exit(f"{{file}} was asked for")
 from rdl_core.data.collections import load
 assert not {{"torch", "bm25s", "transformers", "scipy"}} & set(sys.modules)
 official = ["msmarco-passage/trec-dl-2019/judged", "vaswani", "beir/scifact/test"]

@@ -309,8 +309,8 @@ def test_broken_files_unknown_formats_and_ids_no_run_can_hold_are_refused(write,
         read_candidates(write(b"PAR1 and no more"))
     rows = ({"query_id": "7", "doc_id": "a b" if i == 4 else f"d{i}", "score": -i} for i in range(6))
     frame = read_candidates(write(jsonl(*rows)))
-    with pytest.raises(ValueError, match="file, line 5, doc_id 'a b': expected ids without blanks"):
-        formats.check_run(frame[frame["rank"] < 3], "tag")
+    with pytest.raises(ValueError, match="doc_id: expected ids without blanks; got 'a b'"):
+        formats.check_run(frame, "tag")
 
 
 IDS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=5)
@@ -356,7 +356,7 @@ def test_what_is_written_is_read_back_to_the_last_bit(tmp_path_factory, frame, s
     ({"score": [1.0, 1.0]}, "t", "decrease strictly .* got 1.0 at rank 2 .'y'. .*settle_ties"),
     ({"score": [1.0, 1.0 - 1e-12]}, "t", "decrease strictly with rank in float32"),
     ({"score": [1e300, 1.0]}, "t", "decrease strictly with rank in float32"),
-    ({"docno": ["x", "y z"]}, "t", "row 2, doc_id 'y z': expected ids without blanks"),
+    ({"docno": ["x", "y z"]}, "t", "doc_id: expected ids without blanks; got 'y z'"),
     ({"docno": ["x", "x"]}, "t", "row 2: expected each query_id and doc_id once"),
     ({}, "my run", "tag: expected a tag without blanks; got 'my run'"),
     ({}, None, "got no query and text"),

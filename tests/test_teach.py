@@ -201,8 +201,8 @@ def test_two_shards_merged_are_as_one_run_and_others_are_refused(config, whole, 
 
 
 @pytest.mark.parametrize(("begun", "own", "says"), [
-    (False, {"shard": "1/6"}, "6 shards need 6 queries, it has 5"),
-    (False, {"candidates": "blank.jsonl"}, "query_id 'a b': expected ids without blanks"),
+    (False, {"shard": "1/6"}, "5 queries cannot be shared by 6 shards: use fewer"),
+    (False, {"candidates": "blank.jsonl"}, "query_id: expected ids without blanks; got 'a b'"),
     (False, {"backend": LocalConfig(model="no/such")}, "cannot load no/such: .*check the name"),
     (False, {"backend": ReplayConfig(model="no-history")}, "no-history"),
     (False, {"candidates": "first.run", "collection": "no/such-texts"}, "no/such-texts"),

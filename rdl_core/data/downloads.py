@@ -66,11 +66,29 @@ def group_names(group: str) -> list[str]:
 
 def fetch(name: str) -> Path:
     """Local path of a public file; ValueError if it is unknown, of another content, or nowhere."""
-    path = download_folder() / name
-    if (found := _local(name)) is None:
-        with FileLock(f"{path}.lock"):  # makes its folder; another process may fetch it meanwhile
-            found = _local(name) or _download(registry()[name], path)
-    return found
+    if name not in registry():
+        near = ", ".join(get_close_matches(name, registry(), cutoff=0))
+        raise ValueError(f"unknown file {name!r}: expected a registry name such as {near}")
+    file, mirror, path = registry()[name], os.environ.get("RDL_MIRROR"), download_folder() / name
+    if mirror and (mirrored := Path(mirror).expanduser() / name).is_file():
+        return _checked(mirrored, file.hash)
+    with suppress(FileNotFoundError, ValueError):  # not there, or damaged: fetched anew
+        return _checked(path, file.hash)
+    with FileLock(f"{path}.lock"):  # makes its folder
+        with suppress(FileNotFoundError, ValueError):  # another process may have fetched it meanwhile
+            return _checked(path, file.hash)
+        _log.info("fetching %s, %.1f MB", name, (file.size_bytes or 0) / 1e6)
+        download = pooch.HTTPDownloader(sys.stderr.isatty(), chunk_size=1 << 14)
+        try:
+            with partial(path) as beside:
+                download(file.url, str(beside), None)
+                _checked(beside, file.hash, f"{name} from {file.url}")
+        except requests.RequestException as error:
+            places = f"RDL_MIRROR ({mirror or 'not set'}), in the cache ({download_folder()}) or at"
+            remedy = f"run `rdl fetch {name.partition('/')[0]}` on a machine with a network, and set"
+            told = f"expected {name} in {places} {file.url} ({error}): {remedy} RDL_MIRROR to a copy"
+            raise ValueError(f"{told} of the folder it names") from error
+    return path
 
 
 def fetch_group(group: str) -> list[Path]:
@@ -101,33 +119,4 @@ def _checked(path: Path, expected: str, source: str | None = None) -> Path:
     if (actual := f"{kind}:{pooch.file_hash(str(path), alg=kind)}") != expected:
         remedy = "delete it, fetch or install it again, or put the right file into RDL_MIRROR"
         raise ValueError(f"{source or path}: expected {expected}; got {actual}: {remedy}")
-    return path
-
-
-def _local(name: str) -> Path | None:
-    """The file in the mirror or, if it is whole, in the cache."""
-    if name not in registry():
-        near = ", ".join(get_close_matches(name, registry(), cutoff=0))
-        raise ValueError(f"unknown file {name!r}: expected a registry name such as {near}")
-    expected, mirror = registry()[name].hash, os.environ.get("RDL_MIRROR")
-    if mirror and (path := Path(mirror).expanduser() / name).is_file():
-        return _checked(path, expected)
-    with suppress(FileNotFoundError, ValueError):  # not there, or damaged: fetched anew
-        return _checked(download_folder() / name, expected)
-    return None
-
-
-def _download(file: RemoteFile, path: Path) -> Path:
-    """Transfer a file, which gets its name only once it is whole."""
-    _log.info("fetching %s, %.1f MB", file.name, (file.size_bytes or 0) / 1e6)
-    try:
-        with partial(path) as beside:
-            pooch.HTTPDownloader(sys.stderr.isatty(), chunk_size=1 << 14)(file.url, str(beside), None)
-            _checked(beside, file.hash, f"{file.name} from {file.url}")
-    except requests.RequestException as error:
-        mirror, group = os.environ.get("RDL_MIRROR", "not set"), file.name.partition("/")[0]
-        places = f"RDL_MIRROR ({mirror}), in the cache ({download_folder()}) or at {file.url} ({error})"
-        remedy = "on a machine with a network, and set RDL_MIRROR to a copy of the folder it names"
-        told = f"expected {file.name} in {places}: run `rdl fetch {group}` {remedy}"
-        raise ValueError(told) from error
     return path

@@ -77,8 +77,9 @@ def check_run(candidates: pd.DataFrame, tag: str) -> None:
     """ValueError if no run can hold a tag, or the ids of candidates: known before these are scored."""
     if tag.split() != [tag]:
         _refuse("tag", "a tag without blanks", repr(tag), "join its words with - or _")
-    if place := candidates.attrs.get("blank"):
-        _refuse(place, "ids without blanks", "one that no run can hold", "replace the blanks")
+    for name in _IDS:
+        if blank := [x for x in candidates[name].unique() if x.split() != [x]]:
+            _refuse(name, "ids without blanks", repr(blank[0]), "replace the blanks")
 
 
 def each_record(path: str | Path) -> tuple[_Records, str]:
@@ -128,7 +129,7 @@ def write_requests(candidates: pd.DataFrame, path: str | Path) -> None:
         _refuse("frame", "texts", f"no {' and '.join(missing)}", "join them on by their ids")
     frame["score"] = frame["score"].fillna(-frame["rank"])
     for query_id, rows in frame.groupby("query_id", sort=False):
-        hits = rows[["doc_id", "score", "text"]].itertuples(index=False)
+        hits = zip(rows["doc_id"], rows["score"], rows["text"], strict=True)
         hits = [{"docid": d, "score": score, "doc": {"text": text}} for d, score, text in hits]
         record = {"query": {"text": rows["query"].iloc[0], "qid": query_id}, "candidates": hits}
         lines.append(json.dumps(record, ensure_ascii=False))
@@ -374,8 +375,8 @@ _JUDGMENT = {
 }  # fmt: skip
 _QUERY = {"query_id": (("_id", "query_id", "qid", "id"), _ID), "query": (("query", "text"), _STR)}
 _PASSAGE = {"doc_id": (("_id", *_DOC_ID, "id"), _ID), "text": (_TEXT, _STR)}
-_ALL = [*_COLUMNS.values(), *_JUDGMENT.values(), *_QUERY.values(), *_PASSAGE.values()]
-_HEADER = {"title"}.union(*(names for names, _ in _ALL))  # words of a line that names the columns
+_ALL = (_COLUMNS, _JUDGMENT, _QUERY, _PASSAGE)  # words of a line that names the columns:
+_HEADER = {"title", *(x for columns in _ALL for names, _ in columns.values() for x in names)}
 
 
 def _checked(frame: pd.DataFrame, columns: dict, *, strict: bool = True) -> pd.DataFrame:
@@ -408,10 +409,6 @@ def _candidates(frame: pd.DataFrame, *, strict: bool = True) -> pd.DataFrame:
     frame, source = _checked(frame, kept, strict=strict), frame.index.name.rpartition(", ")[0]
     if frame.empty:
         _refuse(source, "candidates", "none", "check its source")
-    for name in _IDS if strict else ():  # else blanks separate the columns
-        if blank := [x for x in frame[name].unique() if x.split() != [x]]:
-            place = _place(frame, (frame[name] == blank[0]).argmax())
-            frame.attrs["blank"] = f"{place}, {name} {blank[0]!r}"
     queries, ranks, scores = pd.factorize(frame["query_id"])[0], frame.get("rank"), frame.get("score")
     key, by, doubtful = ranks, "rank", False
     if ranks is None and scores is None:

@@ -19,8 +19,7 @@ from typing import Any
 
 from rdl_core.words import first_words
 
-__all__ = ["Answer", "Question", "Reading", "Window", "identifiers", "listwise_prompt", "read_answer",
-           "without_thoughts"]  # fmt: skip
+__all__ = ["Answer", "Question", "Reading", "Window", "identifiers", "read_answer"]
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _IDENTIFIER = r"(?:\d+|[A-Za-z])"
@@ -90,8 +89,21 @@ class Window:
         return " > ".join(identifiers(len(self)))
 
     def prompt(self, *, max_words: int, letters: bool = False) -> str:
-        """See `listwise_prompt`."""
-        return listwise_prompt(self.query, self.passages, letters=letters, max_words=max_words)
+        """The text that asks for an order, without chat markup.
+
+        Each text becomes one line, a passage at most `max_words` words (`rdl_core.words`); ``[12]`` in
+        it becomes ``(12)``, which is no identifier.
+        """
+        names, texts = identifiers(len(self), letters=letters), (self.query, *self.passages)
+        query, *texts = (" ".join(_BRACKETED.sub(r"(\1)", text).split()) for text in texts)
+        pairs = zip(names, texts, strict=True)
+        listing = "\n".join(f"{name} {first_words(text, max_words)}" for name, text in pairs)
+        return (
+            f"Query: {query}\n\n{listing}\n\n"
+            f'Sort the {len(names)} passages above by how well they answer the query "{query}", best '
+            "first. Name every passage exactly once, by its identifier, in this form: "
+            f"{' > '.join(reversed(names[:2]))}. Reply with that one line and nothing else."
+        )
 
     def usable(self, answer: "Answer") -> bool:
         """Whether an answer names a passage of the window."""
@@ -128,7 +140,7 @@ class Question:
 
     def value(self, answer: "Answer") -> Any:
         """What the answer says, thoughts left out."""
-        return self.read(without_thoughts(answer.text or ""))
+        return self.read(_without_thoughts(answer.text or ""))
 
     def usable(self, answer: "Answer") -> bool:
         """Whether it says anything."""
@@ -168,7 +180,7 @@ def read_answer(text: str, n: int) -> Reading:
     the longest; else lines of a numbered list that begin so; else every one.
     """
     text = unicodedata.normalize("NFKC", text).replace("【", "[").replace("】", "]")
-    text = without_thoughts(text)
+    text = _without_thoughts(text)
     rankings, named, end = [], set(), 0
     for group in _BRACKETED.finditer(text):
         joined = rankings and _JOINT.fullmatch(text, end, group.start())
@@ -189,7 +201,7 @@ def read_answer(text: str, n: int) -> Reading:
     return _reading(lines or [place for ranking in rankings for place in ranking], n)
 
 
-def without_thoughts(text: str) -> str:
+def _without_thoughts(text: str) -> str:
     """What an answer says behind its thoughts, or in its final channel."""
     if len(channels := _CHANNEL.split(text)) > 1:
         text = channels[-1] if channels[-2] == "final" else ""
@@ -212,26 +224,6 @@ def identifiers(n: int, *, letters: bool = False) -> list[str]:
     if letters and n > 26:
         raise ValueError(f"letters name at most 26 passages, got {n}: use a smaller window, or numbers")
     return [f"[{_LETTERS[i] if letters else i + 1}]" for i in range(n)]
-
-
-def listwise_prompt(
-    query: str, passages: Sequence[str], *, letters: bool = False, max_words: int = 300
-) -> str:
-    """The text that asks a model for an order of passages, without chat markup.
-
-    A text becomes one line, a passage at most `max_words` words (`rdl_core.words`); ``[12]`` in it
-    becomes ``(12)``, which is no identifier.
-    """
-    names = identifiers(len(passages), letters=letters)
-    query, *texts = (" ".join(_BRACKETED.sub(r"(\1)", text).split()) for text in (query, *passages))
-    pairs = zip(names, texts, strict=True)
-    listing = "\n".join(f"{name} {first_words(text, max_words)}" for name, text in pairs)
-    return (
-        f"Query: {query}\n\n{listing}\n\n"
-        f'Sort the {len(names)} passages above by how well they answer the query "{query}", best '
-        "first. Name every passage exactly once, by its identifier, in this form: "
-        f"{' > '.join(reversed(names[:2]))}. Reply with that one line and nothing else."
-    )
 
 
 def _places(text: str) -> list[int]:

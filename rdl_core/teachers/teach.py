@@ -86,7 +86,8 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
             for _ in range(_n(asked)):
                 next(steps)
 
-        ranked, table = _rank(config, lists, open_backend(config.backend), log.get, add)
+        answers = SimpleNamespace(get=log.get, add=add)
+        ranked, table = _rank(config, lists, open_backend(config.backend), answers)
         steps.close()
         if "why" in table and 0 < table["n_windows"].sum() == table["n_unusable"].sum():
             told = f"{folder}: no answer could be used: {table['why'].iloc[0]}"
@@ -150,26 +151,20 @@ def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
     """The shard's candidates with texts, and the identity: all that decides the lists."""
     corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(corpus.candidates, "teacher")
-    number, of = config.part
     frame = corpus.candidates[["query_id", "doc_id", "rank"]]
-    frame = frame[frame["rank"] <= (config.depth or len(frame))]
-    query_ids = frame["query_id"].unique()
-    if of > len(query_ids):
-        raise ValueError(f"{config.candidates}: {of} shards need {of} queries, it has {len(query_ids)}")
+    corpus = replace(corpus, candidates=frame[frame["rank"] <= (config.depth or len(frame))])
     identity = {
-        "teacher": config.backend.name, "candidates": fingerprint(frame), "depth": config.depth,
-        "n_queries": len(query_ids), **({} if _pointwise(config) else config.windows),
-        "shard": [number, of],
+        "teacher": config.backend.name, "candidates": fingerprint(corpus.candidates),
+        "depth": config.depth, "n_queries": len(corpus.ids("query_id")),
+        **({} if _pointwise(config) else config.windows), "shard": list(config.part),
     }  # fmt: skip
-    frame = frame[frame["query_id"].isin(query_ids[number - 1 :: of])]
-    return replace(corpus, candidates=frame).with_texts(), identity
+    return corpus.shard(*config.part).with_texts(), identity
 
 
 def _rank(
-    config: TeachConfig, lists: pd.DataFrame, backend: Any, get: Callable, add: Callable
+    config: TeachConfig, lists: pd.DataFrame, backend: Any, answers: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The lists as a listwise or a pointwise teacher ranks them, and a report."""
-    answers = SimpleNamespace(get=get, add=add)
     if _pointwise(config):
         from rdl_core.teachers.pointwise import score_lists  # imports torch
 
@@ -204,7 +199,8 @@ def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estim
         return [(i, Answer(scores=(0.0,) * len(x), input_tokens=0)) for i, x in enumerate(windows)]
 
     backend = SimpleNamespace(ask=ask, can_retry=True)  # of unusable answers, the next is looked up
-    _, table = _rank(config, lists, backend, log.get, lambda window, _: new.append(window))
+    answers = SimpleNamespace(get=log.get, add=lambda window, _: new.append(window))
+    _, table = _rank(config, lists, backend, answers)
     max_words, prompts, rankings = getattr(config.backend, "max_words", 300), 0, 0
     for window in new:
         if _pointwise(config):  # a passage is read once for all its queries
