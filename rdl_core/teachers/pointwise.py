@@ -43,8 +43,14 @@ class Group:
     queries: tuple[str, ...]
     rows: tuple[int, ...]  # of the candidates, one for each query
 
+    longest_answer = ""
+
     def __len__(self) -> int:
         return len(self.queries)
+
+    def prompt(self, *, max_words: int) -> str:
+        """What is read, without what stands between."""
+        return "\n".join([first_words(self.passage, max_words), *self.queries])
 
     def usable(self, answer: Answer) -> bool:
         """Scores always are."""
@@ -52,7 +58,7 @@ class Group:
 
     @property
     def key(self) -> tuple[str, int, int, int, str]:
-        """In the form of a window's: id, pass, start, attempt, 16 digits of a SHA-256 of all texts."""
+        """In the form of a window's."""
         content = json.dumps([self.passage, self.queries])
         return self.doc_id, 1, 0, 0, hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -71,20 +77,12 @@ def plan_groups(candidates: pd.DataFrame) -> list[Group]:
 def score_lists(
     candidates: pd.DataFrame, scorer: Any, *, answers: AnswerLog | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rank each query's candidates by a score for each.
+    """Rank each query's candidates, as for `rdl_core.teachers.listwise.rank_lists`, by scores.
 
-    Args:
-        candidates: As for `rdl_core.teachers.listwise.rank_lists`.
-        scorer: A :class:`PointwiseLLM`, or what answers groups as it does.
-        answers: Where scores are looked up before asking, and stored as they come.
-
-    Returns:
-        The candidates with ``teacher_score`` and ``teacher_rank``, 1..n in each query, equal scores by
-        the first stage's rank; and a report, a row per query: ``n_windows`` (its passages),
-        ``input_tokens`` (of prompts of their own), ``output_tokens`` (0).
-
-    Raises:
-        ValueError: Candidates do not fit, or a score is not finite.
+    `scorer` is a :class:`PointwiseLLM`, or what answers groups as it does. Gives the candidates with
+    ``teacher_score`` and ``teacher_rank``, equal scores by the first stage's rank; and a report, a row
+    per query: ``n_windows`` (its passages), ``input_tokens`` (of prompts of their own),
+    ``output_tokens`` (0). ValueError: candidates do not fit, or a score is not finite.
     """
     check_candidates(candidates)
     groups = plan_groups(candidates)

@@ -10,7 +10,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -28,7 +28,7 @@ from rdl_core.shards import check_once, in_turn, whole
 from rdl_core.teachers.answers import Answer, Window
 from rdl_core.teachers.listwise import Backend, rank_lists
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
-from rdl_core.words import first_words, n_tokens_about
+from rdl_core.words import n_tokens_about
 
 __all__ = ["ANSWERS", "Estimate", "estimate", "finished_report", "merge_lists", "open_backend",
            "teach", "usd_of"]  # fmt: skip
@@ -56,10 +56,29 @@ class Estimate:
         )
 
 
-def estimate(config: TeachConfig, folder: str | Path) -> Estimate:
-    """Count windows, tokens and cost of :func:`teach`; asks nothing and writes nothing."""
-    log = AnswerLog(Path(folder) / ANSWERS, teacher=config.backend.name)
-    return _estimate(config, _read(config)[0], log)
+def estimate(config: TeachConfig, folder: str | Path, lists: pd.DataFrame | None = None) -> Estimate:
+    """Count windows, tokens and cost of :func:`teach`; asks nothing and writes nothing.
+
+    Goes through a run in which what the log lacks keeps its order. `lists` are the configuration's
+    candidates with texts, if they are read.
+    """
+    log, new = AnswerLog(Path(folder) / ANSWERS, teacher=config.backend.name), []
+
+    def ask(windows: Sequence[Any]) -> list[tuple[int, Answer]]:  # equal scores keep the order
+        return [(i, Answer(scores=(0.0,) * len(x), input_tokens=0)) for i, x in enumerate(windows)]
+
+    backend = SimpleNamespace(ask=ask, can_retry=True)  # of unusable answers, the next is looked up
+    answers = SimpleNamespace(get=log.get, add=lambda window, _: new.append(window))
+    _, table = _rank(config, _read(config)[0] if lists is None else lists, backend, answers)
+    max_words = getattr(config.backend, "max_words", 300)
+    prompts = sum(n_tokens_about(window.prompt(max_words=max_words)) for window in new)
+    writes = getattr(config.backend, "mode", None) != "first_token"
+    rankings = sum(-(-len(window.longest_answer) // 2) for window in new if writes)
+    n_windows = int(table["n_windows"].sum())
+    return Estimate(
+        n_queries=len(table), n_windows=n_windows, n_answered=n_windows - sum(map(_n, new)),
+        input_tokens=prompts, output_tokens=rankings, usd=usd_of(config.backend, prompts, rankings),
+    )  # fmt: skip
 
 
 def teach(config: TeachConfig, folder: str | Path) -> dict:
@@ -77,7 +96,7 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
         if isinstance(config.backend, ReplayConfig):  # it answers in its own order, from the first
             (folder / ANSWERS).unlink(missing_ok=True)
         log = AnswerLog(folder / ANSWERS, teacher=config.backend.name)
-        plan = _estimate(config, lists, log)
+        plan = estimate(config, folder, lists)
         _log.info("%s: %s", folder, plan)
         steps = progress(repeat(None), total=plan.n_windows, what="windows", done=plan.n_answered)
 
@@ -153,10 +172,11 @@ def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
     check_run(corpus.candidates, "teacher")
     frame = corpus.candidates[["query_id", "doc_id", "rank"]]
     corpus = replace(corpus, candidates=frame[frame["rank"] <= (config.depth or len(frame))])
+    windows = {} if getattr(config.backend, "pointwise", False) else config.windows
     identity = {
         "teacher": config.backend.name, "candidates": fingerprint(corpus.candidates),
-        "depth": config.depth, "n_queries": len(corpus.ids("query_id")),
-        **({} if _pointwise(config) else config.windows), "shard": list(config.part),
+        "depth": config.depth, "n_queries": len(corpus.ids("query_id")), **windows,
+        "shard": list(config.part),
     }  # fmt: skip
     return corpus.shard(*config.part).with_texts(), identity
 
@@ -165,15 +185,11 @@ def _rank(
     config: TeachConfig, lists: pd.DataFrame, backend: Any, answers: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The lists as a listwise or a pointwise teacher ranks them, and a report."""
-    if _pointwise(config):
+    if getattr(config.backend, "pointwise", False):
         from rdl_core.teachers.pointwise import score_lists  # imports torch
 
         return score_lists(lists, backend, answers=answers)
     return rank_lists(lists, backend, answers=answers, **config.windows)
-
-
-def _pointwise(config: TeachConfig) -> bool:
-    return isinstance(config.backend, LocalConfig) and config.backend.pointwise
 
 
 def open_backend(config: EndpointConfig | LocalConfig | ReplayConfig) -> Backend:
@@ -189,32 +205,6 @@ def open_backend(config: EndpointConfig | LocalConfig | ReplayConfig) -> Backend
 
     kind = PointwiseLLM if config.pointwise else LocalLLM
     return kind(*load_llm(config), **vars(config))
-
-
-def _estimate(config: TeachConfig, lists: pd.DataFrame, log: AnswerLog) -> Estimate:
-    """Go through a run in which what the log lacks keeps its order."""
-    new: list[Any] = []
-
-    def ask(windows: Sequence[Any]) -> list[tuple[int, Answer]]:  # equal scores keep the order
-        return [(i, Answer(scores=(0.0,) * len(x), input_tokens=0)) for i, x in enumerate(windows)]
-
-    backend = SimpleNamespace(ask=ask, can_retry=True)  # of unusable answers, the next is looked up
-    answers = SimpleNamespace(get=log.get, add=lambda window, _: new.append(window))
-    _, table = _rank(config, lists, backend, answers)
-    max_words, prompts, rankings = getattr(config.backend, "max_words", 300), 0, 0
-    for window in new:
-        if _pointwise(config):  # a passage is read once for all its queries
-            texts = [first_words(window.passage, max_words), *window.queries]
-            prompts += sum(map(n_tokens_about, texts))
-            continue
-        prompts += n_tokens_about(window.prompt(max_words=max_words))
-        if getattr(config.backend, "mode", None) != "first_token":  # which writes nothing
-            rankings += -(-len(window.longest_answer) // 2)
-    n_windows = int(table["n_windows"].sum())
-    return Estimate(
-        n_queries=len(table), n_windows=n_windows, n_answered=n_windows - sum(map(_n, new)),
-        input_tokens=prompts, output_tokens=rankings, usd=usd_of(config.backend, prompts, rankings),
-    )  # fmt: skip
 
 
 def _n(asked: Any) -> int:
