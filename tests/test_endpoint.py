@@ -112,15 +112,14 @@ def test_what_is_sent_is_what_the_configuration_says_and_nothing_is_made_up():
 
 
 PAGE = {"body": "<html>", "headers": {"Content-Type": "text/html"}}
-PASSING = [
+
+
+@pytest.mark.parametrize("fault", [
     {"status": 429, "body": {"error": {"message": "slow down"}}}, {"status": 500, "body": "oops"},
     {"status": 502, **PAGE}, {"status": 503, "body": {"error": {"code": 503}}}, {"wait_s": 0.6}, PAGE,
     {"body": {"error": {"message": "upstream"}}}, {"body": '{"choices": [{"mess'},
     {"body": {"choices": [{}]}}, {"cut": 100}, {"cut": 0},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", PASSING)
+])  # fmt: skip
 def test_what_passes_is_tried_again(fault, caplog):
     with ChatServer(fault=only(1, **fault)) as server:
         answers = ask(server, windows(3), timeout_s=0.3, in_flight=1, longest_wait_s=0.01)
@@ -149,17 +148,14 @@ def test_without_a_time_waits_double_and_differ(caplog):
     assert len(set(re.findall(r"try 2 in (\S+) s", caplog.text))) > 2
 
 
-NEVER_PASSING = [
+@pytest.mark.parametrize(("fault", "telling"), [
     ({"status": 403}, "403.*the key in OWN_KEY may not do this"),
     ({"status": 404}, "404.*check base_url, most end in /v1, and the model, 'm'"),
     *(({"status": n}, f"{n}.*see what it says; a smaller --window-size") for n in (400, 413, 422)),
     (refusal(message="'temperature' does not support 0.0"), "send none .--temperature -1."),
     (refusal(code="insufficient_quota", message="No quota") | {"status": 429}, "no credit left: add"),
     ({"status": 429, "headers": {"Retry-After": "86400"}}, "asks to wait 86400 s: .*longest_wait"),
-]
-
-
-@pytest.mark.parametrize(("fault", "telling"), NEVER_PASSING)
+])  # fmt: skip
 def test_what_does_not_pass_stops_at_once_and_says_what_to_do(fault, telling):
     telling = f"no answer for query 'q0', pass 1, start 0: .*{telling}"
     with ChatServer(fault=only(0, **fault)) as server, pytest.raises(EndpointError, match=telling):

@@ -24,15 +24,12 @@ PASSAGES = {f"d{i}": f"The {x} near {WORDS[i - 1]} is a thing of its own." for i
 @pytest.fixture
 def corpus(tmp_path):
     """A folder in BEIR's layout, and a run of every passage for each query."""
-    rows = {
-        "corpus": PASSAGES,
-        "queries": {f"q{i}": f"where is a {x}" for i, x in enumerate(WORDS[:5])},
-    }
-    for name, texts in rows.items():
+    queries = {f"q{i}": f"where is a {x}" for i, x in enumerate(WORDS[:5])}
+    for name, texts in (("corpus", PASSAGES), ("queries", queries)):
         lines = (json.dumps({"_id": key, "text": text}) for key, text in texts.items())
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    frame = pd.DataFrame([(q, d, n) for q in rows["queries"] for n, d in enumerate(PASSAGES, 1)],
-                         columns=["query_id", "doc_id", "rank"])  # fmt: skip
+    rows = [(q, d, n) for q in queries for n, d in enumerate(PASSAGES, 1)]
+    frame = pd.DataFrame(rows, columns=["query_id", "doc_id", "rank"])
     write_run(frame, tmp_path / "first.run")
     write_run(frame.assign(rank=11 - frame["rank"]), tmp_path / "turned.run")
     return tmp_path
@@ -74,9 +71,8 @@ def test_grades_are_read_asked_again_kept_and_compared_with_humans(corpus, tmp_p
     assert (report["n_asked"], report["n_unusable"], report["grades"]["3"]) == (50, 1, 5)
     assert (report["n_answers"], report["why"]) == (52, {})
     qrels = read_qrels(tmp_path / "out" / "qrels.txt")
-    expected = [
-        (f"q{q}", f"d{d}", grade_of(q, d)) for q in range(5) for d in range(10) if (q, d) != (1, 3)
-    ]
+    pairs = [(q, d) for q in range(5) for d in range(10) if (q, d) != (1, 3)]
+    expected = [(f"q{q}", f"d{d}", grade_of(q, d)) for q, d in pairs]
     assert [*qrels.itertuples(index=False, name=None)] == expected
     told = report["agreement"]
     assert (told["n_pairs"], told["kappa_relevant"], told["tau"]) == (23, 1.0, 1.0)
@@ -121,17 +117,8 @@ def test_queries_are_kept_that_find_their_passage_and_that_it_answers(corpus, tm
         assert report["usd"] == pytest.approx(n_words / 1e6)  # grades and retries, too
         assert ask(config, tmp_path / "out") == report
         assert len(server.requests) == n_requests + 2 * 4  # what was unusable, twice
-    counts = {
-        x: report[x] for x in ("n_asked", "n_unusable", "n_several", "n_not_found", "n_not_answered")
-    }
-    assert counts == {
-        "n_asked": 10,
-        "n_unusable": 4,
-        "n_several": 2,
-        "n_not_found": 1,
-        "n_not_answered": 1,
-    }
-    assert report["n_queries"] == 2
+    counts = {"n_asked": 10, "n_unusable": 4, "n_several": 2, "n_not_found": 1, "n_not_answered": 1}
+    assert report.items() >= (counts | {"n_queries": 2}).items()
     asked = [json.loads(x) for x in (tmp_path / "out" / "queries.jsonl").read_text().splitlines()]
     assert asked == [{"_id": "d0.asked", "text": "where does a fox live"},
                      {"_id": "d1.asked", "text": "tea near the harbour?"}]  # fmt: skip
@@ -177,27 +164,22 @@ def test_passages_are_drawn_by_seed_and_a_killed_run_goes_on(corpus, tmp_path):
     ({"least_grade": 4}, "least_grade"), ({"longest": 0}, "longest"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_refused(corpus, tmp_path, change, says):
-    own = {
-        "collection": str(corpus),
-        "backend": EndpointConfig(model="m", base_url="http://127.0.0.1:9/v1"),
-    }
+    backend = EndpointConfig(model="m", base_url="http://127.0.0.1:9/v1")
     with pytest.raises(ValueError, match=says):
-        estimate(AskConfig(**own | change), tmp_path)
+        estimate(AskConfig(**{"collection": str(corpus), "backend": backend} | change), tmp_path)
 
 
-def test_a_model_that_says_nothing_of_use_is_told(corpus, tmp_path):
+def test_a_model_that_runs_here_is_asked_too_and_one_that_says_nothing_of_use_told(
+    corpus, tmp_path, monkeypatch
+):
+    own = {"candidates": str(corpus / "first.run"), "collection": str(corpus), "depth": 2}
     with ChatServer(lambda *_: {"text": "I cannot help with that"}) as server:
-        own = {"candidates": str(corpus / "first.run"), "collection": str(corpus), "depth": 1}
         config = JudgeConfig(backend=backend(server), max_retries=0, **own)
         with pytest.raises(ValueError, match="no answer could be read, the first: 'I cannot help"):
-            judge(config, tmp_path / "out")
-
-
-def test_a_model_that_runs_here_is_asked_too(corpus, tmp_path, monkeypatch):
+            judge(config, tmp_path / "silent")
     tokenizer = bytes_tokenizer()
     llm = LocalLLM(saying("2", tokenizer), tokenizer)
     monkeypatch.setattr(label, "open_backend", lambda _: llm)
-    own = {"candidates": str(corpus / "first.run"), "collection": str(corpus), "depth": 2}
     report = judge(JudgeConfig(backend=LocalConfig(model="m"), **own), tmp_path / "out")
     assert report["grades"] == {"0": 0, "1": 0, "2": 10, "3": 0}
     assert (report["usd"], report["output_tokens"]) == (None, 20)

@@ -62,7 +62,9 @@ IDEAL = 3 * D1 + 1 * D2
 PAIRS = [softplus(2), softplus(1), softplus(-1)]  # passages (1, 2), (1, 3), (2, 3)
 SWAPS = [(D1 - D3) * 2 / IDEAL, (D2 - D3) * 3 / IDEAL, (D1 - D2) * 1 / IDEAL]
 NEARS = [(D2 - D3) * 2 / IDEAL, (D1 - D2) * 3 / IDEAL, (D1 - D2) * 1 / IDEAL]
-GOLDEN = [
+
+
+@pytest.mark.parametrize(("name", "own", "expected"), [
     ("ranknet", {}, fmean(PAIRS)),
     ("adr_mse", {}, fmean([(1 - R[0]) ** 2, (2 - R[1]) ** 2 / math.log2(3), (3 - R[2]) ** 2 / 2])),
     ("info_nce", {}, -math.log(EXP[0] / sum(EXP))),
@@ -77,10 +79,7 @@ GOLDEN = [
     ("approx_mrr", {}, 1 - 1 / R[0]),
     ("margin_mse", {}, fmean([(-2 - 1) ** 2, (-1 - 2) ** 2, (1 - 1) ** 2])),
     ("bce", {}, fmean([softplus(-1), softplus(3), softplus(2)])),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "own", "expected"), GOLDEN)
+])  # fmt: skip
 def test_golden_value(name, own, expected):
     scores = torch.tensor([[*SCORES, math.nan]], dtype=torch.float64)
     loss = LOSSES[name](scores, torch.tensor([[*TARGETS, 9.0]]), mask=~scores.isnan(), **own)
@@ -109,7 +108,7 @@ def test_agrees_with_the_plain_loop_whatever_the_batch_the_order_and_the_shift_o
         assert losses.tolist() == pytest.approx(expected, abs=1e-9)
         average = LOSSES[name](scores, targets, mask=mask, **own)
         assert average.item() == pytest.approx(sum(expected) / sum(counts), abs=1e-9) != 0
-        if name != "bce" and own.get("comparison") != "pointwise":  # only differences of scores matter
+        if name != "bce":  # only differences of scores matter
             torch.testing.assert_close(LOSSES[name](scores + 5, targets, mask=mask, **own), average)
         order = torch.randperm(mask.shape[1], generator=torch.Generator().manual_seed(seed))
         options = {"mask": mask[:, order], "reduction": "none", **own}
@@ -270,7 +269,6 @@ WRONG_OPTIONS = {
     "discount": (None, "one of log2, reciprocal, none, got None"),
     "positives": ("top", "one of best, all, got 'top'"), "sinkhorn_steps": (-1, "0 or more, got -1"),
     "distribution": ("", "one of targets, reciprocal_rank, got ''"),
-    "comparison": ("listwise", "one of pairwise, pointwise, got 'listwise'"),
     "temperature": (0.0, "greater than 0, got 0.0"), "scale": (-1.0, "greater than 0, got -1.0"),
     "margin": (math.nan, "greater than 0, got nan"), "mu": (math.nan, "0 or more, got nan"),
 }  # fmt: skip

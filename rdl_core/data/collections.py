@@ -232,31 +232,29 @@ def read_corpus(
 
     ValueError also if an id has two texts in the file, or if neither has queries, or passages.
     """
-    candidates, texts = read_candidates(path, format), []
+    candidates = read_candidates(path, format)
     opened = load(collection) if collection else Collection("", {})
-    columns = ("query", "queries", "query_id", "query"), ("passage", "docs", "doc_id", "text")
-    for what, part, key, column in columns:
-        source, find = f"collection {collection!r}", opened.find if part == "docs" else None
+
+    def texts(what: str, part: str, key: str, column: str) -> Texts:
         if part in opened.parts:
-            rows = partial(opened._rows, part)
-        elif column in candidates:
-            pairs = candidates[[key, column]].drop_duplicates()
-            if (twice := pairs[key].duplicated()).any():
-                first = pairs.loc[twice, key].iloc[0]
-                raise ValueError(f"{path} has two texts for {what} {first!r}: give each its own id")
-            source, find, rows = str(path), None, partial(pairs.itertuples, index=False, name=None)
-        else:
+            texts = cache(lambda: dict(opened._rows(part)))  # read when the first is looked up
+            find = opened.find if part == "docs" else None
+            return Texts(what=what, source=opened.id, find=find or (lambda ids: texts()))
+        if column not in candidates:
             either = f" and {collection!r} has none either" if collection else ""
             remedy = "name a folder or an ir_datasets id that has them (--collection)"
             raise ValueError(f"{path} has no {what} texts{either}: {remedy}")
-        texts.append(Texts(what=what, source=source, find=find or _by_id(rows)))
-    candidates = candidates.drop(columns=["query", "text"], errors="ignore")
-    return Corpus(candidates=candidates, queries=texts[0], passages=texts[1])
+        pairs = candidates[[key, column]].drop_duplicates()
+        if len(twice := pairs[key][pairs[key].duplicated()]):
+            raise ValueError(f"{path} has two texts for {what} {twice.iloc[0]!r}: give each its own id")
+        known = dict(zip(pairs[key], pairs[column], strict=True))
+        return Texts(what=what, source=str(path), find=lambda ids: known)
 
-
-def _by_id(rows: Callable[[], Iterable[tuple]]) -> _Find:
-    texts = cache(lambda: dict(rows()))  # read when the first is looked up
-    return lambda ids: texts()
+    return Corpus(
+        queries=texts("query", "queries", "query_id", "query"),
+        passages=texts("passage", "docs", "doc_id", "text"),
+        candidates=candidates.drop(columns=["query", "text"], errors="ignore"),
+    )
 
 
 def read_judgments(source: str | Path) -> pd.DataFrame:

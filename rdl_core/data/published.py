@@ -12,6 +12,7 @@ Reference: Craswell et al., TREC 2019 and 2020; Pradeep et al., RankVicuna, arXi
 et al., ECIR 2025, zenodo.org/records/12528410 and 15150456.
 """
 
+import fnmatch
 import os
 from collections.abc import Iterable
 from functools import lru_cache
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import csv
 
-from rdl_core.data.downloads import download_folder, fetch, group_names, registry
+from rdl_core.data.downloads import download_folder, fetch, registry
 from rdl_core.data.formats import from_frame, read_candidates
 from rdl_core.files import content_hash
 
@@ -128,9 +129,8 @@ def texts(year: int) -> dict[str, pd.DataFrame]:
 
 def _lists(year: int) -> dict[str, str]:
     """Registry names of a year's candidate lists, by the folder of their first stage."""
-    start, end = "trec-dl/retrieve_results/", f"_dl{year % 100}_top100.json"
-    names = [x for x in group_names("trec-dl") if x.startswith(start) and x.endswith(end)]
-    return {name.split("/")[2]: name for name in names}
+    pattern = f"trec-dl/retrieve_results/*_dl{year % 100}_top100.json"
+    return {name.split("/")[2]: name for name in fnmatch.filter(registry(), pattern)}
 
 
 def _files(collection_id: str, first_stage: str) -> dict[str, list[str]]:
@@ -140,9 +140,8 @@ def _files(collection_id: str, first_stage: str) -> dict[str, list[str]]:
     if not (year := _YEARS.get(collection_id)):
         return {}
     folder = f"trec-dl/rerank_results/{_FOLDERS.get(first_stage)}/"
-    names = sorted(name for name in group_names("trec-dl") if f"_dl{year % 100}_" in name)
-    starts = {llm: f"{folder}{start}_4096_100_" for llm, start in _LLMS.items()}
-    return {llm: [n for n in names if n.startswith(start)] for llm, start in starts.items()}
+    ends, names = f"_4096_100_*_dl{year % 100}_*", sorted(registry())
+    return {x: fnmatch.filter(names, f"{folder}{start}{ends}") for x, start in _LLMS.items()}
 
 
 def _by_hand(collection_id: str) -> Path:
@@ -159,25 +158,22 @@ def _by_hand(collection_id: str) -> Path:
 def _stream(path: Path, depth: int, query_ids: list[str] | None) -> pd.DataFrame:
     """The rows of some queries down to a rank of a parquet file or a TREC run, streamed past."""
     kinds = {"qid": pa.string(), "docno": pa.string(), "rank": pa.int64(), "score": pa.float64()}
-    columns = {name: ds.field(name).cast(kind) for name, kind in kinds.items()}
+    columns, form = {name: ds.field(name).cast(kind) for name, kind in kinds.items()}, "parquet"
     wanted = columns["rank"] <= depth  # counted from 0 or 1: counted anew by `from_frame`
     if query_ids is not None:
         wanted &= columns["qid"].isin(pa.array(query_ids, pa.string()))
-    form = "parquet"
     if path.suffix != ".parquet":
         with path.open() as file:
             delimiter = "\t" if "\t" in file.readline() else " "
-        names = ["qid", "iter", "docno", "rank", "score", "tag"]
-        form = ds.CsvFileFormat(
-            csv.ParseOptions(delimiter=delimiter, quote_char=False),
-            convert_options=csv.ConvertOptions(column_types=kinds),
-            read_options=csv.ReadOptions(column_names=names),
-        )
+        parse = csv.ParseOptions(delimiter=delimiter, quote_char=False)
+        names = csv.ReadOptions(column_names=["qid", "iter", "docno", "rank", "score", "tag"])
+        types = csv.ConvertOptions(column_types=kinds)
+        form = ds.CsvFileFormat(parse, convert_options=types, read_options=names)
     try:
         table = ds.dataset(path, format=form).to_table(columns=columns, filter=wanted)
     except pa.ArrowInvalid as error:
-        expected = f"rows of {', '.join(columns)}"
-        raise ValueError(f"{path}: expected {expected}; got {error}: fetch the file again") from None
+        told = f"{path}: expected rows of {', '.join(columns)}; got {error}"
+        raise ValueError(f"{told}: fetch the file again") from None
     return from_frame(table.to_pandas())
 
 

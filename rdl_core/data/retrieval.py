@@ -33,8 +33,8 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
     Passages that share no word with a query are left out; stop words and single letters are no words.
     Scripts without spaces are indexed by pairs of characters.
     """
-    bars, stemmer, index = sys.stderr.isatty(), Stemmer("english"), bm25s.BM25(k1=1.2, b=0.75)
-    options = {"stopwords": "en", "stemmer": stemmer, "show_progress": False}
+    bars, index = sys.stderr.isatty(), bm25s.BM25(k1=1.2, b=0.75)
+    options = {"stopwords": "en", "stemmer": Stemmer("english"), "show_progress": False}
     texts = passages["text"], queries["query"]
     words, query_words = (bm25s.tokenize(list(map(bigrams, x)), **options) for x in texts)
     if not (query_words.ids and words.vocab):  # which bm25s does not take
@@ -74,9 +74,8 @@ def encode(texts: Sequence[str], encoder: str, *, max_tokens: int, queries: bool
 
     device = default_device()
     own = {"dtype": PRECISIONS[resolve_precision("auto", device)], "use_safetensors": True}
-    model = SentenceTransformer(
-        embedded_path(encoder), device=str(device), trust_remote_code=False, model_kwargs=own
-    )
+    more = {"device": str(device), "trust_remote_code": False, "model_kwargs": own}
+    model = SentenceTransformer(embedded_path(encoder), **more)
     model.max_seq_length = max_tokens
     to_vectors = model.encode_query if queries else model.encode_document
     vectors = to_vectors(list(texts), show_progress_bar=sys.stderr.isatty())

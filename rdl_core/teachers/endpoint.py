@@ -71,7 +71,12 @@ class Endpoint:
         try:
             wait_s = 0.0
             for n_calls in count(1):
-                if stop.wait(wait_s) or stop.wait(self._next_turn_s()):
+                if stop.wait(wait_s):
+                    return None
+                with self._lock:  # take the next turn that per_minute allows
+                    start_s = max(now_s := time.monotonic(), self._next_start_s)
+                    self._next_start_s = start_s + 60.0 / (self.config.per_minute or float("inf"))
+                if stop.wait(start_s - now_s):
                     return None
                 try:
                     return self._request(window, n_calls)
@@ -113,13 +118,29 @@ class Endpoint:
             raise openai.APIResponseValidationError(response, None, message=told) from None
 
     def _wait_s(self, window: Window, error: Exception, n_calls: int) -> float:
-        """Seconds until the next try; EndpointError if there is to be none."""
-        config, asked_s = self.config, 0.0
+        """Seconds until the next try; EndpointError, which says what to do, if there is to be none."""
+        config, asked_s, remedy = self.config, 0.0, None
         with suppress(AttributeError, KeyError, ValueError):  # no response, no header, no number
             asked_s = max(0.0, float(error.response.headers["retry-after"]))
+        status = getattr(error, "status_code", 200)  # 200: no completion
+        if getattr(error, "code", None) == "insufficient_quota":  # a 429 that waiting does not cure
+            remedy = "the account has no credit left: add some, then run this again to go on"
+        elif status < 500 and status not in (200, 408, 409, 425, 429):
+            other = "see what it says; a smaller --window-size or --max-words may help"
+            if "temperature" in str(error):
+                other = "this model takes no temperature: send none (--temperature -1)"
+            remedy = {
+                401: f"put a key that this server takes into {config.key_variable}",
+                403: f"the key in {config.key_variable} may not do this: use another key or model",
+                404: f"check base_url, most end in /v1, and the model, {config.model!r}",
+            }.get(status, other)
+        elif n_calls == config.max_tries:
+            remedy = f"{n_calls} tries: see that the server runs, then run this again to go on"
+        elif asked_s > config.longest_wait_s:
+            remedy = f"it asks to wait {asked_s:.0f} s: run this again then, or raise longest_wait_s"
         text = f"{error} ({error.__cause__!r})" if error.__cause__ else str(error)
         text = " ".join((text.replace(self._key, "***") if self._key else text).split())[:300]
-        if remedy := self._remedy(error, n_calls, asked_s):
+        if remedy:
             place = f"query {window.query_id!r}, pass {window.pass_number}, start {window.start}"
             raise EndpointError(f"{config.base_url}: no answer for {place}: {text}: {remedy}") from None
         backoff_s = min(2.0 ** min(n_calls - 2, 20), config.longest_wait_s)
@@ -128,30 +149,3 @@ class Endpoint:
             self._next_start_s = max(self._next_start_s, time.monotonic() + asked_s)
         _log.warning("%s: %s; try %d in %.1f s", config.base_url, text, n_calls + 1, wait_s)
         return wait_s
-
-    def _next_turn_s(self) -> float:
-        """Take the next turn that per_minute allows; the seconds until it."""
-        with self._lock:
-            start_s = max(now_s := time.monotonic(), self._next_start_s)
-            self._next_start_s = start_s + 60.0 / (self.config.per_minute or float("inf"))
-            return start_s - now_s
-
-    def _remedy(self, error: Exception, n_calls: int, asked_s: float) -> str | None:
-        """What to do about an error that will not pass; None if it may."""
-        config, status = self.config, getattr(error, "status_code", 200)  # 200: no completion
-        if getattr(error, "code", None) == "insufficient_quota":  # a 429 that waiting does not cure
-            return "the account has no credit left: add some, then run this again to go on"
-        if status < 500 and status not in (200, 408, 409, 425, 429):
-            other = "see what it says; a smaller --window-size or --max-words may help"
-            if "temperature" in str(error):
-                other = "this model takes no temperature: send none (--temperature -1)"
-            return {
-                401: f"put a key that this server takes into {config.key_variable}",
-                403: f"the key in {config.key_variable} may not do this: use another key or model",
-                404: f"check base_url, most end in /v1, and the model, {config.model!r}",
-            }.get(status, other)
-        if n_calls == config.max_tries:
-            return f"{n_calls} tries: see that the server runs, then run this again to go on"
-        if asked_s > config.longest_wait_s:
-            return f"it asks to wait {asked_s:.0f} s: run this again then, or raise longest_wait_s"
-        return None

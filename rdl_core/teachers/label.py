@@ -110,12 +110,9 @@ def ask(config: AskConfig, folder: str | Path) -> dict:
     from rdl_core.data.retrieval import bm25  # imports torch
 
     collection, questions = load(config.collection), _passages(config)
-    identity = {
-        "asked": "queries", "n_passages": config.n_passages, "seed": config.seed,
-        "longest": config.longest, "found_within": config.found_within, "depth": config.depth,
-        "least_grade": config.least_grade, "max_retries": config.max_retries,
-        "data": collection.passages_fingerprint, "teacher": config.backend.name,
-    }  # fmt: skip
+    own = {name: x for name, x in vars(config).items() if name not in ("collection", "backend")}
+    own |= {"data": collection.passages_fingerprint, "teacher": config.backend.name}
+    identity = {"asked": "queries"} | own
     with resumable(Path(folder), identity, brought=ANSWERS) as work:
         if report := finished_report(work, config.backend):
             return report
@@ -133,8 +130,8 @@ def ask(config: AskConfig, folder: str | Path) -> dict:
         report["n_not_found"] = len(queries) - len(finding)
         queries = queries[queries["query_id"].isin(finding)]
         if config.least_grade:
-            texts = passages.set_index("doc_id")["text"]
-            graded = [_grading(x.query_id, x.query, texts[x.doc_id]) for x in queries.itertuples()]
+            texts = queries.merge(passages).itertuples()
+            graded = [_grading(x.query_id, x.query, x.text) for x in texts]
             more_answers, grades = _answers(config, work.folder, graded)
             enough = [grade is not None and grade >= config.least_grade for grade in grades]
             report["n_not_answered"] = len(enough) - sum(enough)
@@ -177,12 +174,9 @@ def _passages(config: AskConfig) -> list[Question]:
     passages = load(config.collection).passages
     if (n := config.n_passages) < len(passages):
         passages = passages.sample(n, random_state=config.seed).sort_index()
-    prompt, longest = _ASK.replace("{longest}", f"{config.longest} words"), "word " * config.longest
-    return [
-        Question(query_id=doc_id, template=prompt, passages=(text,), longest_answer=longest,
-                 read=lambda text: _query(text, config.longest))
-        for doc_id, text in passages.itertuples(index=False)
-    ]  # fmt: skip
+    own = {"template": _ASK.replace("{longest}", f"{config.longest} words")}
+    own |= {"longest_answer": "word " * config.longest, "read": lambda x: _query(x, config.longest)}
+    return [Question(query_id=key, passages=(text,), **own) for key, text in passages.values]
 
 
 def _pairs(config: JudgeConfig) -> tuple[pd.DataFrame, list[Question]]:
@@ -201,9 +195,8 @@ def _grading(name: str, query: str, passage: str) -> Question:
 
 def _grade(text: str) -> int | None:
     """The last digit from 0 to 3 that stands alone."""
-    words = "".join(x if x.isalnum() or x == "." else " " for x in text).split()
-    grades = [int(x) for x in (word.strip(".") for word in words) if x in map(str, _GRADES)]
-    return grades[-1] if grades else None
+    grades = re.findall(r"(?<![^\W_])(?<![^\W_]\.)[0-3](?!\.?[^\W_])", text)
+    return int(grades[-1]) if grades else None
 
 
 def _query(text: str, longest: int) -> str | None:
@@ -237,8 +230,9 @@ def _answers(
 
 def _report(config: AskConfig | JudgeConfig, answers: Sequence[Answer]) -> dict:
     """Number and cost of all answers; None where a server did not count tokens, or without prices."""
-    pairs = [(answer.input_tokens, answer.output_tokens) for answer in answers]
-    tokens = [None if None in column else sum(column) for column in zip(*pairs, strict=True)]
     why = dict(Counter(x.why for x in answers if x.why).most_common(5))
-    counts = dict(zip(("input_tokens", "output_tokens"), tokens, strict=True))
-    return {"n_answers": len(answers), "why": why, **counts, "usd": usd_of(config.backend, *tokens)}
+    report = {"n_answers": len(answers), "why": why}
+    for name in ("input_tokens", "output_tokens"):
+        column = [getattr(answer, name) for answer in answers]
+        report[name] = None if None in column else sum(column)
+    return report | {"usd": usd_of(config.backend, report["input_tokens"], report["output_tokens"])}

@@ -2,8 +2,7 @@
 
 A window slides from the end of a list to its front and reorders the passages in it, so that none is
 lost or doubled. A pass over ``n > 1`` passages takes ``1 + ceil((n - window_size) / stride)`` windows,
-one if `window_size` is ``n`` or more. All queries advance in lockstep: a :class:`Backend` gets the next
-window of each at once.
+one if `window_size` is ``n`` or more. All queries advance in lockstep.
 
 Reference: Sun et al., EMNLP 2023.
 
@@ -22,7 +21,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_string_dtype
 
 from rdl_core.config import WindowConfig
 from rdl_core.files import checked
@@ -71,9 +69,7 @@ def rank_lists(
         per query: ``n_windows`` = ``n_clean`` + ``n_repaired`` + ``n_unusable``; ``n_missing``,
         ``n_repeated``, ``n_unknown`` over last answers; ``n_calls``, ``n_retries``, ``input_tokens``,
         ``output_tokens`` over all, stored ones too (NA if not counted); ``why`` some were unusable.
-
-    Raises:
-        ValueError: Candidates or options do not fit, or the backend skips a window.
+        ValueError: candidates or options do not fit, or the backend skips a window.
     """
     config = checked(WindowConfig, windows, what="rank_lists")
     check_candidates(candidates)
@@ -148,9 +144,7 @@ def check_candidates(candidates: pd.DataFrame) -> None:
         problem = f"a passage is twice in a query's list: {twice.values.tolist()[:3]}"
     elif len(more := (n := candidates.groupby("query_id")["query"].nunique())[n > 1]):
         problem = f"a query has several texts: {more.index.tolist()[:3]}"
-    for name in texts if len(candidates) and not problem else ():
-        column = candidates[name]
-        if not is_string_dtype(column) or column.isna().any():
-            problem = f"{name} must be strings, got {column.dtype}, {column.isna().sum()} missing"
+    elif len(wrong := [x for x in texts if not candidates[x].map(lambda x: isinstance(x, str)).all()]):
+        problem = f"{wrong[0]} must be strings in every row, got {candidates[wrong[0]].dtype}"
     if problem:
         raise ValueError(f"candidates: {problem}")

@@ -122,7 +122,17 @@ class PointwiseLLM(CausalLM):
 
     def ask(self, groups: Sequence[Group]) -> Iterator[tuple[int, Answer]]:
         """Score each group once, those of similar length in one row of tokens, longest first."""
-        parts = [self._parts(group) for group in groups]
+        parts = []  # tokens up to the queries, and of each query with what is behind it
+        for group in groups:
+            text = first_words(group.passage, self.config.max_words)
+            passage = self._encode(f"{self._before}{text}{self._between}", begin=True)
+            queries = [self._encode(f"{self._gap}{query}{self._after}") for query in group.queries]
+            if (longest := len(passage) + max(map(len, queries))) > self._context:
+                told = f"passage {group.doc_id!r} and a query have {longest} tokens, expected at most"
+                raise ValueError(f"{told} {self._context}: lower max_words, {self.config.max_words}")
+            if not all(queries):
+                raise ValueError(f"a query of passage {group.doc_id!r} has no token: remove it")
+            parts.append((passage, queries))
         sizes = [len(passage) + sum(map(len, queries)) for passage, queries in parts]
         rows: list[list[int]] = []
         for number in sorted(range(len(groups)), key=lambda i: -sizes[i]):
@@ -130,23 +140,10 @@ class PointwiseLLM(CausalLM):
                 rows.append([])
             rows[-1].append(number)
         for row in rows:
-            scores = self._score([parts[i] for i in row])
-            for number, own in zip(row, scores, strict=True):
+            for number, own in zip(row, self._score([parts[i] for i in row]), strict=True):
                 passage, queries = parts[number]
                 n_tokens = len(queries) * len(passage) + sum(map(len, queries))  # of own prompts
                 yield number, Answer(scores=tuple(own), input_tokens=n_tokens, output_tokens=0)
-
-    def _parts(self, group: Group) -> tuple[list[int], list[list[int]]]:
-        """Tokens up to the queries, and of each query with what is behind it."""
-        text = f"{self._before}{first_words(group.passage, self.config.max_words)}{self._between}"
-        passage = self._encode(text, begin=True)
-        queries = [self._encode(f"{self._gap}{query}{self._after}") for query in group.queries]
-        if (longest := len(passage) + max(map(len, queries))) > self._context:
-            told = f"passage {group.doc_id!r} and a query have {longest} tokens, expected at most"
-            raise ValueError(f"{told} {self._context}: lower max_words, {self.config.max_words}")
-        if not all(queries):
-            raise ValueError(f"a query of passage {group.doc_id!r} has no token: remove it")
-        return passage, queries
 
     @torch.inference_mode()
     def _score(self, parts: list[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
