@@ -159,8 +159,7 @@ def resumable(
     try:
         lock = FileLock(folder / _LOCK).acquire(timeout=-1 if shared else 0)
     except Timeout:
-        told = f"{folder}: another process works in this folder"
-        raise ValueError(f"{told}: wait for it, or name another folder") from None
+        raise ValueError(f"{folder}: another process works in this folder: wait for it") from None
     with lock:
         try:
             manifest = _claim(folder, identity, brought)

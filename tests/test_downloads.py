@@ -123,7 +123,7 @@ def cached():
     return {f"/{path.name.removesuffix('.txt')}": path.read_bytes() for path in paths}
 
 
-def test_mirror_comes_first_then_the_cache_then_the_url(network, tmp_path, caplog, capfd):
+def test_mirror_comes_first_then_the_cache_then_the_url(network, tmp_path, caplog, capfd, monkeypatch):
     caplog.set_level(logging.INFO, "rdl_core")
     path = download_folder() / "g/a.txt"
     assert fetch("g/a.txt") == fetch("g/a.txt") == path
@@ -141,6 +141,12 @@ def test_mirror_comes_first_then_the_cache_then_the_url(network, tmp_path, caplo
     wrong = f"{mirrored[0]}: expected {sha256(CONTENT['/a'])}; got {sha256(b'other')}: delete it"
     with pytest.raises(ValueError, match=wrong):
         fetch("g/a.txt")
+    monkeypatch.delenv("RDL_MIRROR")
+    done = CliRunner().invoke(cli.app, ["fetch", "g"])
+    assert done.stdout == f"g: 2 files, 0.1 MB, in {download_folder()}\n"
+    assert "error: unknown group 'h'" in CliRunner().invoke(cli.app, ["fetch", "h"]).output
+    monkeypatch.setenv("RDL_CACHE", "~/other")
+    assert download_folder() == Path.home() / "other/downloads"
 
 
 def test_what_is_cut_off_wrong_or_nowhere_is_refused_and_not_kept(network, tmp_path):
@@ -187,11 +193,3 @@ def test_a_killed_transfer_leaves_nothing_damaged_and_two_processes_transfer_a_f
     network.end.set()
     assert [child.wait(60) for child in children] == [0, 0]
     assert (cached(), network.asked) == ({"/a": CONTENT["/a"]}, ["/a"] * 2)
-
-
-def test_rdl_fetch_says_how_many_and_where(network, monkeypatch):
-    done = CliRunner().invoke(cli.app, ["fetch", "g"])
-    assert done.stdout == f"g: 2 files, 0.1 MB, in {download_folder()}\n"
-    assert "error: unknown group 'h'" in CliRunner().invoke(cli.app, ["fetch", "h"]).output
-    monkeypatch.setenv("RDL_CACHE", "~/other")
-    assert download_folder() == Path.home() / "other/downloads"

@@ -129,15 +129,13 @@ def test_what_passes_is_tried_again(fault, caplog):
     assert "try 2 in 0.0 s" in caplog.text
 
 
-def test_a_server_that_names_a_time_is_not_asked_before_for_any_window():
+def test_waits_are_what_the_server_names_for_any_window_else_double_and_differ(caplog):
     """The second request ends at once, the third waits with the first."""
     fault = only(0, status=429, headers={"Retry-After": "0.6"})
     with ChatServer(fault=lambda n, p: fault(n, p) or {"wait_s": 0.1}) as server:
         ask(server, windows(6), in_flight=2)
     assert sum(waits_s(server)[:2]) >= 0.55
-
-
-def test_without_a_time_waits_double_and_differ(caplog):
+    caplog.clear()
     with ChatServer(fault=only(0, 1, status=500)) as server:
         ask(server, windows(1), longest_wait_s=9)
     assert 0.25 <= waits_s(server)[0] < 0.9

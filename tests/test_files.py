@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 import time
+from itertools import pairwise
+from string import ascii_lowercase
 
 import pytest
 
@@ -98,6 +100,12 @@ YAML = {
     b"a: [": "is not valid YAML: .* line 1", b"!!python/name:os.system": "is not valid YAML",
     b"- 1": "expected lines of name: value", b"steps_: 4": "\n  steps_: unknown key",
     b"steps: 0\nloss: 3": ":\n  loss: .* string, got 3\n  steps: .*equal to 1, got 0",
+    **dict.fromkeys([  # what means harm
+        b"a: &a [x, x]\n"
+        + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise(ascii_lowercase)).encode(),
+        b"&a [*a]", b"[" * 5000, b"seed: [" + b"9" * 5000 + b"]", b"a: 1\nb: \x00", b"? [a, b]\n: c",
+        b"!!python/object/apply:os.system [ls]",
+    ], ""),
 }  # fmt: skip
 DAMAGED = dict.fromkeys([b"{", b"[]", b"\xff", b"[" * 10**5], "is damaged: expected a JSON object")
 
@@ -106,5 +114,6 @@ DAMAGED = dict.fromkeys([b"{", b"[]", b"\xff", b"[" * 10**5], "is damaged: expec
 def test_files_that_do_not_fit_are_named(tmp_path, content, says):
     path = tmp_path / "x.file"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"x.file.*{says}"):
+    with pytest.raises(ValueError, match=f"x.file.*{says}") as refused:
         read_json(path) if content in DAMAGED else read_settings(StageConfig, path)
+    assert len(str(refused.value)) < 4000

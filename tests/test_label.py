@@ -169,9 +169,7 @@ def test_what_cannot_be_asked_is_refused(corpus, tmp_path, change, says):
         estimate(AskConfig(**{"collection": str(corpus), "backend": backend} | change), tmp_path)
 
 
-def test_a_model_that_runs_here_is_asked_too_and_one_that_says_nothing_of_use_told(
-    corpus, tmp_path, monkeypatch
-):
+def test_a_model_that_runs_here_is_asked_too_a_useless_one_told(corpus, tmp_path, monkeypatch):
     own = {"candidates": str(corpus / "first.run"), "collection": str(corpus), "depth": 2}
     with ChatServer(lambda *_: {"text": "I cannot help with that"}) as server:
         config = JudgeConfig(backend=backend(server), max_retries=0, **own)

@@ -12,10 +12,8 @@ from rdl_core.teachers.answers import Answer, identifiers, read_answer
 from rdl_core.teachers.listwise import plan_windows, rank_lists
 
 LAZY = SimpleNamespace(can_retry=True, ask=lambda windows: [(0, Answer(text=""))])
-STATUSES = ["n_clean", "n_repaired", "n_unusable"]
-FAULTS = ["n_missing", "n_repeated", "n_unknown"]
-COUNTED = ["n_calls", "n_retries", "input_tokens", "output_tokens"]
-REPORT = ["n_windows", *STATUSES, *FAULTS, *COUNTED, "why"]
+STATUSES, FAULTS = ["n_clean", "n_repaired", "n_unusable"], ["n_missing", "n_repeated", "n_unknown"]
+REPORT = ["n_windows", *STATUSES, *FAULTS, *"n_calls n_retries input_tokens output_tokens why".split()]
 
 
 class Scripted:
@@ -139,12 +137,12 @@ def test_a_report_counts_each_class_with_calls_and_tokens(caplog):
 
 @pytest.mark.parametrize(("change", "own", "says"), [
     (dict, {"passes": 0}, "passes: .*got 0"), (dict, {"windowsize": 3}, "windowsize: unknown"),
-    (lambda f: f.drop(columns="text"), {}, "columns text are missing: merge queries and passages"),
-    (lambda f: f.assign(query_id=1), {}, "query_id must be strings in every row, got int64"),
-    (lambda f: f.assign(text=["a", None, "b"]), {}, "text must be strings in every row, got"),
-    (lambda f: f.assign(rank=[1, None, 2]), {}, "some rows have no rank"),
-    (lambda f: f.assign(doc_id="d"), {}, r"twice in a query's list: .*\['q0', 'd'\]"),
-    (lambda f: f.assign(query=["a", "b", "a"]), {}, r"several texts: \['q0'"),
+    (lambda f: f.drop(columns="text"), {}, "candidates lack text: merge queries and passages"),
+    (lambda f: f.assign(query_id=1.0), {}, "row 1: expected an id that is a str or an integer"),
+    (lambda f: f.assign(text=["a", None, "b"]), {}, "row 2: expected text as a str; got None"),
+    (lambda f: f.assign(rank=[1, None, 2]), {}, "row 1: expected rank as an integer"),
+    (lambda f: f.assign(doc_id="d"), {}, r"row 2: expected each .* once; got \['q0', 'd'\] again"),
+    (lambda f: f.assign(query=["a", "b", "a"]), {}, "query 'q0' has several texts"),
     (lambda f: frame([2, 2, 2]), {"backend": LAZY}, "SimpleNamespace.ask gave no answer for 2 of"),
 ])  # fmt: skip
 def test_options_candidates_and_backends_that_do_not_fit_are_refused(change, own, says):

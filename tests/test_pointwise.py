@@ -1,5 +1,6 @@
 """Pointwise teachers: scores as of prompts of their own, from rows that share passages."""
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 
@@ -63,46 +64,30 @@ def test_scores_are_those_of_prompts_of_their_own(mode):
     assert report["n_windows"].tolist() == [4] * 5 and (report["input_tokens"] > 0).all()
 
 
-def test_a_passage_is_read_once_for_all_its_queries():
-    groups = plan_groups(candidates())
-    assert [len(group) for group in groups if group.doc_id == "d0"] == [5]
-    assert sum(map(len, groups)) == 20
-    many = candidates(n_queries=70, depth=1)
-    assert [len(group) for group in plan_groups(many)] == [32, 32, 6]
-
-
-class Killed(AnswerLog):
-    """A log whose third answer is its last."""
-
-    def add(self, group, answer):
-        super().add(group, answer)
-        if len(self._answers) == 3:
-            raise KeyboardInterrupt
-
-
-def test_stored_scores_are_not_computed_again(tmp_path):
+def test_a_passage_is_read_once_for_all_its_queries_and_stored_scores_are_not_computed_again(tmp_path):
     frame, llm = candidates(), scorer("query_likelihood")
-    with pytest.raises(KeyboardInterrupt):
-        score_lists(frame, llm, answers=Killed(tmp_path / "log", teacher="t"))
+    groups, many = plan_groups(frame), plan_groups(candidates(n_queries=70, depth=1))
+    assert [len(group) for group in groups if group.doc_id == "d0"] == [5]
+    assert (sum(map(len, groups)), [len(group) for group in many]) == (20, [32, 32, 6])
+    log = AnswerLog(tmp_path / "log", teacher="t")
+    for group, answer in itertools.islice(llm.ask(groups), 3):  # and then it is killed
+        log.add(groups[group], answer)
     ranked, _ = score_lists(frame, llm, answers=AnswerLog(tmp_path / "log", teacher="t"))
     lines = (tmp_path / "log").read_text().splitlines()
-    assert len(lines) == len(set(lines)) == 1 + len(plan_groups(frame))
+    assert len(lines) == len(set(lines)) == 1 + len(groups)
     fresh, _ = score_lists(frame, llm)
     np.testing.assert_allclose(ranked["teacher_score"], fresh["teacher_score"], atol=1e-5)
 
 
-@pytest.mark.parametrize(("mode", "prompt", "says"), [
-    ("free", "{passage} {query}", "prompt: expected mode query_likelihood or"),
-    ("query_likelihood", "{query} {passage}", r"expected {passage}, then {query}, once each"),
-    ("query_likelihood", "{passage} {query}!", r"{query} last with query_like"),
-    ("yes_no", "{passage} {passage} {query}", "once each"),
-])  # fmt: skip
-def test_prompts_that_cannot_be_scored_are_refused(mode, prompt, says):
-    with pytest.raises(ValueError, match=says):
-        LocalConfig(model="m", mode=mode, prompt=prompt)
-
-
-def test_what_a_model_cannot_score_is_refused():
+def test_prompts_and_what_a_model_cannot_score_are_refused():
+    for mode, prompt, says in (
+        ("free", "{passage} {query}", "prompt: expected mode query_likelihood or"),
+        ("query_likelihood", "{query} {passage}", r"expected {passage}, then {query}, once each"),
+        ("query_likelihood", "{passage} {query}!", r"{query} last with query_like"),
+        ("yes_no", "{passage} {passage} {query}", "once each"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            LocalConfig(model="m", mode=mode, prompt=prompt)
     frame = candidates()
     with pytest.raises(ValueError, match="no token for yes or no"):
         PointwiseLLM(llama(), bytes_tokenizer(), mode="yes_no")

@@ -93,9 +93,7 @@ def test_dense_is_brute_force(depth):
 
 
 @pytest.mark.parametrize(("queries", "prompt"), [(True, "query: "), (False, "passage: ")])
-def test_a_prompt_that_the_encoder_names_goes_before_each_text(
-    encoder_folder, tmp_path, queries, prompt
-):
+def test_a_prompt_of_the_encoder_goes_before_each_text(encoder_folder, tmp_path, queries, prompt):
     model = SentenceTransformer(encoder_folder, device="cpu")
     model.prompts = {"query": "query: ", "document": "passage: "}
     model.save(str(tmp_path))

@@ -179,8 +179,7 @@ class Texts:
             texts = self.find(some)
             if missing := [x for x in some if x not in texts]:
                 told = f"{len(missing)} of {len(some)} {self.what} ids, such as {missing[0]!r}"
-                remedy = "name the collection that was ranked (--collection)"
-                raise ValueError(f"{self.source} has no text for {told}: {remedy}")
+                raise ValueError(f"{self.source} has no text for {told}: name the collection ranked")
             yield from (texts[x] for x in some)
 
     def of(self, ids: Sequence[str]) -> list[str]:
@@ -228,10 +227,7 @@ class Corpus:
 def read_corpus(
     path: str | Path, *, format: str | None = None, collection: str | None = None
 ) -> Corpus:
-    """Read ranked candidates, and find their texts: in what `load` opens as `collection`, or the file.
-
-    ValueError also if an id has two texts in the file, or if neither has queries, or passages.
-    """
+    """Read ranked candidates, and find their texts: in what `load` opens, or in the file."""
     candidates = read_candidates(path, format)
     opened = load(collection) if collection else Collection("", {})
 
@@ -242,8 +238,7 @@ def read_corpus(
             return Texts(what=what, source=opened.id, find=find or (lambda ids: texts()))
         if column not in candidates:
             either = f" and {collection!r} has none either" if collection else ""
-            remedy = "name a folder or an ir_datasets id that has them (--collection)"
-            raise ValueError(f"{path} has no {what} texts{either}: {remedy}")
+            raise ValueError(f"{path} has no {what} texts{either}: name a folder or id (--collection)")
         pairs = candidates[[key, column]].drop_duplicates()
         if len(twice := pairs[key][pairs[key].duplicated()]):
             raise ValueError(f"{path} has two texts for {what} {twice.iloc[0]!r}: give each its own id")

@@ -98,10 +98,7 @@ def fetch_group(group: str) -> list[Path]:
 
 @lru_cache
 def embedded_path(name: str) -> str:
-    """Of the embedded encoder the folder, of the LLM the file; any other name itself.
-
-    ValueError if the package is not installed, or the weights are not the official ones.
-    """
+    """Of the embedded encoder the folder, of the LLM the file, once checked; any other name itself."""
     if name not in _EMBEDDED:
         return name
     package, options, weights, expected = _EMBEDDED[name]

@@ -174,10 +174,7 @@ def _recognise(path: str | Path) -> str:
         if (line and re.fullmatch(form.line, line)) or any(wanted <= keys for wanted in form.keys):
             return name
     known = "; ".join(f"{name}: {form.shape}" for name, form in FORMATS.items())
-    hint = "name its format, read_candidates(path, format)"
-    hint = "use read_qrels" if len(line.split()) == 4 else hint
-    hint = "use read_passages or read_queries" if "_id" in keys else hint
-    hint = "rdl teach replays it" if keys & {"prompt", "invocations_history"} else hint
+    hint = "name its format; or is it for read_qrels, read_queries, read_passages, rdl teach (replay)?"
     expected = f"candidates in one of these formats ({known})"
     return _refuse(f"{path}, {unit} {number}", expected, got, hint)
 

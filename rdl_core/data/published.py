@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import csv
 
-from rdl_core.data.downloads import download_folder, fetch, registry
+from rdl_core.data.downloads import download_folder, fetch, group_names, registry
 from rdl_core.data.formats import from_frame, read_candidates
 from rdl_core.files import content_hash
 
@@ -62,8 +62,7 @@ def first_stage(
 ) -> pd.DataFrame | None:
     """A first stage's published lists of a collection's queries; None if there are none.
 
-    Gives ``query_id``, ``doc_id``, ``rank`` (1 to `depth`, 1 is best) and ``score``. ValueError if only
-    others of `FIRST_STAGES` are published, or a file is missing or not as published.
+    Gives ``query_id``, ``doc_id``, ``rank`` (1 to `depth`) and ``score``; ValueError names the others.
     """
     query_ids = None if query_ids is None else list(query_ids)
     if collection_id == JUDGED:
@@ -92,8 +91,7 @@ def teachers_of(collection_id: str, first_stage: str) -> list[str]:
 def teacher_runs(collection_id: str, first_stage: str, teacher: str) -> list[pd.DataFrame]:
     """Every ranking that a teacher made of a first stage's lists, the oldest first.
 
-    Each has ``query_id``, ``doc_id``, ``teacher_rank`` (1 is best). None for a collection without
-    published lists; ValueError if others ranked its lists.
+    Each has ``query_id``, ``doc_id``, ``teacher_rank`` (1 is best). None: nothing is published.
     """
     if not (files := _files(collection_id, first_stage)):
         return []
@@ -130,7 +128,7 @@ def texts(year: int) -> dict[str, pd.DataFrame]:
 def _lists(year: int) -> dict[str, str]:
     """Registry names of a year's candidate lists, by the folder of their first stage."""
     pattern = f"trec-dl/retrieve_results/*_dl{year % 100}_top100.json"
-    return {name.split("/")[2]: name for name in fnmatch.filter(registry(), pattern)}
+    return {name.split("/")[2]: name for name in fnmatch.filter(group_names("trec-dl"), pattern)}
 
 
 def _files(collection_id: str, first_stage: str) -> dict[str, list[str]]:
@@ -140,7 +138,7 @@ def _files(collection_id: str, first_stage: str) -> dict[str, list[str]]:
     if not (year := _YEARS.get(collection_id)):
         return {}
     folder = f"trec-dl/rerank_results/{_FOLDERS.get(first_stage)}/"
-    ends, names = f"_4096_100_*_dl{year % 100}_*", sorted(registry())
+    ends, names = f"_4096_100_*_dl{year % 100}_*", sorted(group_names("trec-dl"))
     return {x: fnmatch.filter(names, f"{folder}{start}{ends}") for x, start in _LLMS.items()}
 
 

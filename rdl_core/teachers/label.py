@@ -48,8 +48,7 @@ _QUOTES = " \t\"'`*“”„«»"
 def judge(config: JudgeConfig, folder: str | Path) -> dict:
     """Have an LLM grade candidates, best first down to a depth; gives the content of ``report.json``.
 
-    The folder gets ``qrels.txt``. With human judgments, `agreement` is given, too. ValueError: nothing
-    could be read, or files do not fit; EndpointError: no answer.
+    The folder gets ``qrels.txt``. With human judgments, `agreement` is given, too.
     """
     candidates, questions = _pairs(config)
     human = read_judgments(config.human) if config.human else None
@@ -154,10 +153,7 @@ def ask(config: AskConfig, folder: str | Path) -> dict:
 
 
 def estimate(config: AskConfig | JudgeConfig, folder: str | Path) -> Estimate:
-    """Count questions, tokens and cost of `ask` or `judge`; asks nothing and writes nothing.
-
-    Of `ask`, without the grades that ``least_grade`` asks for.
-    """
+    """Questions, tokens and cost of `judge` or, but for its grades, `ask`; asks and writes nothing."""
     questions = _passages(config) if isinstance(config, AskConfig) else _pairs(config)[1]
     log = AnswerLog(Path(folder) / ANSWERS, teacher=config.backend.name)
     new = [x for x in questions if log.get(x) is None]

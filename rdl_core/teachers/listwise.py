@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from rdl_core.config import WindowConfig
+from rdl_core.data.formats import from_frame
 from rdl_core.files import checked
 from rdl_core.teachers.answers import Answer, Window
 from rdl_core.teachers.replay import AnswerLog
@@ -69,7 +70,6 @@ def rank_lists(
         per query: ``n_windows`` = ``n_clean`` + ``n_repaired`` + ``n_unusable``; ``n_missing``,
         ``n_repeated``, ``n_unknown`` over last answers; ``n_calls``, ``n_retries``, ``input_tokens``,
         ``output_tokens`` over all, stored ones too (NA if not counted); ``why`` some were unusable.
-        ValueError: candidates or options do not fit, or the backend skips a window.
     """
     config = checked(WindowConfig, windows, what="rank_lists")
     check_candidates(candidates)
@@ -135,16 +135,12 @@ def ask_all(windows: list[Window], backend: Backend, log: AnswerLog | None) -> l
 
 def check_candidates(candidates: pd.DataFrame) -> None:
     """Refuse a frame that a teacher cannot rank; ValueError says why."""
-    texts, ids, problem = ["query_id", "query", "doc_id", "text"], ["query_id", "doc_id"], None
-    if missing := sorted({*texts, "rank"} - set(candidates.columns)):
-        problem = f"columns {', '.join(missing)} are missing: merge queries and passages into the frame"
-    elif candidates["rank"].isna().any():
-        problem = "some rows have no rank: number each query's rows, 1 is best"
-    elif len(twice := candidates.loc[candidates.duplicated(ids), ids]):
-        problem = f"a passage is twice in a query's list: {twice.values.tolist()[:3]}"
-    elif len(more := (n := candidates.groupby("query_id")["query"].nunique())[n > 1]):
-        problem = f"a query has several texts: {more.index.tolist()[:3]}"
-    elif len(wrong := [x for x in texts if not candidates[x].map(lambda x: isinstance(x, str)).all()]):
-        problem = f"{wrong[0]} must be strings in every row, got {candidates[wrong[0]].dtype}"
-    if problem:
-        raise ValueError(f"candidates: {problem}")
+    columns = ["query_id", "query", "doc_id", "text", "rank"]
+    if missing := ", ".join(x for x in columns if x not in candidates):
+        raise ValueError(f"candidates lack {missing}: merge queries and passages into the frame")
+    if len(candidates):
+        from_frame(candidates[columns])  # refuses a passage that is there twice, and wrong kinds
+    if (several := candidates.groupby("query_id")["query"].nunique() > 1).any():
+        raise ValueError(
+            f"candidates: query {several.idxmax()!r} has several texts: give each its own id"
+        )

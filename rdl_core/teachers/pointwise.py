@@ -81,8 +81,7 @@ def score_lists(
 
     `scorer` is a :class:`PointwiseLLM`, or what answers groups as it does. Gives the candidates with
     ``teacher_score`` and ``teacher_rank``, equal scores by the first stage's rank; and a report, a row
-    per query: ``n_windows`` (its passages), ``input_tokens`` (of prompts of their own),
-    ``output_tokens`` (0). ValueError: candidates do not fit, or a score is not finite.
+    per query: ``n_windows`` (its passages), ``input_tokens`` (as of own prompts), ``output_tokens``.
     """
     check_candidates(candidates)
     groups = plan_groups(candidates)

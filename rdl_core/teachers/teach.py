@@ -25,7 +25,7 @@ from rdl_core.data.formats import check_run, read_candidates, write_parquet, wri
 from rdl_core.files import CONFIG, MANIFEST, Work, read_json, resumable, write_json
 from rdl_core.progress import progress
 from rdl_core.shards import check_once, in_turn, whole
-from rdl_core.teachers.answers import Answer, Window
+from rdl_core.teachers.answers import Answer
 from rdl_core.teachers.listwise import Backend, rank_lists
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
 from rdl_core.words import n_tokens_about
@@ -59,8 +59,7 @@ class Estimate:
 def estimate(config: TeachConfig, folder: str | Path, lists: pd.DataFrame | None = None) -> Estimate:
     """Count windows, tokens and cost of :func:`teach`; asks nothing and writes nothing.
 
-    Goes through a run in which what the log lacks keeps its order. `lists` are the configuration's
-    candidates with texts, if they are read.
+    Goes through a run in which what the log lacks keeps its order; `lists`: candidates, if read before.
     """
     log, new = AnswerLog(Path(folder) / ANSWERS, teacher=config.backend.name), []
 
@@ -75,8 +74,9 @@ def estimate(config: TeachConfig, folder: str | Path, lists: pd.DataFrame | None
     writes = getattr(config.backend, "mode", None) != "first_token"
     rankings = sum(-(-len(window.longest_answer) // 2) for window in new if writes)
     n_windows = int(table["n_windows"].sum())
+    n_new = sum(len(getattr(x, "queries", [x])) for x in new)  # a passage stands for several
     return Estimate(
-        n_queries=len(table), n_windows=n_windows, n_answered=n_windows - sum(map(_n, new)),
+        n_queries=len(table), n_windows=n_windows, n_answered=n_windows - n_new,
         input_tokens=prompts, output_tokens=rankings, usd=usd_of(config.backend, prompts, rankings),
     )  # fmt: skip
 
@@ -85,8 +85,8 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
     """Have a teacher rank candidates, or go on with it; gives the content of ``report.json``.
 
     The folder is new, or begun with what gives the same lists: addresses, batch sizes and prices may
-    change. A new one may hold another's ``answers.jsonl``: nothing is asked twice. ValueError if a file
-    does not fit, or the folder holds other work or another process; EndpointError: no answer.
+    change. A new one may hold another's ``answers.jsonl``: nothing is asked twice. EndpointError: no
+    answer; what came is kept.
     """
     folder = Path(folder)
     lists, identity = _read(config)
@@ -102,7 +102,7 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
 
         def add(asked: Any, answer: Answer) -> None:
             log.add(asked, answer)
-            for _ in range(_n(asked)):
+            for _ in answer.scores or [asked]:  # a passage stands for as many as it has queries
                 next(steps)
 
         answers = SimpleNamespace(get=log.get, add=add)
@@ -132,10 +132,7 @@ def finished_report(work: Work, backend: EndpointConfig | LocalConfig | ReplayCo
 
 
 def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
-    """Make the folder that one run would have left of those of all its shards; gives its report.
-
-    ValueError names a shard that is missing, there twice, unfinished, or of another configuration.
-    """
+    """Make the folder that one run would have left of those of all its shards; gives its report."""
     folder, identities = Path(folder), {}
     for shard in map(Path, shards):
         if not ((shard / MANIFEST).is_file() and (shard / "report.json").is_file()):
@@ -205,11 +202,6 @@ def open_backend(config: EndpointConfig | LocalConfig | ReplayConfig) -> Backend
 
     kind = PointwiseLLM if config.pointwise else LocalLLM
     return kind(*load_llm(config), **vars(config))
-
-
-def _n(asked: Any) -> int:
-    """Prompts that it stands for: a window for one, a passage for as many as it has queries."""
-    return 1 if isinstance(asked, Window) else len(asked)
 
 
 def usd_of(backend: EndpointConfig | LocalConfig | ReplayConfig, *tokens: int) -> float | None:
