@@ -32,10 +32,10 @@ check: $(READY)
 peers: $(READY) .venv-peers/.ready
 	PYTHONPATH=. .venv-peers/bin/python -m pytest -q --noconftest tests/test_losses_parity.py
 
-# Lightning IR needs an older transformers; `rdl bench --peers` asks for this environment, too.
-.venv-peers/.ready: rdl_study/bench/peers/requirements.txt
-	$(PYTHON) -m venv --clear .venv-peers
-	.venv-peers/bin/python -m pip install -qq --no-compile -r $<
+# Others need an older transformers; `rdl bench --peers` asks for these environments, too.
+.venv-%/.ready: peers/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -qq --no-compile -r $<
 	@touch $@
 
 # Pictures in book/_static that are drawn from results/.

@@ -146,7 +146,7 @@ def _copy(run: Path, about: dict[str, Any], data: Path) -> float:
     """Everything that the scripts fetch, once npm has given what is not ours; how many MB."""
     if (size := (run / "model.onnx.gz").stat().st_size) > _LARGEST_BYTES:
         raise OSError(f"the student's {size / 1e6:.0f} MB are too many for a page")
-    paths = [path for package in (ONNXRUNTIME, TOKENIZERS) for path in npm_files(package).iterdir()]
+    paths = [path for package in (ONNXRUNTIME, TOKENIZERS) for path in npm_files(package)]
     data.mkdir(parents=True)
     for path in (*paths, *run.glob("*.gz")):
         if path.suffix == ".wasm":

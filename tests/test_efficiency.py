@@ -1,6 +1,7 @@
 """Races: systems take turns, each in a process of its own; and what the pages make of their figures."""
 
 import ast
+import json
 import os
 import sys
 from contextlib import suppress
@@ -12,11 +13,15 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from rdl_core import cli
+from rdl_core.data.collections import load
 from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
+from rdl_core.evaluate import per_query
 from rdl_study import notebook
-from rdl_study.bench import measure, systems, training
+from rdl_study.bench import gpu, measure, systems, training
 from rdl_study.bench.config import BenchConfig, Part
 from rdl_study.bench.race import System, race, ratios, recorded, summary
+from rdl_study.lists import lists
 
 FILE = """
 import os, time
@@ -164,10 +169,40 @@ def test_figures_are_kept_and_other_options_refused(tiny, runs, tmp_path, monkey
     assert kept.timings["system"].unique().tolist() == ["ours"]  # peers were not asked for
     assert recorded("sample").manifest.keys() <= kept.manifest.keys()
     work = {"lists": [{"query": "q", "passages": ["a b"]}]}
-    assert tuple(measure.parts(work, "toy")) == get_args(Part)
+    assert set(measure.parts(work, "toy")) == set(get_args(Part))
     for wrong in ({"parts": ("speed",)}, {"queries": 0}, {"llm": "70B"}, {"x": 1}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             BenchConfig(**wrong)
+
+
+def test_steps_for_a_gpu_keep_the_budget_and_say_how_they_ended(tmp_path):
+    python = [sys.executable, "-c"]
+    commands = {"a": [*python, "print('told')"], "b": [*python, "raise SystemExit(3)"],
+                "c": [*python, "import time; time.sleep(60)"], "d": [*python, ""]}  # fmt: skip
+    gpu.run(commands, tmp_path, budget_s=8)
+    steps = json.loads((tmp_path / "gpu.json").read_text())
+    assert [step["ended"] for step in steps.values()] == [0, 3, "out of time", "not begun"]
+    assert sum(step.get("wall_s", 0) for step in steps.values()) < 12
+    assert (tmp_path / "a.log").read_text() == "told\n"
+
+
+def test_every_step_for_a_gpu_is_a_command_that_rdl_takes(tmp_path):
+    commands = gpu.steps(BenchConfig(parts=("gpu",), profile="mini"), tmp_path / "out", tmp_path)
+    assert [*commands] == ["tests", "rank", "rank-ELECTRA, a toy", "llm", "training", "study"]
+    for name in [*commands][1:]:
+        _, _, _, which, *words = commands[name]
+        with cli.app.get_command(None, which).make_context(which, words) as context:
+            assert context.params["profile"] == "mini", name
+
+
+def test_effectiveness_is_that_of_the_scores(tiny, runs):
+    test = replace(tiny.test, n_queries=3)
+    frame, qrels = lists(test), load(test.collection).qrels
+    sizes = frame.groupby("query_id").size().tolist()
+    results = {"first": {n: list(range(size, 0, -1)) for n, size in enumerate(sizes)}, "other": {0: 3}}
+    judged = qrels[qrels["query_id"].isin(frame["query_id"])]
+    expected = per_query(judged, frame.assign(score=-frame["rank"]), "nDCG@10")["nDCG@10"].mean()
+    assert measure._effectiveness(test, results) == {"first": pytest.approx(expected)}
 
 
 def test_ratios_are_taken_turn_by_turn():

@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import embedded_path
 from rdl_core.devices import default_device, resolve_precision
+from rdl_core.evaluate import per_query, settle_ties
+from rdl_core.export import export
 from rdl_study.bench.config import BenchConfig
 from rdl_study.bench.race import Measured, System, race, ratios, read, summary
 from rdl_study.grid import train
@@ -29,7 +32,8 @@ from rdl_study.lists import ListsConfig, lists, llm_of, llm_settings
 from rdl_study.profile import Profile, load_profile
 from rdl_study.store import machine, obtain, project_folder
 
-_MOST_CALLS, _PASSAGE_WORDS = 8, (32, 64, 128, 256, 445)
+_PASSAGE_WORDS = 32, 64, 128, 256, 445
+_AS_THE_LISTS = {"rank", "runtimes"}  # parts whose systems score the test queries' own lists
 _UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all that BERT reads
 
 
@@ -46,7 +50,7 @@ _LLMS = {
     "7B": _sizes(4096, 14_336, 32, 32, num_key_value_heads=8, max_position_embeddings=32_768),
     "toy": _sizes(256, 896, 4, 8, num_key_value_heads=2, max_position_embeddings=32_768),
 }
-_ELECTRAS = {
+ELECTRAS = {
     "7B": {"ELECTRA-base": _sizes(768, 3072, 12, 12, embedding_size=768),
            "ELECTRA-large": _sizes(1024, 4096, 24, 16, embedding_size=1024)},
     "toy": {"ELECTRA, a toy": _sizes(64, 256, 4, 4, embedding_size=64)},
@@ -69,10 +73,15 @@ def _training(function: str, peer: bool = False, **options: object) -> System:
     return System(function=function, options=options, file="training.py", peer=peer)
 
 
-def _lightning_ir(function: str, **options: object) -> System:
-    python = str(project_folder() / ".venv-peers" / "bin" / "python")
-    own = {"file": "peers/lightning_ir.py", "python": python, "peer": True}
+def _peer(file: str, function: str, environment: str = "peers", **options: object) -> System:
+    root = project_folder()
+    python = str(root / f".venv-{environment}" / "bin" / "python")
+    own = {"file": str(root / "peers" / file), "python": python, "peer": True}
     return System(function=function, options=options, **own)
+
+
+_lightning_ir = partial(_peer, "lightning_ir.py")
+_runtime = partial(_peer, "runtimes.py")
 
 
 def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]]:
@@ -82,9 +91,19 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
     by_words = [[" ".join(words[i * 7 % 200 :][:n]) for i in range(32)] for n in _PASSAGE_WORDS]
     many = (work["lists"] * 32)[:32]
     batch = {"n_lists": 32, "list_size": min(len(each["passages"]) for each in many)}
-    theirs = {n: _ranking("rank_sentence_transformers", batch_size=n) for n in (8, 16, 32)}
-    best, compiled = {"sentence-transformers, 8 at once": theirs[8]}, {}
     device, auto = default_device().type, resolve_precision("auto", default_device())
+    in_st = partial(_ranking, "rank_sentence_transformers")
+    theirs = {f"sentence-transformers, {n} at once": in_st(batch_size=n) for n in (8, 16, 32)}
+    best, compiled = {x: theirs[x] for x in ("sentence-transformers, 8 at once",)}, {}
+    ours = {"ours, bfloat16": _ours(precision="bfloat16"), "ours, int8": _ours(precision="int8")}
+    if device == "cuda":
+        del ours["ours, int8"]
+        packed = {", packed": "flash_attention_2"} if find_spec("flash_attn") else {}
+        theirs = {
+            f"sentence-transformers, bfloat16{how}, {n} at once": in_st(
+                batch_size=n, precision="bfloat16", attention=attention)
+            for n in (32, 128, 512) for how, attention in ({"": "sdpa"} | packed).items()
+        }  # fmt: skip
     if shutil.which(os.environ.get("CXX", "g++")):
         compiled["layers compiled"] = _ours(laid_out=False, compiled="default")
         if device == "cuda":
@@ -99,10 +118,19 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
 
     return {
         "rank": ("Passages of a query ranked, by everybody.", {
-            "ours": _ours(), "ours, tokenised before": _ours(stored=True),
-            "ours, bfloat16": _ours(precision="bfloat16"), "ours, int8": _ours(precision="int8"),
-            **{f"sentence-transformers, {n} at once": system for n, system in theirs.items()},
+            "ours": _ours(), "ours, tokenised before": _ours(stored=True), **ours, **theirs,
             "Lightning IR": _lightning_ir("rank"), "bi-encoder": _ranking("rank_bi_encoder"),
+        }, work),
+        "runtimes": ("Passages of a query ranked, by runtimes and programs for CPUs.", {
+            "ours": _ours(), **ours, **best,
+            "ONNX Runtime": _runtime("onnxruntime"),
+            "ONNX Runtime, int8": _runtime("onnxruntime", int8=True),
+            "OpenVINO": _runtime("openvino", precision="float32"),
+            **{f"OpenVINO, {x}": _runtime("openvino", precision=x) for x in ("bfloat16", "int8")},
+            "sentence-transformers on ONNX Runtime": _runtime("sentence_transformers"),
+            "FastEmbed": _runtime("fastembed"),
+            "Infinity": _runtime("infinity", "infinity", engine="torch"),
+            "Infinity on ONNX Runtime": _runtime("infinity", "infinity", engine="optimum"),
         }, work),
         "engine": ("Our student without one thing or the other.", {
             "ours": _ours(), "weights as they come": _ours(laid_out=False),
@@ -133,9 +161,15 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
         }, of_sizes(8, 16, 32, 64, 128)),
         "llm": ("Students beside a listwise LLM that slides windows of 20 by 10 over the lists.", {
             "ours": _ours(precision="auto"),
-            **{f"ours, {name}": _ours(precision="auto", sizes=x) for name, x in _ELECTRAS[llm].items()},
+            **{f"ours, {name}": _ours(precision="auto", sizes=x) for name, x in ELECTRAS[llm].items()},
             **{f"listwise LLM ({llm}){way}": _ranking("rank_listwise_llm", sizes=_LLMS[llm], **options)
                for way, options in _LLM_WAYS.items()},
+        }, work),
+        "window": ("Students rank a list; a listwise LLM reads and answers one window of 20.", {
+            "ours": _ours(precision="auto"),
+            **{f"ours, {name}": _ours(precision="auto", sizes=x) for name, x in ELECTRAS[llm].items()},
+            f"listwise LLM ({llm}), a window": _ranking(
+                "rank_listwise_llm", sizes=_LLMS[llm], first=20),
         }, work),
         "limit": ("What the encoder computes in a second, beside products of large matrices alone.", {
             f"{who}, {precision}": _ranking(function, precision=precision)
@@ -147,22 +181,28 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
 
 def bench(config: BenchConfig) -> None:
     """Race systems, part by part; print how fast they are, and keep the figures."""
+    if "gpu" in config.parts:
+        from rdl_study.bench.gpu import spend  # which races by this module
+
+        return spend(config)
     profile = load_profile(config.profile)
     candidates, model = replace(profile.test, n_queries=config.queries), config.model or profile.encoder
-    if config.peers:  # Lightning IR's environment
-        subprocess.run(["make", "-sC", project_folder(), ".venv-peers/.ready"], check=True)
+    if config.peers:
+        made = [f".venv-{name}/.ready" for name in ("peers", "infinity")]
+        subprocess.run(["make", "-sC", project_folder(), *made], check=True)
     with tempfile.TemporaryDirectory() as weights:
-        every = parts(_work(candidates, model, Path(weights), _UNCUT), config.llm)
+        every = parts(_work(candidates, model, Path(weights), _UNCUT, config.peers), config.llm)
         for name in config.parts or every:
             started, (what, systems, work) = time.monotonic(), every[name]
             systems = {label: x for label, x in systems.items() if config.peers or not x.peer}
-            calls = list(range(min(len(work["lists"]), _MOST_CALLS)))
+            calls = list(range(min(len(work["lists"]), config.queries)))
             timed, machines, results = race(systems, work, calls=calls, repetitions=config.repetitions)
             about = {
                 "what": what, "model": model, "collection": candidates.collection,
                 "first_stage": candidates.first_stage, "sizes": work.get("sizes"), **_UNCUT,
                 "lists": [len(each["passages"]) for each in work["lists"]],
                 "repetitions": config.repetitions, "machines": machines, **_compared(results),
+                "ndcg_at_10": _effectiveness(candidates, results) if name in _AS_THE_LISTS else {},
                 "data": load(candidates.collection).fingerprint,
             }  # fmt: skip
             _keep(config.out, name, timed, about, started)
@@ -202,13 +242,16 @@ def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
     return read(run.folder / "timing.json")
 
 
-def _work(candidates: ListsConfig, model: str, folder: Path, limits: dict[str, int]) -> dict:
-    """Lists with texts, and weights in a folder that every system loads."""
+def _work(
+    candidates: ListsConfig, model: str, folder: Path, limits: dict[str, int], onnx: bool = False
+) -> dict:
+    """Lists with texts, and weights in a folder that every system loads, perhaps as ONNX, too."""
     frame, collection = lists(candidates), load(candidates.collection)
     queries = collection.queries.set_index("query_id")["query"]
     texts = collection.passages_of(frame["doc_id"]).set_index("doc_id")["text"]
     torch.manual_seed(0)  # the head, where there is none
-    CrossEncoder.from_pretrained(model, **limits).save_pretrained(folder)
+    student = CrossEncoder.from_pretrained(model, **limits)
+    export(student, folder) if onnx else student.save_pretrained(folder)
     return {
         "model": str(folder), "bi_encoder": embedded_path(candidates.teacher_encoder),
         "lists": [{"query": queries[query_id], "passages": texts[rows["doc_id"]].tolist()}
@@ -226,6 +269,18 @@ def _compared(results: dict[str, dict[int, Any]]) -> dict[str, dict]:
             differences[name] = max(float(np.abs(np.subtract(x, y)).max()) for x, y in pairs)
     counts = {x: of for x, of in results.items() if all(isinstance(n, int) for n in of.values())}
     return {"differences": differences, "counts": counts}
+
+
+def _effectiveness(candidates: ListsConfig, results: dict[str, dict[int, Any]]) -> dict[str, float]:
+    """Mean nDCG@10 of systems that scored whole lists, where these are judged."""
+    frame, qrels = lists(candidates), load(candidates.collection).qrels
+    by_query, means = [rows for _, rows in frame.groupby("query_id")], {}
+    for name, of in results.items():
+        if all(np.shape(scores) == (len(by_query[n]),) for n, scores in of.items()):
+            run = pd.concat([by_query[n].assign(score=scores) for n, scores in of.items()])
+            run, judged = settle_ties(run, run), qrels[qrels["query_id"].isin(run["query_id"])]
+            means[name] = float(per_query(judged, run, "nDCG@10")["nDCG@10"].mean())
+    return means
 
 
 def _keep(folder: str | Path, part: str, table: pd.DataFrame, about: dict, started: float) -> None:

@@ -30,7 +30,7 @@ class System:
 
     function: str
     options: dict[str, Any] = field(default_factory=dict)
-    file: str = "systems.py"  # relative to this folder
+    file: str = "systems.py"  # relative to this folder, or absolute
     python: str = sys.executable  # of the environment that it needs
     peer: bool = False  # runs only where peers are asked for
 

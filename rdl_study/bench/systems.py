@@ -45,8 +45,14 @@ def candidates_of(lists: list[dict]) -> pd.DataFrame:
 
 
 def rank_ours(
-    work: dict, *, sizes: dict | None = None, precision: str = "float32", stored: bool = False,
-    compiled: str | None = None, laid_out: bool = True, token_budget: int | None = None,
+    work: dict,
+    *,
+    sizes: dict | None = None,
+    precision: str = "float32",
+    stored: bool = False,
+    compiled: str | None = None,
+    laid_out: bool = True,
+    token_budget: int | None = None,
     **engine: object,
 ) -> Callable[[int], Tensor]:
     """Our student; further options are those of `load_student` and `rdl_core.cpu.engine`.
@@ -76,11 +82,14 @@ def rank_ours(
     return rank
 
 
-def rank_sentence_transformers(work: dict, *, batch_size: int) -> Callable[[int], np.ndarray]:
-    """The same weights in sentence-transformers' ``CrossEncoder.predict``."""
+def rank_sentence_transformers(
+    work: dict, *, batch_size: int, precision: str = "float32", attention: str = "sdpa"
+) -> Callable[[int], np.ndarray]:
+    """The same weights in sentence-transformers' ``CrossEncoder.predict``; flash attention packs."""
     from sentence_transformers import CrossEncoder as TheirCrossEncoder
 
-    options = {"max_length": work["pair_tokens"], "model_kwargs": {"dtype": torch.float32}}
+    own = {"dtype": PRECISIONS[precision], "attn_implementation": attention}
+    options = {"max_length": work["pair_tokens"], "model_kwargs": own}
     model = TheirCrossEncoder(work["model"], trust_remote_code=False, **options)
 
     def rank(number: int) -> np.ndarray:
@@ -115,21 +124,29 @@ def rank_bm25(work: dict) -> Callable[[int], np.ndarray]:
 
 
 def rank_listwise_llm(
-    work: dict, *, sizes: dict, mode: str = "free", batch_size: int = 1, cache: str | None = None
-) -> Callable[[int], list[int]]:
+    work: dict, *, sizes: dict, mode: str = "free", batch_size: int = 1, cache: str | None = None,
+    first: int | None = None,
+) -> Callable[[int], list[int]]:  # fmt: skip
     """A listwise LLM over windows of 20 by 10, with random weights: they do not change the time.
 
     Answers are as long as a permutation, ``[1] > ... > [20]``, whatever the model writes. `sizes` are
-    transformers' ``MistralConfig``'s; `batch_size` is of lists, as a list's windows follow each other.
+    transformers' ``MistralConfig``'s; `batch_size` is of lists, as a list's windows follow each other;
+    of each list the `first` passages.
     """
     from transformers import MistralConfig, MistralForCausalLM
 
     tokenizer, device = AutoTokenizer.from_pretrained(work["model"]), default_device()
     tokenizer.eos_token = tokenizer.sep_token
     config = MistralConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.sep_token_id, **sizes)
-    with device:
-        dtype = PRECISIONS[resolve_precision("auto", device)]
+    dtype = PRECISIONS[resolve_precision("auto", device)]
+    with torch.device("meta"):
         model = MistralForCausalLM._from_config(config, dtype=dtype)
+    model.to_empty(device=device)
+    noise = torch.randn(2**22, dtype=dtype, device=device) * config.initializer_range
+    for weight in model.parameters():  # copied, as 7 billion draws take minutes on a CPU
+        for part in weight.data.view(-1).split(len(noise)):
+            part.copy_(noise[: len(part)])
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     model.generation_config.eos_token_id = -1  # it never ends before its time
     answer = len(tokenizer(" > ".join(f"[{i + 1}]" for i in range(20))).input_ids) - 2
     own = {"mode": mode, "batch_size": batch_size, "max_new_tokens": answer}
@@ -141,6 +158,7 @@ def rank_listwise_llm(
 
     def rank(number: int) -> list[int]:
         lists = [work["lists"][(number + i) % len(work["lists"])] for i in range(batch_size)]
+        lists = [each | {"passages": each["passages"][:first]} for each in lists]
         ranked, _ = rank_lists(candidates_of(lists), llm, window_size=20, stride=10, max_retries=0)
         return ranked.loc[ranked["query_id"] == "0000", "teacher_rank"].tolist()
 

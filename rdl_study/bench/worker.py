@@ -19,7 +19,8 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-_LIBRARIES = ("torch", "transformers", "sentence-transformers", "lightning-ir", "tokenizers")
+_LIBRARIES = ("torch", "transformers", "sentence-transformers", "lightning-ir", "tokenizers",
+              "fastembed", "infinity-emb", "nncf", "onnxruntime", "openvino")  # fmt: skip
 
 
 def _main(file: str, function: str, work: str, options: dict) -> None:
@@ -50,6 +51,7 @@ def _main(file: str, function: str, work: str, options: dict) -> None:
             used = [name for name in _LIBRARIES if name.replace("-", "_") in sys.modules]
             versions = {"python": platform.python_version()} | {x: metadata.version(x) for x in used}
             reply = {"loaded_bytes": _memory("VmRSS"), "versions": versions}
+            reply |= {"settings": call.settings} if hasattr(call, "settings") else {}
             reply |= {"loaded_device_bytes": cuda.memory_allocated()} if cuda else {}
         elif command == "energy":
             reply = {"joules": x / lists} if (x := _joules(timed, numbers)) else {}
@@ -89,7 +91,7 @@ def _memory(name: str) -> int:
 
 
 def _joules(timed, numbers: list[str]) -> float:
-    """Energy that the GPU uses for a call, idle power included; 0 where NVML does not count it."""
+    """Energy of a call, idle power included, on the GPU or else the CPU; 0 where nobody counts it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     try:
         import pynvml as nvml
@@ -97,13 +99,18 @@ def _joules(timed, numbers: list[str]) -> float:
         nvml.nvmlInit()
         by = nvml.nvmlDeviceGetHandleByIndex if visible.isdigit() else nvml.nvmlDeviceGetHandleByUUID
         device = by(int(visible) if visible.isdigit() else visible)
-        before = nvml.nvmlDeviceGetTotalEnergyConsumption(device)
-    except Exception:
-        return 0.0
+        joules = lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3  # noqa: E731
+        before = joules()
+    except Exception:  # RAPL counts whole processors, and only for root
+        counters = [*Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")]
+        if not counters or not os.access(counters[0], os.R_OK):
+            return 0.0
+        joules = lambda: sum(int(x.read_text()) for x in counters) / 1e6  # noqa: E731
+        before = joules()
     started, calls = time.perf_counter(), 0
     while time.perf_counter() - started < 3:  # the counter moves some ten times a second only
         calls += len([timed(number) for number in numbers])
-    return (nvml.nvmlDeviceGetTotalEnergyConsumption(device) - before) / 1000 / calls
+    return (joules() - before) / calls
 
 
 if __name__ == "__main__":
