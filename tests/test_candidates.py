@@ -145,11 +145,9 @@ def test_an_llm_is_asked_for_the_pairs_alone_whose_texts_changed(tmp_path, monke
     changed = pairs["doc_id"].iloc[0]
     sums.loc[changed, "passage"] += 1  # as if the docstring had been another one
     sums.rename_axis("id").reset_index().to_parquet(folder / "texts.parquet")
-    asked = []
+    asked, name = [], "rdl_study.lists._asked"  # the LLM itself: tests/test_pointwise.py
     monkeypatch.setattr("rdl_study.lists.project_folder", lambda: tmp_path)
-    monkeypatch.setattr(  # the LLM itself: tests/test_pointwise.py
-        "rdl_study.lists._asked", lambda left, *_: asked.append(left) or left.assign(score=7.0)
-    )
+    monkeypatch.setattr(name, lambda left, *_: asked.append(left) or left.assign(score=7.0))
     scores = order_scores(pairs, wanted, "smollm2")
     again = (pairs["doc_id"] == changed).to_numpy()
     assert asked[0]["doc_id"].tolist() == [changed] * again.sum()

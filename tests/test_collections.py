@@ -119,8 +119,7 @@ FILES = {
 
 def test_parts_of_published_collections(tmp_path, monkeypatch):
     """TREC DL: of two texts the first in the registry's order counts, which is not the order of names;
-    2022 has no judgments, those of 2019 may be of passages in no list. Vaswani keeps its lines as
-    ir_datasets does. Cranfield's file numbers its queries 1, 2, 4, ..., 365, its judgments 1 to 225."""
+    judgments may be of passages in no list. Cranfield's file numbers its queries 1, 2, 4, ..., 365."""
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in FILES.items()}
     registry = [{"name": x, "url": "", "hash": f"sha256:{hashes[x]}", "what": ""} for x in FILES]
     write_files(tmp_path, FILES | {"registry.json": json.dumps(registry)})

@@ -1,8 +1,7 @@
 """Any file is read whole or refused with its name: never another error, never a line less.
 
-Files are valid ones that were damaged, arbitrary bytes, and JSON, tables and YAML of arbitrary values.
-``RDL_FUZZ_CASES=2000 pytest tests/test_fuzz.py`` tries so many of each kind, at random; without it a
-few, always the same.
+Files are valid ones that were damaged, arbitrary bytes, JSON, tables and YAML of arbitrary values: a
+few, always the same; with ``RDL_FUZZ_CASES=2000`` so many of each kind, at random.
 """
 
 import gzip
@@ -71,7 +70,6 @@ RECORDS = {
     "settings": (lambda path: read_settings(DistillConfig, path),
                  {"lists": "a.run", "encoder": "e", "training": {"steps": 3}}),
 }  # fmt: skip
-PARQUET = RECORDS | {"passages": (formats.read_passages, TITLED)}
 HEADER = r"query-id[\t ]+\S+[\t ]+score"
 NASTY = [
     b"\x00", b"\r", b"\x0c", b"\x1a", b"\xff", b"\xef\xbb\xbf", b"\xc2\x85", "\u2028".encode(), b'"',
@@ -200,7 +198,7 @@ NAMES = st.sampled_from((
 @fuzz
 @given(data=st.data())
 def test_parquet_that_is_damaged_or_of_any_types_is_read_or_refused(tmp_path, name, data):
-    read, valid = PARQUET[name]
+    read, valid = (RECORDS | {"passages": (formats.read_passages, TITLED)})[name]
     path, table = tmp_path / "file", pa.Table.from_pylist(valid)
     if data.draw(st.booleans()):
         pq.write_table(table, path, write_page_checksum=True)

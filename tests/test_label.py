@@ -87,8 +87,7 @@ def test_agreement_is_cohens_and_kendalls():
     assert told["kappa"] == told["kappa_relevant"] == pytest.approx((0.75 - chance) / (1 - chance))
     assert told["tau"] is None
     runs = {str(i): pd.DataFrame(ids | {"score": x}) for i, x in enumerate(np.eye(4) + 0.1)}
-    measured = agreement(qrels, human, runs, "RR@1")
-    assert -1 <= measured["tau"] <= 1
+    assert -1 <= agreement(qrels, human, runs, "RR@1")["tau"] <= 1
     assert agreement(qrels, human.assign(query_id="b"), runs)["kappa"] is None
 
 

@@ -19,7 +19,6 @@ from rdl_core.teachers.replay import AnswerLog
 from rdl_study.lists import llm_settings
 from test_local_llm import bytes_tokenizer, llama, words_tokenizer
 
-ROOT = Path(__file__).parents[1]
 modes = pytest.mark.parametrize("mode", [*PROMPTS])
 WORDS = ["Passage:", "Query:", "red", "green", "blue", "yes", "no", "Answer:"]
 
@@ -126,7 +125,7 @@ def test_teach_keeps_scores_and_merges_shards(tmp_path, mode, monkeypatch):
 
 def test_the_embedded_llm_makes_ten_of_its_recorded_lists_again():
     collection = load("rdl/pydocs/test")
-    recorded = read_candidates(ROOT / "results" / "smollm2" / "test.parquet")
+    recorded = read_candidates(Path(__file__).parents[1] / "results" / "smollm2" / "test.parquet")
     ten = recorded[recorded["query_id"].isin(recorded["query_id"].unique()[:10])]
     frame = ten.drop(columns="score").merge(collection.queries, on="query_id")
     frame = frame.merge(collection.passages_of(ten["doc_id"]), on="doc_id")

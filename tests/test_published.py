@@ -13,8 +13,7 @@ from rdl_core.data.downloads import group_names, registry
 from rdl_core.data.published import JUDGED, first_stage, teacher_runs
 from rdl_core.evaluate import per_query, settle_ties
 
-MIRROR = os.environ.get("RDL_MIRROR")
-needs_data = pytest.mark.skipif(not MIRROR, reason="RDL_MIRROR names no folder of files")
+needs_data = pytest.mark.skipif("RDL_MIRROR" not in os.environ, reason="RDL_MIRROR names no folder")
 #: nDCG@10 as a right evaluation of the public files gives it; then of BM25's lists, RankVicuna's and
 #: the least and the greatest of GPT's.
 KNOWN = {

@@ -12,7 +12,6 @@ from Stemmer import Stemmer
 from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.data.retrieval import bm25, dense, encode, random_candidates
 
-STOP_WORDS = {"a", "and", "in", "is", "of", "the"}
 TEXTS = [
     "The red fox and the fox of the forest", "Blue whales; a BLUE whale!", "red", "the of and",
     "Fox-hunting in red coats is red and red", "", "whale song 42 of the deep", "fox fox fox fox",
@@ -28,7 +27,7 @@ def frame(kind, texts):
 
 def words(text):
     """Stems of lower-case words of two characters or more that are no stop words."""
-    kept = [w for w in re.findall(r"\b\w\w+\b", text.lower()) if w not in STOP_WORDS]
+    kept = [w for w in re.findall(r"\b\w\w+\b", text.lower()) if w not in "a and in is of the".split()]
     return Stemmer("english").stemWords(kept)
 
 

@@ -245,11 +245,10 @@ def read_corpus(
         known = dict(zip(pairs[key], pairs[column], strict=True))
         return Texts(what=what, source=str(path), find=lambda ids: known)
 
-    return Corpus(
-        queries=texts("query", "queries", "query_id", "query"),
-        passages=texts("passage", "docs", "doc_id", "text"),
-        candidates=candidates.drop(columns=["query", "text"], errors="ignore"),
-    )
+    queries = texts("query", "queries", "query_id", "query")
+    passages = texts("passage", "docs", "doc_id", "text")
+    bare = candidates.drop(columns=["query", "text"], errors="ignore")
+    return Corpus(candidates=bare, queries=queries, passages=passages)
 
 
 def read_judgments(source: str | Path) -> pd.DataFrame:

@@ -53,10 +53,8 @@ def judge(config: JudgeConfig, folder: str | Path) -> dict:
     candidates, questions = _pairs(config)
     human = read_judgments(config.human) if config.human else None
     runs = {Path(x).stem: read_candidates(x).eval("score = -rank") for x in config.runs}
-    identity = {
-        "asked": "grades", "depth": config.depth, "max_retries": config.max_retries,
-        "data": fingerprint(candidates), "teacher": config.backend.name,
-    }  # fmt: skip
+    identity = {"asked": "grades", "depth": config.depth, "max_retries": config.max_retries}
+    identity |= {"data": fingerprint(candidates), "teacher": config.backend.name}
     with resumable(Path(folder), identity, brought=ANSWERS) as work:
         if not (report := finished_report(work, config.backend)):
             answers, grades = _answers(config, work.folder, questions)
@@ -109,10 +107,9 @@ def ask(config: AskConfig, folder: str | Path) -> dict:
     from rdl_core.data.retrieval import bm25  # imports torch
 
     collection, questions = load(config.collection), _passages(config)
-    own = {name: x for name, x in vars(config).items() if name not in ("collection", "backend")}
-    own |= {"data": collection.passages_fingerprint, "teacher": config.backend.name}
-    identity = {"asked": "queries"} | own
-    with resumable(Path(folder), identity, brought=ANSWERS) as work:
+    identity = {name: x for name, x in vars(config).items() if name not in ("collection", "backend")}
+    identity |= {"data": collection.passages_fingerprint, "teacher": config.backend.name}
+    with resumable(Path(folder), identity | {"asked": "queries"}, brought=ANSWERS) as work:
         if report := finished_report(work, config.backend):
             return report
         answers, written = _answers(config, work.folder, questions)

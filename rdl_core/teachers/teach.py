@@ -170,11 +170,9 @@ def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
     frame = corpus.candidates[["query_id", "doc_id", "rank"]]
     corpus = replace(corpus, candidates=frame[frame["rank"] <= (config.depth or len(frame))])
     windows = {} if getattr(config.backend, "pointwise", False) else config.windows
-    identity = {
-        "teacher": config.backend.name, "candidates": fingerprint(corpus.candidates),
-        "depth": config.depth, "n_queries": len(corpus.ids("query_id")), **windows,
-        "shard": list(config.part),
-    }  # fmt: skip
+    identity = {"teacher": config.backend.name, "candidates": fingerprint(corpus.candidates)} | windows
+    identity |= {"depth": config.depth, "n_queries": len(corpus.ids("query_id"))}
+    identity |= {"shard": list(config.part)}
     return corpus.shard(*config.part).with_texts(), identity
 
 
