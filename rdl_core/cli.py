@@ -251,7 +251,7 @@ def evaluate(config: c.EvaluateConfig) -> str:
 
 @command(c.ExportConfig, "student", "out")
 def export(config: c.ExportConfig) -> str:
-    """Write a student for transformers, sentence-transformers and onnxruntime."""
+    """Write a student for transformers, sentence-transformers and onnxruntime, and --push it."""
     from rdl_core.export import export_files
 
     differences = export_files(config).to_string(index=False)

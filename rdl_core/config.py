@@ -260,6 +260,10 @@ class ExportConfig(_Texts, _Limits):
     """File whose first pairs the ONNX files are compared on; none: random words."""
     table: str | None = None
     """Measures for the model card, as rdl evaluate --table writes them."""
+    licence: str = "other"
+    """For the model card: an id of the Hugging Face hub, such as mit; other words become its name."""
+    push: str | None = None
+    """Repository of the Hugging Face hub to upload to, as user/name; a new one is private."""
 
 
 @config

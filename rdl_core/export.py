@@ -5,36 +5,36 @@ It holds files of transformers and sentence-transformers, ``onnx/model.onnx``, a
 
 import logging
 import random
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ir_datasets
 import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
 import torch
-from onnx import helper, numpy_helper
+from huggingface_hub import HfApi, ModelCardData
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rdl_core.adopt import Adopted, adopted_of, write_adopted
 from rdl_core.config import ExportConfig
 from rdl_core.cross_encoder import CrossEncoder, model_path, training_record
 from rdl_core.data.collections import read_corpus
+from rdl_core.data.downloads import EMBEDDED_ENCODER
 from rdl_core.files import partial
 
-__all__ = ["TOLERANCE", "as_markdown", "export", "export_files", "quantise_weights"]
+__all__ = ["TOLERANCE", "as_markdown", "export", "export_files"]
 
 TOLERANCE = 1e-4  #: Largest difference between scores of the ONNX file and of PyTorch.
 _PAIRS_OF_FILE = 256
 _ONE_FILE_BYTES = 2**30  # an ONNX file may have 2 GiB; larger weights go into a file beside it
-_FLOAT = onnx.TensorProto.FLOAT
 _CARD = """\
 ---
-library_name: sentence-transformers
-pipeline_tag: text-ranking
-tags: [cross-encoder, reranker, distillation]
+{metadata}
 ---
 
 # {name}
@@ -52,7 +52,7 @@ score, a logit; higher is better.
   cut the longer text until the pair has {total_tokens} tokens: scores of longer texts can differ.
 - Scores order the passages of one query. They are not probabilities.
 - Nothing is known about domains and languages that this card does not list.
-- This card states no licence: the encoder and the data have theirs.
+- Licence: {licence}. The encoder and the data have theirs.
 
 ## Files
 `model.safetensors` has the weights in float32. Differences between the scores of ONNX files and of
@@ -84,16 +84,17 @@ scores = session.run(["logits"], {{name: x.numpy() for name, x in inputs.items()
 def export(
     student: CrossEncoder, folder: str | Path, *, quantise: bool = False,
     pairs: Sequence[tuple[str, str]] = (), record: Mapping[str, Any] | None = None, measures: str = "",
-    adopted: Adopted | None = None,
+    metrics: Iterable[str] = (), licence: str = "other", adopted: Adopted | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Write a student for other libraries, to a new or empty folder, named so once it is whole.
 
-    With `quantise` there is ``onnx/model_int8.onnx``, too. The card has `record`, the training's
-    manifest, `measures`, Markdown, and what was `adopted`, which is written, too. The student moves to
-    the CPU; its tokenizer's limit becomes its own. Returns for each ONNX ``file`` how far scores of
-    `pairs` of query and passage (none: random words) are from PyTorch's: ``n_pairs``, ``largest`` and
-    ``mean`` difference, ``spread`` (standard deviation of PyTorch's). ValueError if ``model.onnx``
-    differs by more than `TOLERANCE`.
+    With `quantise` there is ``onnx/model_int8.onnx``, too: weights of 8 bits, products of floats. The
+    card has `record`, the training's manifest, `measures`, Markdown, their names, `metrics`, the
+    `licence`, an id of the hub or words, and what was `adopted`, which is written, too. The student
+    moves to the CPU; its tokenizer's limit becomes its own. Returns for each ONNX ``file`` how far
+    scores of `pairs` of query and passage (none: random words) are from PyTorch's: ``n_pairs``,
+    ``largest`` and ``mean`` difference, ``spread`` (standard deviation of PyTorch's). ValueError if
+    ``model.onnx`` differs by more than `TOLERANCE`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -105,7 +106,8 @@ def export(
         differences = _write_onnx(unfinished, quantise, list(pairs) or _random_pairs(student))
         short = differences.map(lambda x: f"{x:.2g}" if isinstance(x, float) else x)
         card = _CARD.format(
-            name=folder.name, kind=model.config.model_type, n_weights=model.num_parameters() / 1e6,
+            metadata=_metadata(record or {}, metrics, licence), name=folder.name, licence=licence,
+            kind=model.config.model_type, n_weights=model.num_parameters() / 1e6,
             training=_training(record or {}), query_tokens=student.query_tokens,
             measures=measures or "None were known when this folder was written.",
             passage_tokens=student.passage_tokens, total_tokens=tokenizer.model_max_length,
@@ -118,14 +120,15 @@ def export(
 
 
 def export_files(config: ExportConfig) -> pd.DataFrame:
-    """`rdl export`: `export`, with the manifest of the student's training."""
+    """`rdl export`: `export`, with the manifest of the student's training; a push to the hub."""
     own = {"quantise": config.quantise, "record": training_record(config.student)}
-    own["adopted"] = adopted_of(model_path(config.student))
+    own["licence"], own["adopted"] = config.licence, adopted_of(model_path(config.student))
     if config.table:
         try:
             table = pd.read_csv(config.table).set_index(["measure", "system"]).round(4)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{config.table} is not of rdl evaluate --table: {error}") from None
+        own["metrics"] = table.index.get_level_values("measure").unique()
         own["measures"] = as_markdown(table.reset_index().astype(object).fillna(""))
     limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
     student = CrossEncoder.from_pretrained(config.student, trained=True, **limits)
@@ -135,31 +138,16 @@ def export_files(config: ExportConfig) -> pd.DataFrame:
         queries = corpus.queries.of(first["query_id"].tolist())
         passages = corpus.passages.of(first["doc_id"].tolist())
         own["pairs"] = list(zip(queries, passages, strict=True))
-    return export(student, config.out, **own)
-
-
-def quantise_weights(source: Path, target: Path) -> None:
-    """Write an ONNX model with its matrices as 8-bit integers, a scale for each output or token.
-
-    It is floats again once loaded: a quarter of the bytes, the same memory and time. A MiniLM's scores
-    changed by .03 at most; with `quantize_dynamic` by .12, for a tenth less time.
-    """
-    model = onnx.load(source)
-    graph = model.graph
-    nodes, embeddings = [], {node.input[0] for node in graph.node if node.op_type == "Gather"}
-    for weight in [x for x in graph.initializer if len(x.dims) == 2 and x.data_type == _FLOAT]:
-        name, values = weight.name, numpy_helper.to_array(weight)
-        largest = np.abs(values).max(axis=1 if name in embeddings else 0, keepdims=True)
-        scale = largest.clip(np.finfo(np.float32).tiny) / np.float32(127)
-        graph.initializer.remove(weight)
-        for suffix, array in (("int8", (values / scale).round().astype(np.int8)), ("scale", scale)):
-            graph.initializer.append(numpy_helper.from_array(array, f"{name}.{suffix}"))
-        nodes.append(helper.make_node("Cast", [f"{name}.int8"], [f"{name}.floats"], to=_FLOAT))
-        nodes.append(helper.make_node("Mul", [f"{name}.floats", f"{name}.scale"], [name]))
-    nodes += graph.node
-    del graph.node[:]
-    graph.node.extend(nodes)
-    onnx.save(model, target)
+    differences = export(student, config.out, **own)
+    if config.push:
+        try:
+            api = HfApi(token=True)  # an error without one
+            repository = api.create_repo(config.push, private=True, exist_ok=True).repo_id
+            api.upload_folder(repo_id=repository, folder_path=config.out)
+        except Exception as error:  # of huggingface_hub, its HTTP client or its Rust extension
+            told = f"{config.out} is written; expected to push it, got: {error}\nCheck HF_TOKEN, then"
+            raise ValueError(f"{told} hf upload {config.push} {config.out} . --private") from None
+    return differences
 
 
 def as_markdown(table: pd.DataFrame) -> str:
@@ -185,7 +173,13 @@ def _write_onnx(folder: Path, quantise: bool, pairs: Sequence[tuple[str, str]]) 
         )  # fmt: skip
     if quantise:
         files.append(files[0].with_name("model_int8.onnx"))
-        quantise_weights(*files)
+        logging.root.addHandler(logging.NullHandler())  # or onnxruntime sets up everybody's logs
+        from onnxruntime.quantization import matmul_nbits_quantizer, quantize_dynamic
+
+        own = {"bits": 8, "block_size": 32, "is_symmetric": True}  # activations stay floats
+        products = matmul_nbits_quantizer.MatMulNBitsQuantizer(onnx.load(files[0]), **own)
+        products.process()
+        quantize_dynamic(products.model.model, files[1], op_types_to_quantize=["Gather"])
     parts = [pairs[:1], *(pairs[i : i + 32] for i in range(1, len(pairs), 32))]
     batches = [tokenizer(x, padding=True, truncation=True, return_tensors="pt") for x in parts]
     with torch.inference_mode():
@@ -210,6 +204,23 @@ def _random_pairs(student: CrossEncoder) -> list[tuple[str, str]]:
     limits = student.query_tokens, student.passage_tokens
     lengths = ([draw.randint(1, longest) for longest in limits] for _ in range(64))
     return [tuple(tokenizer.decode(draw.choices(words, k=k)) for k in pair) for pair in lengths]
+
+
+def _metadata(record: Mapping[str, Any], metrics: Iterable[str], licence: str) -> str:
+    """The card's front matter, in YAML, as the hub takes it."""
+    config, licence, name = record.get("config", {}), licence.strip().lower(), None
+    if not re.fullmatch(r"[a-z0-9.+-]+", licence):  # is no id, as mit is
+        licence, name = "other", re.sub(r"[^a-z0-9.]+", "-", licence).strip("-.") or None
+    encoder = re.sub(f"^{EMBEDDED_ENCODER}$", r"sentence-transformers/\g<0>", config.get("encoder", ""))
+    on_hub = re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", encoder) and not Path(encoder).exists()
+    collections = dict.fromkeys(x["lists"].get("collection") for x in config.get("stages", ()))
+    datasets = [f"irds/{x.replace('/', '_')}" for x in collections if x in ir_datasets.registry]
+    names = [re.sub(r"[\W_]+", "_", x.lower().replace("@", "_at_")).strip("_") for x in metrics]
+    return ModelCardData(
+        library_name="sentence-transformers", pipeline_tag="text-ranking", license=licence,
+        license_name=name, tags=["cross-encoder", "reranker", "distillation"], metrics=names or None,
+        base_model=encoder if on_hub else None, datasets=datasets or None,
+    ).to_yaml()  # fmt: skip
 
 
 def _training(record: Mapping[str, Any]) -> str:
