@@ -115,7 +115,9 @@ class _Limits:
     query_tokens: Positive | None = None
     """Longest query, in tokens; none: what the student records, else 32."""
     passage_tokens: Positive | None = None
-    """Longest passage, in tokens; none: what the student records, else 256."""
+    """Longest passage, or piece of one, in tokens; none: what the student records, else 256."""
+    chunks: Positive | None = None
+    """Pieces read of a longer passage; the best one's score counts. None: as recorded, else 1."""
 
 
 @config

@@ -28,9 +28,9 @@ from rdl_core.devices import PRECISIONS
 from rdl_core.files import content_hash, read_json
 from rdl_core.tokens import Packed, PairTemplate, TokenStore, pack, plan_batches
 
-__all__ = ["ARCHITECTURES", "CrossEncoder", "model_path", "training_record"]
+__all__ = ["ARCHITECTURES", "CrossEncoder", "LIMITS", "best_of", "model_path", "training_record"]
 
-_LIMITS = {"query_tokens": 32, "passage_tokens": 256}  # Rank-DistiLLM's (Schlatt et al., ECIR 2025)
+LIMITS = {"query_tokens": 32, "passage_tokens": 256, "chunks": 1}  #: Rank-DistiLLM's (ECIR 2025).
 _KEY = "rdl_core"  # of the limits, in config.json
 _WEIGHTS = "model.safetensors"
 _OF_ENCODER = re.compile(r"(^|\.)(embeddings|layers?\.\d+)\.(?!position_ids)")  # not of another head
@@ -40,13 +40,14 @@ _log = logging.getLogger(__name__)
 class CrossEncoder(nn.Module):
     """Scores of (query, passage) pairs, cut to so many tokens, from one transformer encoder.
 
-    ValueError for an architecture not in `ARCHITECTURES`, a tokenizer that does not fit, or lengths
-    past the limit.
+    Of a longer passage, up to `chunks` pieces are read; the best score counts (MaxP; Dai and Callan,
+    SIGIR 2019). ValueError for an architecture not in `ARCHITECTURES`, a tokenizer that does not fit,
+    or limits below 1 or past the encoder's.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, query_tokens: int,
-        passage_tokens: int,
+        passage_tokens: int, chunks: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         kind, vocabulary = model.config.model_type, tokenizer.get_vocab()
@@ -58,7 +59,9 @@ class CrossEncoder(nn.Module):
             raise ValueError(f"{told} Copy tokenizer.json and tokenizer_config.json of the encoder")
         model.set_attn_implementation(ATTENTION)
         self.model, self.tokenizer = model, tokenizer
-        self.query_tokens, self.passage_tokens = query_tokens, passage_tokens
+        self.query_tokens, self.passage_tokens, self.chunks = query_tokens, passage_tokens, chunks
+        if wrong := {name: x for name in LIMITS if (x := getattr(self, name)) < 1}:
+            raise ValueError(f"expected limits of at least 1, got {wrong}: raise it, or leave it out")
         self.template = PairTemplate.of(tokenizer)
         n_words = model.get_input_embeddings().num_embeddings
         n_segments = getattr(model.config, "type_vocab_size", 0) or 2  # ModernBERT embeds none
@@ -79,12 +82,12 @@ class CrossEncoder(nn.Module):
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, query_tokens: int | None = None, passage_tokens: int | None = None,
-        trained: bool = False,
+        chunks: int | None = None, trained: bool = False,
     ) -> CrossEncoder:  # fmt: skip
         """Load a student, or, unless it must be `trained`, an encoder whose head is drawn at random.
 
         `name` is a folder, that of a training, a hub id, or the embedded encoder's name. Limits of None
-        are the recorded ones, or else 32 and 256. Only safetensors are read, and no code of a model is
+        are the recorded ones, or else `LIMITS`. Only safetensors are read, and no code of a model is
         run. ValueError for no such model, several outputs, no head, or weights that changed.
         """
         config = _load(AutoConfig, name)
@@ -102,8 +105,8 @@ class CrossEncoder(nn.Module):
         if recorded_hash and weights.is_file() and content_hash(weights) != recorded_hash:
             told = f"{weights} is damaged: its SHA-256 is not that of the trained weights"
             raise ValueError(f"{told}: restore the file, or train again in another folder")
-        given = {"query_tokens": query_tokens, "passage_tokens": passage_tokens}
-        limits = _LIMITS | getattr(config, _KEY, {}) | {key: x for key, x in given.items() if x}
+        given = {"query_tokens": query_tokens, "passage_tokens": passage_tokens, "chunks": chunks}
+        limits = LIMITS | getattr(config, _KEY, {}) | {k: x for k, x in given.items() if x is not None}
         config.num_labels = 1
         own = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
         model, loaded = _load(AutoModelForSequenceClassification, name, config=config, **own)
@@ -115,8 +118,13 @@ class CrossEncoder(nn.Module):
             told = f"{len(missing)} are missing or left over, such as {', '.join(missing[:3])}"
             told = f"{name}: expected the weights of its config.json, but {told}"
             raise ValueError(f"{told}: its scores would be random; save it again, or use another")
-        _log.info("%s: queries are cut to %d tokens, passages to %d", name, *limits.values())
+        _log.info("%s: queries cut to %d tokens, passages to %d, pieces: %d", name, *limits.values())
         return student
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """`LIMITS` of this student; ``chunks`` only if not 1, which earlier records do not have."""
+        return {x: getattr(self, x) for x in LIMITS if x != "chunks" or self.chunks != 1}
 
     @property
     def device(self) -> torch.device:
@@ -141,12 +149,14 @@ class CrossEncoder(nn.Module):
         Differentiable. A batch has at most `token_budget` tokens, padded to a multiple of `fill`; `run`
         maps over batches planned for so many `workers`. `precision` is a key of `PRECISIONS`.
         """
+        n_pairs, size = len(query_rows), self.passage_tokens
+        passages, passage_rows, pair_of = passages.pieces(passage_rows, size, self.chunks)
+        query_rows = query_rows[pair_of]
         lengths = self.pair_lengths(queries, passages, query_rows, passage_rows).cpu()
         batches = [x.to(self.device) for x in plan_batches(lengths, token_budget, workers=workers)]
         score = partial(self.score_batch, queries, passages, precision=precision, fill=fill)
         rows = [query_rows[x] for x in batches], [passage_rows[x] for x in batches]
-        scores = torch.cat(list(run(score, *rows)))
-        return torch.empty_like(scores).index_copy(0, torch.cat(batches), scores)
+        return best_of(torch.cat(list(run(score, *rows))), pair_of[torch.cat(batches)], n_pairs)
 
     def score_batch(
         self, queries: TokenStore, passages: TokenStore, query_rows: Tensor, passage_rows: Tensor, *,
@@ -176,13 +186,18 @@ class CrossEncoder(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a folder that transformers and sentence-transformers load unaided, limits included."""
-        setattr(self.model.config, _KEY, {key: getattr(self, key) for key in _LIMITS})
+        setattr(self.model.config, _KEY, self.limits)
         logits = {"activation_fn": "torch.nn.modules.linear.Identity"}  # no sigmoid there either
         self.model.config.sentence_transformers = logits
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         for file in Path(folder).glob("*.safetensors"):  # which are written for their owner alone
             file.chmod(Path(folder, "config.json").stat().st_mode)
+
+
+def best_of(scores: Tensor, source: Tensor, n: int) -> Tensor:
+    """Best of the scores ``[m]`` of pieces of each `source`, int64 ``[m]``; ``[n]``, -inf for none."""
+    return scores.new_full((n,), -torch.inf).scatter_reduce(0, source, scores, "amax")
 
 
 def model_path(name: str | Path) -> str:

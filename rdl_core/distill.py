@@ -25,7 +25,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rdl_core import checkpoint
 from rdl_core.config import DistillConfig, StageConfig
-from rdl_core.cross_encoder import CrossEncoder, model_path, training_record
+from rdl_core.cross_encoder import LIMITS, CrossEncoder, best_of, model_path, training_record
 from rdl_core.data.collections import Corpus, fingerprint, read_corpus, read_judgments
 from rdl_core.devices import default_device, device_name, fitting, processes, resolve_precision
 from rdl_core.files import MANIFEST, Work, checked, content_hash, read_json, resumable
@@ -192,8 +192,10 @@ class Training:
         own = slice(processes().process_index, None, processes().num_processes)  # of this process
         mask = sampled.mask[own]
         places = mask.flatten().nonzero().squeeze(1)  # padding is not scored
-        pairs = [rows[own].flatten()[places] for rows in (query_rows, passage_rows)]
-        texts = (lists.queries, lists.passages)
+        limits = self.student.passage_tokens, self.student.chunks
+        passages, pieces, source = lists.passages.pieces(passage_rows[own].flatten()[places], *limits)
+        places = places[source]  # of pieces
+        texts, pairs = (lists.queries, passages), (query_rows[own].flatten()[places], pieces)
         lengths = self.student.pair_lengths(*texts, *pairs).cpu()
         widths = -(-lengths // self._padded["lengths"]) * self._padded["lengths"]
 
@@ -214,16 +216,16 @@ class Training:
                 left -= int(widths[batch.cpu()].sum())
                 with torch.set_grad_enabled(left >= 0):
                     flat.append(score(number, batch))
-            where = places[torch.cat(batches)]
-            scores = torch.zeros(mask.numel(), device=mask.device)
-            scores = scores.index_copy(0, where, torch.cat(flat).detach()).view(mask.shape)
+            of_pieces = torch.cat(flat).detach().requires_grad_()
+            scores = best_of(of_pieces, places[torch.cat(batches)], mask.numel()).view(mask.shape)
             own_options = {"mask": mask, "reduction": "none", **self.config.loss_options}
-            losses = LOSSES[self.config.loss](scores.requires_grad_(), goals[own], **own_options)
+            losses = LOSSES[self.config.loss](scores.where(mask, 0), goals[own], **own_options)
             loss = losses.sum() / n_lists
             loss.backward()
+            gradients = of_pieces.grad.split([*map(len, batches)])
             for number, batch in enumerate(batches):
                 again = flat[number] if flat[number].requires_grad else score(number, batch)
-                again.backward(scores.grad.flatten()[places[batch]])
+                again.backward(gradients[number])
                 flat[number] = again.detach()  # its activations are free
             return loss.detach()
 
@@ -367,7 +369,7 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
     folder = Path(folder)
     corpus = read_corpus(config.lists, format=config.format, collection=config.collection)
     torch.manual_seed(config.seed)  # the head's first weights
-    limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
+    limits = {name: getattr(config, name) for name in LIMITS}
     student = CrossEncoder.from_pretrained(config.encoder, **limits).to(default_device())
     stage = checked(StageConfig, {"precision": "auto"} | config.training, what="training")
     dev, dev_prints = _dev_of(config, stage, student, corpus)
@@ -391,7 +393,7 @@ def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
         with processes().main_process_first():
             for name, ids, texts, limit in (
                 ("queries", query_ids, corpus.queries, student.query_tokens),
-                ("passages", doc_ids, corpus.passages, student.passage_tokens),
+                ("passages", doc_ids, corpus.passages, student.passage_tokens * student.chunks),
             ):
                 with resumable(folder / "tokens" / texts.what, work.identity, shared=True) as tokens:
                     if tokens.manifest is None:
@@ -453,8 +455,7 @@ def _identity(
         "n_queries": len(corpus.ids("query_id")), "n_passages": len(corpus.candidates),
     }  # fmt: skip
     settings = {
-        "encoder": earlier.get("encoder", config.encoder), "query_tokens": student.query_tokens,
-        "passage_tokens": student.passage_tokens, "seed": config.seed,
+        "encoder": earlier.get("encoder", config.encoder), **student.limits, "seed": config.seed,
         "stages": [*earlier.get("stages", ()), {"lists": lists, "training": asdict(stage)}],
     }  # fmt: skip
     weights = Path(model_path(config.encoder)) / "model.safetensors"

@@ -15,7 +15,7 @@ import torch
 from rdl_core.adopt import Adopted, adopt, adopted_of, write_adopted
 from rdl_core.config import AdoptConfig, RerankConfig, ServeConfig
 from rdl_core.cpu import engine
-from rdl_core.cross_encoder import CrossEncoder, model_path
+from rdl_core.cross_encoder import LIMITS, CrossEncoder, model_path
 from rdl_core.data.collections import Corpus, fingerprint, read_corpus, read_judgments
 from rdl_core.data.formats import check_run, read_run, write_run
 from rdl_core.devices import default_device, fitting, resolve_precision
@@ -102,15 +102,14 @@ def rerank_files(config: RerankConfig) -> None:
             "student": content_hash(weights) if weights.is_file() else config.student,
             "candidates": fingerprint(every.candidates), "n_queries": len(every.ids("query_id")),
             "shard": list(config.part), "tag": config.tag, "precision": precision,
-            "query_tokens": student.query_tokens, "passage_tokens": student.passage_tokens,
-            "adopted": adopted and asdict(adopted),
+            **student.limits, "adopted": adopted and asdict(adopted),
         }  # fmt: skip
         write_json(out.with_name(f"{out.name}.json"), identity | {"sha256": content_hash(out)})
 
 
 def open_student(config: RerankConfig | AdoptConfig | ServeConfig) -> tuple[CrossEncoder, str]:
     """The student of a configuration, on its device, and the precision in which it computes."""
-    limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
+    limits = {name: getattr(config, name) for name in LIMITS}
     student = CrossEncoder.from_pretrained(config.student, **limits, trained=True).to(default_device())
     return student, resolve_precision(config.precision, student.device)
 

@@ -208,10 +208,8 @@ def make_app(
                 asyncio.to_thread(scorer.tokenise, queries, None),
                 asyncio.to_thread(scorer.tokenise, passages, cut),
             )
-            limits = student.query_tokens, student.passage_tokens
-            for what, ids, limit in zip(
-                ("query", "text"), (query_ids, passage_ids), limits, strict=True
-            ):
+            limits = student.query_tokens, student.passage_tokens * student.chunks
+            for what, ids, limit in (("query", query_ids, limits[0]), ("text", passage_ids, limits[1])):
                 if not truncate and (longest := max(map(len, ids))) > limit:
                     too_long = f"a {what} of {longest} tokens is longer than {limit}"
                     raise HTTPException(422, f"{too_long}, and truncate is false")
@@ -226,8 +224,10 @@ def make_app(
                 raise HTTPException(503, f"waited {config.longest_wait_s:g} s: try again later")
         finally:
             scorer.n_asked -= 1
-        n_tokens = sum(min(len(x), limits[0]) + min(len(y), limits[1]) + student.template.n_tokens
-                       for x, y in zip(query_ids, passage_ids, strict=True))  # fmt: skip
+        n_tokens, size, special = 0, student.passage_tokens, student.template.n_tokens
+        for x, y in zip(query_ids, passage_ids, strict=True):
+            n = min(len(y), limits[1])
+            n_tokens += n + max(1, -(-n // size)) * (min(len(x), limits[0]) + special)
         counts["pairs"].inc(len(passages))
         counts["tokens"].inc(n_tokens)
         return scoring.result(), n_tokens

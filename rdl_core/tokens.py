@@ -112,6 +112,22 @@ class TokenStore:
         ids = self.flat[_ragged_positions(self.offsets[rows], lengths, n_tokens)].long()
         return ids & 0xFFFF if self.flat.dtype == torch.int16 else ids
 
+    def pieces(self, rows: Tensor, size: int, most: int) -> tuple[TokenStore, Tensor, Tensor]:
+        """The first `most` pieces of `size` tokens of each row, at least one, the last perhaps shorter.
+
+        Gives a store of pieces, sharing the ids, their rows in it, and for each its place in `rows`.
+        """
+        places = torch.arange(len(rows), device=rows.device)
+        if most == 1:  # the row itself, which is cut when it is gathered
+            return self, rows, places
+        counts = (self.lengths(rows, size * most) - 1).clamp(min=0) // size + 1
+        source = places.repeat_interleave(counts)
+        numbers = _ragged_positions(torch.zeros_like(counts), counts, len(source))
+        starts = self.offsets[rows[source]] + size * numbers
+        ends = torch.minimum(starts + size, self.offsets[rows[source] + 1])
+        own = TokenStore(self.flat, torch.stack([starts, ends], 1).flatten())  # odd rows are no pieces
+        return own, 2 * torch.arange(len(source), device=rows.device), source
+
 
 @dataclass(frozen=True)
 class TokenCorpus:

@@ -22,9 +22,9 @@ def score(student, stores, pairs=PAIRS, *, token_budget=200, **own):
 
 
 @torch.no_grad()
-def fixed(student, stores):
+def fixed(student, stores, pairs=PAIRS):
     """Scores without gradients, for which the last layer goes another way."""
-    return score(student, stores)
+    return score(student, stores, pairs)
 
 
 def padded_scores(model, tokenizer, texts):
@@ -67,6 +67,21 @@ def test_packed_scores_and_gradients_equal_padded_ones(kind, own, stores, texts)
     assert all(gradient.abs().max() > 1e-4 for n, gradient in ours.items() if "key.bias" not in n)
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_a_long_passage_scores_as_the_best_piece_that_is_read(kind, stores):
+    student, words = make_student(kind), stores[1].flat[:80].view(4, 20).tolist()
+
+    def scores(*rows):
+        pairs, passages = torch.tensor([[0, i] for i in range(len(rows))]), stores[1].from_lists(rows)
+        return fixed(student, (stores[0], passages), pairs)
+
+    alone, order = scores(*words).sort()
+    assert alone.diff().min() > 1e-3
+    long = sum((words[i] for i in order), [])  # the later, the better
+    for student.chunks in (1, 2, 3, 9):
+        expected = alone[[0, min(student.chunks, 4) - 1, 0]]
+        torch.testing.assert_close(scores(long[:20], long, long[:20]), expected, atol=1e-5, rtol=0)
 
 
 def plain_varlen(query, key, value, cu_query, cu_key, most, longest, *, scale, window_size=(-1, -1)):
@@ -165,7 +180,10 @@ def test_a_student_is_known_by_its_folder_and_its_run_and_keeps_its_limits(tmp_p
         assert training_record(name) == manifest
     CrossEncoder.from_pretrained(tmp_path, query_tokens=3).save_pretrained(tmp_path / "again")
     again = CrossEncoder.from_pretrained(tmp_path / "again")
-    assert (again.query_tokens, again.passage_tokens) == (3, 20)
+    assert again.limits == {"query_tokens": 3, "passage_tokens": 20}  # as before there were chunks
+    assert read_json(tmp_path / "again" / "config.json")["rdl_core"] == again.limits
+    with pytest.raises(ValueError, match="limits of at least 1, got {'chunks': 0}: raise it, or leave"):
+        CrossEncoder.from_pretrained(tmp_path, chunks=0)
     make_student(seed=1).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="model.safetensors is damaged: its SHA-256 is not that"):
         CrossEncoder.from_pretrained(tmp_path)

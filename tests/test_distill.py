@@ -141,6 +141,26 @@ def test_logged_step_is_the_formulas(tmp_path):
             torch.testing.assert_close(weight, weights(twin)[name], atol=1e-4, rtol=0, msg=name)
 
 
+def test_gradients_go_through_the_best_piece_of_each_passage(tmp_path):
+    """As in a plain loop: each piece by itself, the best of a passage, the loss."""
+    lists, student, twin = make_lists(), make_student(), make_student().train()
+    student.passage_tokens, student.chunks = 3, 2  # of 8 tokens
+    pieces = TokenStore.from_lists(lists.passages.flat.view(-1, 8)[:, :6].reshape(-1, 3).tolist())
+    alone = [twin.score(lists.queries, pieces, row // (2 * DEPTH), row, token_budget=99)
+             for row in torch.arange(len(pieces)).split(1)]  # fmt: skip
+    scores, best = torch.cat(alone).view(-1, 2).max(1)
+    assert 5 < best.sum() < len(best) - 5
+    config = replace(WHOLE, dropout=0, held_tokens=60, token_budget=40)  # one batch is held
+    batch, sampled = draw(lists, config, seed=0, step=0)
+    loss = LOSSES["ranknet"](scores[batch.passage_rows], targets(batch, sampled, config))
+    loss.backward()
+    training = Training(student, config, tmp_path)
+    assert training.step(batch, sampled, seed=0)[0] == pytest.approx(loss.item(), rel=1e-5)
+    for name, weight in twin.model.named_parameters():
+        torch.testing.assert_close(training.weights[name].grad, weight.grad, atol=1e-5, rtol=1e-4)
+    assert student.model.classifier.weight.grad.abs().max() > 0.01
+
+
 def test_draws_take_every_query_once_before_any_comes_again_and_differ_by_step_and_seed():
     """PyTorch's CPU generator reads the low 32 bits of a seed; ours once stood above them."""
     lists, config = make_lists(), replace(CONFIG, queries_per_step=4, sampler="top")
@@ -307,13 +327,13 @@ def settings(files, lists="taught.parquet", encoder="student", **own):
     return DistillConfig(**{name: str(files / path) for name, path in paths}, **own)
 
 
-@pytest.mark.parametrize(("lists", "own"), [
-    ("taught.parquet", {}), ("first.run", {}),
-    ("first.run", {"targets": "scores", "loss": "margin_mse", "score_scale": 3.0}),
+@pytest.mark.parametrize(("lists", "own", "limits"), [
+    ("taught.parquet", {}, {}), ("first.run", {}, {"passage_tokens": 8, "chunks": 2}),
+    ("first.run", {"targets": "scores", "loss": "margin_mse", "score_scale": 3.0}, {}),
 ])  # fmt: skip
-def test_files_train_as_the_loop_does_on_the_teachers_order(files, tmp_path, lists, own):
+def test_files_train_as_the_loop_does_on_the_teachers_order(files, tmp_path, lists, own, limits):
     """Order and scores of the file are the teacher's, unless it says what the teacher's are."""
-    distill_files(settings(files, lists=lists, training=TRAINING | own), tmp_path / "own")
+    distill_files(settings(files, lists=lists, training=TRAINING | own, **limits), tmp_path / "own")
     frame = make_candidates()
     ranks = frame.groupby("query_id")["rank"].rank(ascending=lists == "first.run").astype(int)
     frame = frame.assign(teacher_rank=ranks, teacher_score=frame["score"])
@@ -321,7 +341,8 @@ def test_files_train_as_the_loop_does_on_the_teachers_order(files, tmp_path, lis
         pd.DataFrame(QUERIES.items(), columns=["query_id", "query"]),
         pd.DataFrame(PASSAGES.items(), columns=["doc_id", "text"]), make_tokenizer("bert"),
     )  # fmt: skip
-    lists, student = RankedLists.from_frame(frame, corpus), make_student()
+    lists = RankedLists.from_frame(frame, corpus)
+    student = CrossEncoder.from_pretrained(files / "student", **limits)
     train(tmp_path / "by hand", StageConfig(**TRAINING | own), student=student, lists=lists)
     assert not moved(weights(CrossEncoder.from_pretrained(tmp_path / "own")), weights(student))
     assert len(moved(weights(make_student()), weights(student))) > 20

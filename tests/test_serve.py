@@ -14,6 +14,7 @@ import time
 import cohere
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import schemathesis
 import torch
@@ -24,8 +25,10 @@ from scipy.special import expit
 
 from rdl_core.adopt import Adopted
 from rdl_core.config import ServeConfig
+from rdl_core.cross_encoder import CrossEncoder
+from rdl_core.rerank import rerank
 from rdl_core.serve import make_app
-from rdl_core.tokens import TokenStore
+from rdl_core.tokens import TokenCorpus, TokenStore
 
 STUDENT = make_student()
 QUERY, TEXTS = "w1 w2", ["w3 w4 w5", "w1", "", "w2 w1 w9 w9", "w7 " * 50]
@@ -87,6 +90,23 @@ def test_texts_as_tei_sends_them_and_pairs_as_vllm_does():
         told = ask.get("/metrics").text
         assert 'rdl_requests_total{path="/rerank",status="422"} 1.0' in told
         assert "rdl_pairs_total 20.0" in told
+
+
+def test_long_documents_count_by_their_best_piece_as_in_ranking(tmp_path):
+    reader = make_student()
+    reader.passage_tokens, reader.chunks = 4, 3
+    reader.save_pretrained(tmp_path)
+    reader = CrossEncoder.from_pretrained(tmp_path, trained=True)  # without being told
+    texts = [*TEXTS, "w7 w8 w9 w1 w2", " ".join(WORDS[:12]), " ".join(WORDS)]
+    columns = {"query_id": "q", "query": QUERY, "doc_id": [*"01234567"], "rank": range(1, 9)}
+    frame = pd.DataFrame(columns | {"text": texts})
+    run = rerank(reader, frame, TokenCorpus.of(frame[:1], frame, reader.tokenizer))
+    with TestClient(make_app(reader, ServeConfig(student="fox"))) as ask:
+        answer = ask.post("/rerank", json={"query": QUERY, "documents": texts}).json()
+    assert by_index(answer["results"], "relevance_score") == pytest.approx(expit(run.score), abs=1e-6)
+    assert answer["usage"]["total_tokens"] == 49 + 15 * (2 + STUDENT.template.n_tokens)  # 15 pieces
+    alone = logits(texts=[" ".join(WORDS[i : i + 4]) for i in (0, 4, 8)])
+    assert alone[0] + 0.01 < max(alone) == pytest.approx(run["score"][7], abs=1e-5)
 
 
 def test_what_was_adopted_counts_where_documents_bring_the_first_stages_scores():

@@ -201,6 +201,17 @@ def test_packing_reads_from_the_device_once():
 
 
 @few
+@given(st.lists(st.binary(max_size=12), max_size=5), st.integers(1, 5), st.integers(1, 4))
+def test_pieces_are_consecutive_cuts_of_their_rows(texts, size, most):
+    rows = [*range(len(texts)), *range(len(texts))]
+    store, own, source = TokenStore.from_lists(texts).pieces(torch.tensor(rows).long(), size, most)
+    cuts = [store.flat[store.offsets[i] : store.offsets[i + 1]][:size].tolist() for i in own]
+    expected = [(place, [*texts[row][i * size : (i + 1) * size]]) for place, row in enumerate(rows)
+                for i in range(most) if i == 0 or i * size < len(texts[row])]  # fmt: skip
+    assert list(zip(source.tolist(), cuts, strict=True)) == expected
+
+
+@few
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200), st.integers(1, 9))
 def test_batches_are_a_partition_within_the_budget(lengths, budget, workers):
     batches = plan_batches(torch.tensor(lengths, dtype=torch.int64), budget, workers=workers)
