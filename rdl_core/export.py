@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rdl_core.adopt import Adopted, adopted_of, write_adopted
 from rdl_core.config import ExportConfig
-from rdl_core.cross_encoder import CrossEncoder, model_path, training_record
+from rdl_core.cross_encoder import LIMITS, CrossEncoder, model_path, training_record
 from rdl_core.data.collections import read_corpus
 from rdl_core.data.downloads import EMBEDDED_ENCODER
 from rdl_core.files import partial
@@ -48,8 +48,9 @@ score, a logit; higher is better.
 {measures}
 
 ## Limits
-- rdl-core cuts queries to {query_tokens} tokens and passages to {passage_tokens}. The libraries below
-  cut the longer text until the pair has {total_tokens} tokens: scores of longer texts can differ.
+- rdl-core cuts queries to {query_tokens} tokens and reads passages in up to {chunks} pieces of
+  {passage_tokens}, of which the best counts. The libraries below cut the longer text until the pair has
+  {total_tokens} tokens: scores of longer texts can differ.
 - Scores order the passages of one query. They are not probabilities.
 - Nothing is known about domains and languages that this card does not list.
 - Licence: {licence}. The encoder and the data have theirs.
@@ -110,7 +111,8 @@ def export(
             kind=model.config.model_type, n_weights=model.num_parameters() / 1e6,
             training=_training(record or {}), query_tokens=student.query_tokens,
             measures=measures or "None were known when this folder was written.",
-            passage_tokens=student.passage_tokens, total_tokens=tokenizer.model_max_length,
+            passage_tokens=student.passage_tokens, chunks=student.chunks,
+            total_tokens=tokenizer.model_max_length,
             words="texts" if pairs else "random words", differences=as_markdown(short),
         )  # fmt: skip
         (unfinished / "README.md").write_text(card, encoding="utf-8")
@@ -130,7 +132,7 @@ def export_files(config: ExportConfig) -> pd.DataFrame:
             raise ValueError(f"{config.table} is not of rdl evaluate --table: {error}") from None
         own["metrics"] = table.index.get_level_values("measure").unique()
         own["measures"] = as_markdown(table.reset_index().astype(object).fillna(""))
-    limits = {"query_tokens": config.query_tokens, "passage_tokens": config.passage_tokens}
+    limits = {name: getattr(config, name) for name in LIMITS}
     student = CrossEncoder.from_pretrained(config.student, trained=True, **limits)
     if config.candidates:
         corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)

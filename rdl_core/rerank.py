@@ -23,7 +23,7 @@ from rdl_core.evaluate import per_query, settle_ties
 from rdl_core.files import content_hash, read_json, write_json
 from rdl_core.lists import RankedLists
 from rdl_core.progress import progress
-from rdl_core.shards import check_once, in_turn, whole
+from rdl_core.shards import check_once, each_on_a_gpu, in_turn, whole
 from rdl_core.tokens import TokenCorpus
 
 __all__ = ["adopt_files", "dev_measure", "merge_runs", "open_student", "rerank", "rerank_files",
@@ -76,19 +76,29 @@ def token_budget_of(device: torch.device) -> int:
 def rerank_files(config: RerankConfig) -> None:
     """Write a run of a student's scores, strictly decreasing, equal ones in the candidates' order.
 
-    What was adopted for the student counts, unless `plain`. A shard gets ``<out>.json``, too.
+    What was adopted for the student counts, unless `plain`. All GPUs of the machine share the queries.
+    A shard gets ``<out>.json``, too.
     """
     if (out := Path(config.out)).is_dir():
         raise ValueError(f"{out} is a folder: name the file of the run")
     every = read_corpus(config.candidates, format=config.format, collection=config.collection)
     check_run(every.candidates, config.tag)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    n = min(torch.cuda.device_count(), len(every.ids("query_id")))
+    if n > 1 and config.shard == "1/1":
+        shards = [replace(config, shard=f"{i}/{n}", out=f"{out}.{i}of{n}") for i in range(1, n + 1)]
+        each_on_a_gpu(rerank_files, [(shard,) for shard in shards])
+        merge_runs([shard.out for shard in shards], out)
+        for shard in shards:
+            Path(shard.out).unlink()
+            Path(f"{shard.out}.json").unlink()
+        return
     corpus = every.shard(*config.part)
     student, precision = open_student(config)
     adopted = None if config.plain else adopted_of(model_path(config.student))
     if adopted:
         message = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
         _log.info(message, config.student, adopted.depth, adopted.weight)
-    out.parent.mkdir(parents=True, exist_ok=True)
     ranked = []
     for frame in _scored(corpus, student, precision, depth=adopted and adopted.depth):
         if adopted:

@@ -5,12 +5,14 @@
 ['q1', 'q2', 'q3']
 """
 
-from collections.abc import Mapping, Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["check_once", "in_turn", "whole"]
+__all__ = ["check_once", "each_on_a_gpu", "in_turn", "whole"]
 
 _T = TypeVar("_T")
 
@@ -46,3 +48,29 @@ def check_once(query_ids: Sequence[str], n_queries: int) -> None:
     if not different == n == n_queries:
         told = f"expected each of {n_queries} queries once, got {n}, {different} different"
         raise ValueError(f"{told}: check that all shards were made of one file of candidates")
+
+
+def each_on_a_gpu(work: Callable[..., object], arguments: Sequence[tuple]) -> None:
+    """Call a module's function with each of several arguments at once, in processes of a GPU each.
+
+    ChildProcessError once all have ended, if one failed; its own error is on stderr.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else map(str, range(len(arguments)))
+    start, children = multiprocessing.get_context("spawn").Process, []
+    for gpu, own in zip(gpus, arguments, strict=False):
+        children.append(start(target=_on_gpu, args=(gpu, work, own)))
+        children[-1].start()
+    for child in children:
+        child.join()
+    if failed := [n for n, child in enumerate(children, start=1) if child.exitcode]:
+        told = f"shards {failed} of {len(children)}, each on a GPU of its own, failed"
+        raise ChildProcessError(f"{told}: mend what is said above, and run this again, which goes on")
+
+
+def _on_gpu(gpu: str, work: Callable[..., object], own: tuple[Any, ...]) -> None:
+    from rdl_core.progress import log_plainly
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is asked for the first time
+    log_plainly()
+    work(*own)

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import get_args
@@ -138,6 +139,8 @@ def test_ours_scores_as_sentence_transformers_does_in_every_way(work):
     for mode in ("free", "first_token"):
         rank = systems.rank_listwise_llm(work, sizes=llama, mode=mode, batch_size=2)
         assert (sorted(rank(10)), rank.lists_at_once) == ([1, 2], 2)
+    started, rank = time.perf_counter(), systems.rank_listwise_llm(work, sizes=llama, first=1)
+    assert 0 <= rank(10) < (time.perf_counter() - started) * 1000
 
 
 def test_operations_are_counted(work):

@@ -123,7 +123,7 @@ def test_the_report_counts_windows_tokens_and_cost_as_estimated(config, tmp_path
 
 
 @pytest.mark.parametrize("mode", ["free", "first_token"])
-def test_a_local_model_is_a_teacher_and_a_dry_run_loads_none(config, tmp_path, mode):
+def test_a_local_model_is_a_teacher_and_a_dry_run_loads_none(config, tmp_path, mode, monkeypatch):
     tokenizer = words_tokenizer([*identifiers(6), *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
     for part in (llama(vocab=len(tokenizer)), tokenizer):
         part.save_pretrained(tmp_path / "tiny")
@@ -135,6 +135,14 @@ def test_a_local_model_is_a_teacher_and_a_dry_run_loads_none(config, tmp_path, m
     assert mode == "free" or totals["n_clean"] == totals["n_calls"] == n_windows
     none = config(backend=replace(local, model="no/such-model"))
     assert estimate(none, tmp_path / "new").n_windows == N_WINDOWS
+    if mode == "free":
+        return
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # here; the processes compute on the CPU
+    assert teach(config(backend=local, depth=8, passes=2), tmp_path / "both")["totals"] == totals
+    one, both = ((tmp_path / x / "teacher.run").read_bytes() for x in ("out", "both"))
+    assert one == both
+    with pytest.raises(ChildProcessError, match=r"shards \[1, 2\] of 2, .*failed: mend"):
+        teach(none, tmp_path / "new")
 
 
 @pytest.mark.skipif("RDL_MIRROR" not in os.environ, reason="it names the recorded TREC DL data")

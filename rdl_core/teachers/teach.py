@@ -24,7 +24,7 @@ from rdl_core.data.collections import fingerprint, read_corpus
 from rdl_core.data.formats import check_run, read_candidates, write_parquet, write_requests, write_run
 from rdl_core.files import CONFIG, MANIFEST, Work, read_json, resumable, write_json
 from rdl_core.progress import progress
-from rdl_core.shards import check_once, in_turn, whole
+from rdl_core.shards import check_once, each_on_a_gpu, in_turn, whole
 from rdl_core.teachers.answers import Answer
 from rdl_core.teachers.listwise import Backend, rank_lists
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
@@ -86,10 +86,18 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
 
     The folder is new, or begun with what gives the same lists: addresses, batch sizes and prices may
     change. A new one may hold another's ``answers.jsonl``: nothing is asked twice. EndpointError: no
-    answer; what came is kept.
+    answer; what came is kept. A local model is asked on all GPUs, in shards whose folders stay.
     """
     folder = Path(folder)
     lists, identity = _read(config)
+    if isinstance(config.backend, LocalConfig) and not folder.exists() and config.shard == "1/1":
+        from torch.cuda import device_count
+
+        if (n := min(device_count(), identity["n_queries"])) > 1:
+            shards = [f"{folder}.{i}of{n}" for i in range(1, n + 1)]
+            of_each = [replace(config, shard=f"{i}/{n}") for i in range(1, n + 1)]
+            each_on_a_gpu(teach, [*zip(of_each, shards, strict=True)])
+            return merge_lists(shards, folder)
     with resumable(folder, identity, brought=ANSWERS) as work:
         if report := finished_report(work, config.backend):
             return report

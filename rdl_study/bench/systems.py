@@ -7,6 +7,7 @@ for its scores; tokenising is part of the call. The work has the folder of a ``m
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -126,12 +127,12 @@ def rank_bm25(work: dict) -> Callable[[int], np.ndarray]:
 def rank_listwise_llm(
     work: dict, *, sizes: dict, mode: str = "free", batch_size: int = 1, cache: str | None = None,
     first: int | None = None,
-) -> Callable[[int], list[int]]:  # fmt: skip
+) -> Callable[[int], list[int] | int]:  # fmt: skip
     """A listwise LLM over windows of 20 by 10, with random weights: they do not change the time.
 
     Answers are as long as a permutation, ``[1] > ... > [20]``, whatever the model writes. `sizes` are
-    transformers' ``MistralConfig``'s; `batch_size` is of lists, as a list's windows follow each other;
-    of each list the `first` passages.
+    transformers' ``MistralConfig``'s; `batch_size` is of lists, as a list's windows follow each other.
+    With `first`, a call ranks that many passages, and returns milliseconds up to the first token.
     """
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -156,11 +157,17 @@ def rank_listwise_llm(
     letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
     llm._letter_tokens = torch.tensor(letters, device=device)
 
-    def rank(number: int) -> list[int]:
+    ends = []  # of each time through the model
+    model.register_forward_hook(lambda *_: ends.append(time.perf_counter()))
+
+    def rank(number: int) -> list[int] | int:
+        started = time.perf_counter()
+        ends.clear()
         lists = [work["lists"][(number + i) % len(work["lists"])] for i in range(batch_size)]
         lists = [each | {"passages": each["passages"][:first]} for each in lists]
         ranked, _ = rank_lists(candidates_of(lists), llm, window_size=20, stride=10, max_retries=0)
-        return ranked.loc[ranked["query_id"] == "0000", "teacher_rank"].tolist()
+        first_list = ranked.loc[ranked["query_id"] == "0000", "teacher_rank"].tolist()
+        return round((ends[0] - started) * 1000) if first else first_list
 
     rank.lists_at_once = batch_size
     return rank
