@@ -129,8 +129,7 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
             **{f"OpenVINO, {x}": _runtime("openvino", precision=x) for x in ("bfloat16", "int8")},
             "sentence-transformers on ONNX Runtime": _runtime("sentence_transformers"),
             "FastEmbed": _runtime("fastembed"),
-            "Infinity": _runtime("infinity", "infinity", engine="torch"),
-            "Infinity on ONNX Runtime": _runtime("infinity", "infinity", engine="optimum"),
+            "Infinity": _runtime("infinity", "infinity"),
         }, work),
         "engine": ("Our student without one thing or the other.", {
             "ours": _ours(), "weights as they come": _ours(laid_out=False),
