@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from rdl_core.data import pydocs
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import fetch_group, registry
@@ -111,7 +113,8 @@ def run(node: Node) -> None:
     whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN  # a page's notebook is a process of its own
     peak = max(resource.getrusage(x).ru_maxrss for x in whose) >> 10
     ended = {"node": node.name, "what": node.what, "runs": list(ids), "peak_mb": peak}
-    _write(marker(node.name), ended)
+    with FileLock(runs_folder() / "graph" / ".lock"):  # two jobs may do the same node
+        write_json(marker(node.name), ended)
 
 
 def plan(profile_name: str, threads: int | None = None) -> Path:
@@ -133,7 +136,8 @@ def plan(profile_name: str, threads: int | None = None) -> Path:
         "threads": threads or len(os.sched_getaffinity(0)), "folder": str(runs_folder() / "graph"),
     }  # fmt: skip
     file = marker(f"plan-{short_hash(planned)}")
-    _write(file, planned)
+    with FileLock(runs_folder() / "graph" / ".lock"):
+        write_json(file, planned)
     return file
 
 
@@ -237,10 +241,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(x) for key, x in value.items() if key != "precision"}
     return [_plain(x) for x in value] if isinstance(value, (list, tuple)) else value
-
-
-def _write(file: Path, content: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{os.getpid()}")  # two jobs may do the same node
-    write_json(beside, content)
-    os.replace(beside, file)
