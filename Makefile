@@ -23,7 +23,7 @@ book: $(READY)
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The built book in a browser; needs chromium, and npm for the accessibility rules.
+# The built book in a browser; needs chromium.
 check: $(READY)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check "playwright>=1.60"
 	$(BIN)/python -m pytest -m browser tests/test_browser.py

@@ -23,7 +23,7 @@ from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.devices import PRECISIONS, keep_freed_pages
 from rdl_core.tokens import TokenStore
 
-__all__ = ["Engine", "engine", "laid_out"]
+__all__ = ["Engine", "engine", "has_operators", "laid_out"]
 
 _FILL = 64  # oneDNN makes a kernel for each number of rows and keeps it: few numbers are better
 _ROWS = 4096  # tokens that oneDNN lays weights out for; others work, too
@@ -59,7 +59,7 @@ def engine(
     are padded to a multiple of `fill` tokens; each of `workers` threads, by default one a core up to 8,
     takes one. With `keep_pages` freed memory stays. ValueError for ``"int8"`` without CPU or oneDNN.
     """
-    if not (student.device.type == "cpu" and torch.backends.mkldnn.is_available()):
+    if not (student.device.type == "cpu" and has_operators()):
         if precision == "int8":
             told = f"precision: int8 needs a CPU and PyTorch with oneDNN, got {student.device.type!r}"
             raise ValueError(f"{told}: choose {' or '.join(PRECISIONS)}")
@@ -89,6 +89,13 @@ def engine(
     run = map if workers == 1 else _in_threads
     rest = "float32" if precision == "int8" else precision
     return Engine(copied, {"precision": rest, "fill": fill, "workers": workers, "run": run})
+
+
+def has_operators() -> bool:
+    """Whether this PyTorch has oneDNN, and the operators of its compiler that are used here."""
+    used = (torch.ops.mkldnn, "_linear_pointwise"), (torch.ops.mkldnn, "_reorder_linear_weight")
+    used += (torch.ops.onednn, "qlinear_pointwise"), (torch.ops.onednn, "qlinear_prepack")
+    return torch.backends.mkldnn.is_available() and all(hasattr(*x) for x in used)
 
 
 def _in_threads(score: Callable[..., Tensor], *rows: Iterable) -> Iterator[Tensor]:

@@ -113,7 +113,7 @@ def run(node: Node) -> None:
     whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN  # a page's notebook is a process of its own
     peak = max(resource.getrusage(x).ru_maxrss for x in whose) >> 10
     ended = {"node": node.name, "what": node.what, "runs": list(ids), "peak_mb": peak}
-    with FileLock(runs_folder() / "graph" / ".lock"):  # two jobs may do the same node
+    with FileLock(f"{marker(node.name)}.lock"):  # two jobs may do the same node
         write_json(marker(node.name), ended)
 
 
@@ -136,7 +136,7 @@ def plan(profile_name: str, threads: int | None = None) -> Path:
         "threads": threads or len(os.sched_getaffinity(0)), "folder": str(runs_folder() / "graph"),
     }  # fmt: skip
     file = marker(f"plan-{short_hash(planned)}")
-    with FileLock(runs_folder() / "graph" / ".lock"):
+    with FileLock(f"{file}.lock"):
         write_json(file, planned)
     return file
 

@@ -2,7 +2,7 @@
 
 Beside the built pages lie the student in ONNX with weights of 8 bits, its tokenizer, the embedded
 collection's passages and, from npm, onnxruntime-web; scripts in ``book/_static/live`` do the rest. The
-page itself has an example, for browsers that cannot run the model and for builds without npm.
+page itself has an example, for browsers that cannot run the model and for builds without a network.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rdl_study.grid import train
 from rdl_study.lists import ListsConfig, chosen_queries
 from rdl_study.npm import ONNXRUNTIME, TOKENIZERS, npm_files
 from rdl_study.profile import Profile, StudentConfig, load_profile
-from rdl_study.store import Run, obtain
+from rdl_study.store import Run, obtain, project_folder
 
 __all__ = ["make_live"]
 
@@ -159,49 +159,10 @@ def _copy(run: Path, about: dict[str, Any], data: Path) -> float:
     return sum(sizes.values()) / 1e6
 
 
-# --- the page's own HTML --------------------------------------------------------------------------
-
-_ROW = """<li class="rdl-hit{own}" data-moved="{way}" style="--rdl-share: {share}">
-<span class="rdl-rank" data-part="rank">{rank}</span>
-<span class="rdl-name"><code data-part="name">{name}</code>
-<span class="rdl-tag">its own passage</span></span>
-<span class="rdl-moved"><span data-part="moved">{moved}</span>
-<span class="rdl-was" data-part="was">{was}</span></span>
-<span class="rdl-score"><span data-part="score">{score}</span></span>
-<details class="rdl-text"><summary><span data-part="passage">{text}</span></summary></details>
-</li>"""
-_FORM = """<form data-part="ask" class="rdl-ask" hidden>
-<label for="rdl-query">What are you looking for?</label>
-<div class="rdl-line"><input id="rdl-query" data-part="query" type="search" maxlength="300"
- autocomplete="off" placeholder="a sentence, or a few words" required>
-<button type="submit">Search and re-rank</button></div>
-<p class="rdl-hint">The first query loads the student, {size:.0f} MB; then everything happens on
-your device.</p>
-<div class="rdl-chips" role="group" aria-label="Examples">{chips}</div>
-</form>"""
-_CHIP = '<button type="button" data-query="{query}" data-answer="{answer}">{query}</button>'
-_WIDGET = """<!-- live -->
-<div id="rdl-live" class="rdl-live"{ready}>
-<p class="rdl-by"><span class="rdl-badge rdl-badge-{scale}">{scale}</span> student
-<code>{student}</code> of profile <code>{profile}</code>: {label}</p>
-{form}
-<div class="rdl-state"><p data-part="status" role="status">An example, computed when the book was
- built.</p>
-<progress data-part="progress" max="1" aria-label="Loading" hidden></progress>
-<span data-part="loaded"></span></div>
-<section data-part="answer" class="rdl-answer" aria-label="Result" data-own="{answer}">
-<h2 class="rdl-asked" data-part="asked">{query}</h2>
-<dl class="rdl-times"><div><dt>BM25</dt><dd data-part="first-ms">finds {n_rows} of {n_passages:,}
- passages</dd></div>
-<div><dt>Student</dt><dd data-part="second-ms">re-ranks them</dd></div></dl>
-<fieldset data-part="orders" class="rdl-orders" hidden><legend>Order</legend>
-<label><input type="radio" name="rdl-order" value="student" checked> student</label>
-<label><input type="radio" name="rdl-order" value="bm25"> BM25</label></fieldset>
-<ol class="rdl-results" data-part="results">{rows}</ol>
-</section>
-<template data-part="row">{blank}</template>
-</div>
-<!-- /live -->"""
+def _html(template: str, **values: object) -> str:
+    """A template of ``book/_static/live``, filled in."""
+    path = project_folder() / "book" / "_static" / "live" / f"{template}.html.in"
+    return path.read_text(encoding="utf-8").strip().format(**values)
 
 
 def _widget(profile: Profile, run: Run, about: dict[str, Any], size_mb: float | None) -> str:
@@ -211,14 +172,14 @@ def _widget(profile: Profile, run: Run, about: dict[str, Any], size_mb: float | 
     ranked = sorted(examples[0]["candidates"], key=lambda candidate: candidate["student_rank"])
     best, worst = ranked[0]["student"], ranked[-1]["student"]
     rows = [_row(x, x["doc_id"] == examples[0]["answer"], best, worst) for x in ranked]
-    buttons = "".join(_CHIP.format(**chip) for chip in chips)
+    buttons = "".join(_html("chip", **chip) for chip in chips)
     names = ("own", "way", "rank", "name", "moved", "was", "score", "text")
-    return _WIDGET.format(
-        ready="" if size_mb is None else " data-ready", scale=profile.scale, **chips[0],
+    return _html(
+        "widget", ready="" if size_mb is None else " data-ready", scale=profile.scale, **chips[0],
         profile=html.escape(profile.name), student=run.manifest["inputs"][0],
         label=html.escape(profile.label), n_rows=len(rows), n_passages=about["passages"],
-        form="" if size_mb is None else _FORM.format(chips=buttons, size=size_mb),
-        rows="".join(rows), blank=_ROW.format(**dict.fromkeys(names, ""), share=0),
+        form="" if size_mb is None else _html("form", chips=buttons, size=size_mb),
+        rows="".join(rows), blank=_html("row", **dict.fromkeys(names, ""), share=0),
     )  # fmt: skip
 
 
@@ -226,9 +187,9 @@ def _row(candidate: dict[str, Any], own: bool, best: float, worst: float) -> str
     up = candidate["rank"] - candidate["student_rank"]
     way, arrow = ("up", "▲") if up > 0 else ("down", "▼") if up < 0 else ("same", "=")
     share = (candidate["student"] - worst) / (best - worst) if best > worst else 1
-    return _ROW.format(
-        own=" rdl-own" if own else "", way=way, share=f"{share:.3f}", rank=candidate["student_rank"],
-        name=html.escape(candidate["doc_id"]).replace(".", ".<wbr>"), was=f"BM25: {candidate['rank']}",
-        moved=f"{arrow} {abs(up)}" if up else arrow, score=f"{candidate['student']:.2f}",
-        text=html.escape(candidate["text"]),
+    return _html(
+        "row", own=" rdl-own" if own else "", way=way, share=f"{share:.3f}",
+        name=html.escape(candidate["doc_id"]).replace(".", ".<wbr>"), rank=candidate["student_rank"],
+        moved=f"{arrow} {abs(up)}" if up else arrow, was=f"BM25: {candidate['rank']}",
+        score=f"{candidate['student']:.2f}", text=html.escape(candidate["text"]),
     )  # fmt: skip

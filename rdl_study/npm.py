@@ -52,10 +52,9 @@ def npm_files(package: Package) -> list[Path]:
     base = package.name.rpartition("/")[2]
     url = f"{_REGISTRY}/{package.name}/-/{base}-{package.version}.tgz"
     folder = cache_folder() / "npm" / f"{base}-{package.version}"
-    members = [f"package/{file}" for file in package.files]
     with FileLock(f"{folder}.lock"):
         files = pooch.retrieve(
             url, f"sha512:{package.sha512}", "package.tgz", folder,
-            processor=pooch.Untar(members, extract_dir="files"),
+            processor=pooch.Untar([f"package/{x}" for x in package.files], extract_dir="files"),
         )  # fmt: skip
     return sorted(map(Path, files))

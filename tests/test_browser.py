@@ -84,7 +84,7 @@ def live(look, address):
     page, wrong = look
     page.goto(f"{address}book/live.html")
     if page.locator("[data-ready]").count() == 0:
-        pytest.skip("this build has no live page: npm was not there")
+        pytest.skip("this build has no live page: the npm registry was not reached")
     return page, wrong
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_study.bench.config import BenchConfig
-from rdl_study.bench.measure import ELECTRAS
+from rdl_study.bench.measure import ELECTRAS, UNCUT
 from rdl_study.bench.systems import load_student
 from rdl_study.store import project_folder
 
@@ -20,8 +20,8 @@ _RDL = sys.executable, "-m", "rdl_core.cli"
 
 def spend(config: BenchConfig) -> None:
     """Run what needs a GPU, step by step, each with its files and log in ``out``; see `run`."""
+    out = Path(config.out).resolve()
     with tempfile.TemporaryDirectory() as models:
-        out = Path(config.out).resolve()
         run(steps(config, out, Path(models)), out, config.budget_s)
 
 
@@ -49,11 +49,10 @@ def run(commands: dict[str, list[str]], out: Path, budget_s: float) -> None:
 
 def steps(config: BenchConfig, out: Path, models: Path) -> dict[str, list[str]]:
     """Commands by name: tests, races, the study of the profile."""
-    few = ["--queries", config.queries, "--repetitions", config.repetitions]
-
     def bench(*parts: str, to: str, **own: object) -> list[str]:
         options = [x for name, value in own.items() for x in (f"--{name}", value)]
-        common = ["--profile", config.profile, "--llm", config.llm, *few, "--out", out / to]
+        common = ["--profile", config.profile, "--llm", config.llm, "--queries", config.queries,
+                  "--repetitions", config.repetitions, "--out", out / to]  # fmt: skip
         return [*_RDL, "bench", *parts, *map(str, [*common, *options])]
 
     commands = {
@@ -62,10 +61,8 @@ def steps(config: BenchConfig, out: Path, models: Path) -> dict[str, list[str]]:
         "rank": bench("rank", to="minilm"),
     }  # fmt: skip
     for name, sizes in ELECTRAS[config.llm].items():
-        limits = {"query_tokens": 64, "passage_tokens": 445}
-        load_student({"model": embedded_path(EMBEDDED_ENCODER), **limits}, sizes).save_pretrained(
-            models / name
-        )
+        student = load_student({"model": embedded_path(EMBEDDED_ENCODER), **UNCUT}, sizes)
+        student.save_pretrained(models / name)
         commands[f"rank-{name}"] = bench("rank", to=name, model=models / name)
     commands["llm"] = bench("llm", to="llm")
     commands["training"] = bench("limit", "train", "sample", to="training")

@@ -33,8 +33,7 @@ from rdl_study.profile import Profile, load_profile
 from rdl_study.store import machine, obtain, project_folder
 
 _PASSAGE_WORDS = 32, 64, 128, 256, 445
-_AS_THE_LISTS = {"rank", "runtimes"}  # parts whose systems score the test queries' own lists
-_UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all that BERT reads
+UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all that BERT reads
 
 
 # --- who races, over what -------------------------------------------------------------------------
@@ -106,8 +105,6 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
         }  # fmt: skip
     if shutil.which(os.environ.get("CXX", "g++")):
         compiled["layers compiled"] = _ours(laid_out=False, compiled="default")
-        if device == "cuda":
-            compiled["layers compiled, CUDA graphs"] = _ours(compiled="reduce-overhead")
 
     def lists_of(passages: list[list[str]], sizes: tuple[int, ...]) -> dict:
         first = [{"query": work["lists"][0]["query"], "passages": each} for each in passages]
@@ -190,7 +187,7 @@ def bench(config: BenchConfig) -> None:
         made = [f".venv-{name}/.ready" for name in ("peers", "infinity")]
         subprocess.run(["make", "-sC", project_folder(), *made], check=True)
     with tempfile.TemporaryDirectory() as weights:
-        every = parts(_work(candidates, model, Path(weights), _UNCUT, config.peers), config.llm)
+        every = parts(_work(candidates, model, Path(weights), UNCUT, config.peers), config.llm)
         for name in config.parts or every:
             started, (what, systems, work) = time.monotonic(), every[name]
             systems = {label: x for label, x in systems.items() if config.peers or not x.peer}
@@ -198,10 +195,10 @@ def bench(config: BenchConfig) -> None:
             timed, machines, results = race(systems, work, calls=calls, repetitions=config.repetitions)
             about = {
                 "what": what, "model": model, "collection": candidates.collection,
-                "first_stage": candidates.first_stage, "sizes": work.get("sizes"), **_UNCUT,
+                "first_stage": candidates.first_stage, "sizes": work.get("sizes"), **UNCUT,
                 "lists": [len(each["passages"]) for each in work["lists"]],
                 "repetitions": config.repetitions, "machines": machines, **_compared(results),
-                "ndcg_at_10": _effectiveness(candidates, results) if name in _AS_THE_LISTS else {},
+                "ndcg_at_10": _effectiveness(candidates, results) if name == "runtimes" else {},
                 "data": load(candidates.collection).fingerprint,
             }  # fmt: skip
             _keep(config.out, name, timed, about, started)
@@ -213,7 +210,7 @@ def bench(config: BenchConfig) -> None:
 def timings(profile: Profile, *, n_queries: int, repetitions: int) -> Measured:
     """Time what the study ranks with on some of a profile's test queries, unless the store has it."""
     candidates, system = replace(profile.test, n_queries=n_queries), profile.student()
-    limits, trained = {name: getattr(system, name) for name in _UNCUT}, train(system)
+    limits, trained = {name: getattr(system, name) for name in UNCUT}, train(system)
     identity = {"candidates": asdict(candidates), "system": asdict(system), "repetitions": repetitions}
     device = default_device()
     more = {resolve_precision(profile.precision, device), *(["int8"] if device.type == "cpu" else [])}

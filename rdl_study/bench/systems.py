@@ -185,7 +185,7 @@ def matrix_products(work: dict, *, precision: str) -> Callable[[int], int]:
     device, size = default_device(), 8192 if torch.cuda.is_available() else 2048
     square = torch.rand(size, size, device=device).to(PRECISIONS[precision])
     layer = torch.nn.Linear(size, size, bias=False)
-    with_onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()  # beats `torch.mm`
+    with_onednn = device.type == "cpu" and cpu.has_operators()  # beats `torch.mm`
     layer = cpu.laid_out(layer, precision) if with_onednn else layer.to(square)
 
     @torch.inference_mode()

@@ -103,7 +103,7 @@ def _joules(timed, numbers: list[str]) -> float:
         before = joules()
     except Exception:  # RAPL counts whole processors, and only for root
         counters = [*Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")]
-        if not counters or not os.access(counters[0], os.R_OK):
+        if not all(os.access(x, os.R_OK) for x in counters) or not counters:
             return 0.0
         joules = lambda: sum(int(x.read_text()) for x in counters) / 1e6  # noqa: E731
         before = joules()

@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 
 from rdl_core.files import versions, write_json
-from rdl_study.bench.measure import _UNCUT, _work
+from rdl_study.bench.measure import UNCUT, _work
 from rdl_study.profile import load_profile
 from rdl_study.store import machine
 
@@ -91,9 +91,9 @@ def asked(port, bodies):
 with ExitStack() as stack:
     weights = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     candidates = replace(load_profile("trec-dl").test, n_queries=4)
-    lists = _work(candidates, "all-MiniLM-L6-v2", weights, _UNCUT)["lists"]
+    lists = _work(candidates, "all-MiniLM-L6-v2", weights, UNCUT)["lists"]
     bodies = [{"query": x["query"], "documents": x["passages"]} for x in lists]
-    limits = [f"--{name.replace('_', '-')}={x}" for name, x in _UNCUT.items()]
+    limits = [f"--{name.replace('_', '-')}={x}" for name, x in UNCUT.items()]
     ours = ["-m", "rdl_core.cli", "serve", str(weights), *limits]
     commands = {
         "rdl serve": [*ours, "--port=8101", "--precision=float32"],
