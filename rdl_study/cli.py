@@ -130,9 +130,9 @@ def bench(config: BenchConfig) -> None:
     Parts are rank, runtimes, engine, train, sample, depth, length, list_size, llm, window and limit;
     none: all. gpu: what needs a GPU, the most telling first, within a budget.
     """
-    from rdl_study.bench import measure
+    from rdl_study.bench import gpu, measure
 
-    measure.bench(config)
+    (gpu.spend if "gpu" in config.parts else measure.bench)(config)
 
 
 @command(ProfileConfig)

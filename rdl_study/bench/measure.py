@@ -177,10 +177,6 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
 
 def bench(config: BenchConfig) -> None:
     """Race systems, part by part; print how fast they are, and keep the figures."""
-    if "gpu" in config.parts:
-        from rdl_study.bench.gpu import spend  # which races by this module
-
-        return spend(config)
     profile = load_profile(config.profile)
     candidates, model = replace(profile.test, n_queries=config.queries), config.model or profile.encoder
     if config.peers:
