@@ -8,7 +8,7 @@ from rdl_core.data import pydocs
 from rdl_core.data.collections import load
 from rdl_core.teachers.listwise import plan_windows
 from rdl_study import tables
-from rdl_study.bench.race import ratios, recorded
+from rdl_study.bench.race import ratios, recorded, summary
 from rdl_study.profile import load_profile
 from rdl_study.store import project_folder
 from rdl_study.tables import published
@@ -75,3 +75,8 @@ def test_readme_says_what_was_recorded_and_raced():
     best = theirs.groupby("system")["ms"].median().idxmin()
     times = ratios(timings, best).loc["ours", "median"]
     assert f"ranks {times:.2f} times as fast as sentence-transformers" in readme
+    again = ratios(recorded("runtimes").timings, best).loc["ours", "median"]
+    assert f"{again:.2f} times on a Xeon" in readme
+    ms = summary(recorded("window").timings)["median_ms"]  # nine windows of 20 by 10 in a list of 100
+    factor = 9 * ms["listwise LLM (7B), a window"] / ms["ours, ELECTRA-base"]
+    assert f"takes {factor:.0f} times as long as a student of ELECTRA-base" in readme
