@@ -174,9 +174,9 @@ def ask(config: c.AskConfig, out: str, dry_run: bool) -> str:
     """
     from rdl_core.teachers import label
 
-    return (
-        str(label.estimate(config, out)) if dry_run else f"{out}: {_counts_of(label.ask(config, out))}"
-    )
+    if dry_run:
+        return str(label.estimate(config, out))
+    return f"{out}: {_counts_of(label.ask(config, out))}"
 
 
 @command(c.JudgeConfig, "candidates", backend=_WRITERS)
@@ -186,11 +186,9 @@ def judge(config: c.JudgeConfig, out: str, dry_run: bool) -> str:
     """Have an LLM grade candidates from 0 to 3, and say how far it agrees with human judgments."""
     from rdl_core.teachers import label
 
-    return (
-        str(label.estimate(config, out))
-        if dry_run
-        else f"{out}: {_counts_of(label.judge(config, out))}"
-    )
+    if dry_run:
+        return str(label.estimate(config, out))
+    return f"{out}: {_counts_of(label.judge(config, out))}"
 
 
 @command()

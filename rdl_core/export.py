@@ -48,9 +48,8 @@ score, a logit; higher is better.
 {measures}
 
 ## Limits
-- rdl-core cuts queries to {query_tokens} tokens and reads passages in up to {chunks} pieces of
-  {passage_tokens}, of which the best counts. The libraries below cut the longer text until the pair has
-  {total_tokens} tokens: scores of longer texts can differ.
+- rdl-core cuts queries to {query_tokens} tokens and passages to {passages}. The libraries below
+  cut the longer text until the pair has {total_tokens} tokens: scores of longer texts can differ.
 - Scores order the passages of one query. They are not probabilities.
 - Nothing is known about domains and languages that this card does not list.
 - Licence: {licence}. The encoder and the data have theirs.
@@ -102,6 +101,9 @@ def export(
         raise ValueError(f"{folder} is not an empty folder: name a new one, or delete it")
     model, tokenizer, template = student.to("cpu").model, student.tokenizer, student.template
     tokenizer.model_max_length = student.query_tokens + student.passage_tokens + template.n_tokens
+    passages = str(student.passage_tokens)
+    if student.chunks > 1:
+        passages = f"{student.chunks} pieces of {passages}, the best of which counts"
     with partial(folder) as unfinished:  # `folder` may be there, empty
         student.save_pretrained(unfinished)
         differences = _write_onnx(unfinished, quantise, list(pairs) or _random_pairs(student))
@@ -111,8 +113,7 @@ def export(
             kind=model.config.model_type, n_weights=model.num_parameters() / 1e6,
             training=_training(record or {}), query_tokens=student.query_tokens,
             measures=measures or "None were known when this folder was written.",
-            passage_tokens=student.passage_tokens, chunks=student.chunks,
-            total_tokens=tokenizer.model_max_length,
+            passages=passages, total_tokens=tokenizer.model_max_length,
             words="texts" if pairs else "random words", differences=as_markdown(short),
         )  # fmt: skip
         (unfinished / "README.md").write_text(card, encoding="utf-8")

@@ -58,14 +58,14 @@ def each_on_a_gpu(work: Callable[..., object], arguments: Sequence[tuple]) -> No
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else map(str, range(len(arguments)))
     start, children = multiprocessing.get_context("spawn").Process, []
-    for gpu, own in zip(gpus, arguments, strict=False):
+    for gpu, own in zip(gpus, arguments, strict=False):  # a GPU may be left over
         children.append(start(target=_on_gpu, args=(gpu, work, own)))
         children[-1].start()
     for child in children:
         child.join()
     if failed := [n for n, child in enumerate(children, start=1) if child.exitcode]:
         told = f"shards {failed} of {len(children)}, each on a GPU of its own, failed"
-        raise ChildProcessError(f"{told}: mend what is said above, and run this again, which goes on")
+        raise ChildProcessError(f"{told}: their errors stand above; mend them, and run this again")
 
 
 def _on_gpu(gpu: str, work: Callable[..., object], own: tuple[Any, ...]) -> None:

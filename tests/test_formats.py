@@ -247,13 +247,14 @@ REFUSED = {
         (jsonl(LABELLED, LIST | {"labels": [1]}), "line 2: expected a label for each of 2"),
         (pd.DataFrame([LABELLED | {"labels": [1]}]), "row 1: expected a label for each of 2"),
         ("[]", "expected candidates in one of these formats"),
-        *((content, "line 1: expected candidates in one of these formats (trec_run: ", "rows: ",
-           "name its format; or is it for read_qrels, ")
-          for content in (
-              "7 Q0 x 1 2.5\n", "7\tx\t2\n", "7 x\n", "9.5\t1.5\t7\tx\ty\n", {"prompt": "a"},
-              "six words are no run at all", {"qid": 7, "pos": [], "neg": {}}, {"_id": 7, "text": "x"},
-              "7 0 x 1\n", "7\t0\tx\t1\n", {"query": {}, "invocations_history": []},
-          )),
+        *((content, "line 1: expected candidates in one of these formats (trec_run: ", "rows: ", hint)
+          for hint, *contents in (
+              ("name its format", "7 Q0 x 1 2.5\n", "7\tx\t2\n", "7 x\n", "9.5\t1.5\t7\tx\ty\n",
+               "six words are no run at all", {"qid": 7, "pos": [], "neg": {}}),
+              ("use read_qrels", "7 0 x 1\n", "7\t0\tx\t1\n"),
+              ("rdl teach replays", {"prompt": "a"}, {"query": {}, "invocations_history": []}),
+              ("use read_passages or read_queries", {"_id": 7, "text": "x"}),
+          ) for content in contents),
     ],
     formats.read_qrels: [
         ("7 0 x 1\n7 0 y 0.5\n", "line 2: expected relevance as an integer", "; got '0.5'"),
@@ -299,8 +300,8 @@ def test_broken_files_unknown_formats_and_ids_no_run_can_hold_are_refused(write,
         read_candidates(write(b"PAR1 and no more"))
     rows = ({"query_id": "7", "doc_id": "a b" if i == 4 else f"d{i}", "score": -i} for i in range(6))
     frame = read_candidates(write(jsonl(*rows)))
-    with pytest.raises(ValueError, match="doc_id: expected ids without blanks; got 'a b'"):
-        formats.check_run(frame, "tag")
+    with pytest.raises(ValueError, match="file, line 5, doc_id 'a b': expected ids without blanks"):
+        formats.check_run(frame[frame["rank"] < 3], "tag")
 
 
 IDS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=5)
@@ -346,7 +347,7 @@ def test_what_is_written_is_read_back_to_the_last_bit(tmp_path_factory, frame, s
     ({"score": [1.0, 1.0]}, "t", "decrease strictly .* got 1.0 at rank 2 .'y'. .*settle_ties"),
     ({"score": [1.0, 1.0 - 1e-12]}, "t", "decrease strictly with rank in float32"),
     ({"score": [1e300, 1.0]}, "t", "decrease strictly with rank in float32"),
-    ({"docno": ["x", "y z"]}, "t", "doc_id: expected ids without blanks; got 'y z'"),
+    ({"docno": ["x", "y z"]}, "t", "row 2, doc_id 'y z': expected ids without blanks"),
     ({"docno": ["x", "x"]}, "t", "row 2: expected each query_id and doc_id once"),
     ({}, "my run", "tag: expected a tag without blanks; got 'my run'"),
     ({}, None, "got no query and text"),

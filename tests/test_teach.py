@@ -141,7 +141,7 @@ def test_a_local_model_is_a_teacher_and_a_dry_run_loads_none(config, tmp_path, m
     assert teach(config(backend=local, depth=8, passes=2), tmp_path / "both")["totals"] == totals
     one, both = ((tmp_path / x / "teacher.run").read_bytes() for x in ("out", "both"))
     assert one == both
-    with pytest.raises(ChildProcessError, match=r"shards \[1, 2\] of 2, .*failed: mend"):
+    with pytest.raises(ChildProcessError, match=r"shards \[1, 2\] of 2, .*failed: their errors"):
         teach(none, tmp_path / "new")
 
 
@@ -210,7 +210,7 @@ def test_two_shards_merged_are_as_one_run_and_others_are_refused(config, whole, 
 
 @pytest.mark.parametrize(("begun", "own", "says"), [
     (False, {"shard": "1/6"}, "5 queries cannot be shared by 6 shards: use fewer"),
-    (False, {"candidates": "blank.jsonl"}, "query_id: expected ids without blanks; got 'a b'"),
+    (False, {"candidates": "blank.jsonl"}, "query_id 'a b': expected ids without blanks"),
     (False, {"backend": LocalConfig(model="no/such")}, "cannot load no/such: .*check the name"),
     (False, {"backend": ReplayConfig(model="no-history")}, "no-history"),
     (False, {"candidates": "first.run", "collection": "no/such-texts"}, "no/such-texts"),

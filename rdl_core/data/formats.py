@@ -77,9 +77,8 @@ def check_run(candidates: pd.DataFrame, tag: str) -> None:
     """ValueError if no run can hold a tag, or the ids of candidates: known before these are scored."""
     if tag.split() != [tag]:
         _refuse("tag", "a tag without blanks", repr(tag), "join its words with - or _")
-    for name in _IDS:
-        if blank := [x for x in candidates[name].unique() if x.split() != [x]]:
-            _refuse(name, "ids without blanks", repr(blank[0]), "replace the blanks")
+    if place := candidates.attrs.get("blank"):
+        _refuse(place, "ids without blanks", "one that no run can hold", "replace the blanks")
 
 
 def each_record(path: str | Path) -> tuple[_Records, str]:
@@ -174,7 +173,10 @@ def _recognise(path: str | Path) -> str:
         if (line and re.fullmatch(form.line, line)) or any(wanted <= keys for wanted in form.keys):
             return name
     known = "; ".join(f"{name}: {form.shape}" for name, form in FORMATS.items())
-    hint = "name its format; or is it for read_qrels, read_queries, read_passages, rdl teach (replay)?"
+    hint = "name its format, read_candidates(path, format)"
+    hint = "use read_qrels" if len(line.split()) == 4 else hint
+    hint = "use read_passages or read_queries" if "_id" in keys else hint
+    hint = "rdl teach replays it" if keys & {"prompt", "invocations_history"} else hint
     expected = f"candidates in one of these formats ({known})"
     return _refuse(f"{path}, {unit} {number}", expected, got, hint)
 
@@ -406,6 +408,10 @@ def _candidates(frame: pd.DataFrame, *, strict: bool = True) -> pd.DataFrame:
     frame, source = _checked(frame, kept, strict=strict), frame.index.name.rpartition(", ")[0]
     if frame.empty:
         _refuse(source, "candidates", "none", "check its source")
+    for name in _IDS if strict else ():  # else blanks separate the columns
+        if blank := [x for x in frame[name].unique() if x.split() != [x]]:
+            place = _place(frame, (frame[name] == blank[0]).argmax())
+            frame.attrs["blank"] = f"{place}, {name} {blank[0]!r}"
     queries, ranks, scores = pd.factorize(frame["query_id"])[0], frame.get("rank"), frame.get("score")
     key, by, doubtful = ranks, "rank", False
     if ranks is None and scores is None:

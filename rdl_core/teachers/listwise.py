@@ -141,6 +141,5 @@ def check_candidates(candidates: pd.DataFrame) -> None:
     if len(candidates):
         from_frame(candidates[columns])  # refuses a passage that is there twice, and wrong kinds
     if (several := candidates.groupby("query_id")["query"].nunique() > 1).any():
-        raise ValueError(
-            f"candidates: query {several.idxmax()!r} has several texts: give each its own id"
-        )
+        told = f"candidates: query {several.idxmax()!r} has several texts"
+        raise ValueError(f"{told}: give each its own id")

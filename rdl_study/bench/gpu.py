@@ -49,6 +49,7 @@ def run(commands: dict[str, list[str]], out: Path, budget_s: float) -> None:
 
 def steps(config: BenchConfig, out: Path, models: Path) -> dict[str, list[str]]:
     """Commands by name: tests, races, the study of the profile."""
+
     def bench(*parts: str, to: str, **own: object) -> list[str]:
         options = [x for name, value in own.items() for x in (f"--{name}", value)]
         common = ["--profile", config.profile, "--llm", config.llm, "--queries", config.queries,

@@ -157,17 +157,17 @@ def rank_listwise_llm(
     letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
     llm._letter_tokens = torch.tensor(letters, device=device)
 
-    ends = []  # of each time through the model
-    model.register_forward_hook(lambda *_: ends.append(time.perf_counter()))
+    token_times = []  # when each token was there
+    model.register_forward_hook(lambda *_: token_times.append(time.perf_counter()))
 
     def rank(number: int) -> list[int] | int:
         started = time.perf_counter()
-        ends.clear()
+        token_times.clear()
         lists = [work["lists"][(number + i) % len(work["lists"])] for i in range(batch_size)]
         lists = [each | {"passages": each["passages"][:first]} for each in lists]
         ranked, _ = rank_lists(candidates_of(lists), llm, window_size=20, stride=10, max_retries=0)
         first_list = ranked.loc[ranked["query_id"] == "0000", "teacher_rank"].tolist()
-        return round((ends[0] - started) * 1000) if first else first_list
+        return round((token_times[0] - started) * 1000) if first else first_list
 
     rank.lists_at_once = batch_size
     return rank
