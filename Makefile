@@ -28,9 +28,10 @@ check: $(READY)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check "playwright>=1.60"
 	$(BIN)/python -m pytest -m browser tests/test_browser.py
 
-# Losses against Lightning IR's.
-peers: $(READY) .venv-peers/.ready
+# Losses against Lightning IR's, the server asked by LangChain.
+peers: $(READY) .venv-peers/.ready .venv-langchain/.ready
 	PYTHONPATH=. .venv-peers/bin/python -m pytest -q --noconftest tests/test_losses_parity.py
+	$(BIN)/python -m pytest -q tests/test_serve.py -k langchain
 
 # Others need an older transformers; `rdl bench --peers` asks for these environments, too.
 .venv-%/.ready: peers/%.txt

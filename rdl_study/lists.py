@@ -324,12 +324,13 @@ def _llm_scores(candidates: pd.DataFrame, collection: str, name: str) -> np.ndar
     settings, recorded = _files_of(name, collection)
     scores = pd.Series(np.nan, keys := pd.MultiIndex.from_frame(candidates[_IDS]))
     if recorded.is_file():
-        known, now = read_candidates(recorded), text_sums(collection)
+        known, now = pd.read_parquet(recorded), text_sums(collection)
         then = pd.read_parquet(recorded.with_name("texts.parquet")).set_index("id")
         same = now == then.reindex(now.index)
         of_query, of_passage = (same.index[same[x].fillna(False)] for x in ("query", "passage"))
-        known = known[known["query_id"].isin(of_query) & known["doc_id"].isin(of_passage)]
-        scores = known.set_index(_IDS)["score"].reindex(keys)
+        of_query = of_query.intersection(candidates["query_id"])  # of many thousand, a few perhaps
+        known = known[known["qid"].isin(of_query) & known["docno"].isin(of_passage)]
+        scores = known.set_index(["qid", "docno"])["score"].reindex(keys)
     if scores.isna().any():
         left = candidates[scores.isna().to_numpy()]
         _log.info("%s: asking %s for %d pairs that are not recorded", collection, name, len(left))

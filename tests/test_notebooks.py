@@ -47,7 +47,8 @@ def executed(name, **values):
 def pages(runs, tiny):
     """Namespace of a page at the tiny profile; each is executed once."""
     teachers = ["fused", "first_stage", "judgments"]  # no LLM is asked
-    own = {"your_corpus": {"n_train": 300, "n_asked": 8}, "teacher": {"teachers": teachers}}
+    corpus = {"n_train": 300, "n_passes": 1, "n_asked": 8}
+    own = {"your_corpus": corpus, "teacher": {"teachers": teachers}}
     return cache(lambda name: executed(name, profile=tiny, **own.get(name, {})))
 
 
