@@ -12,18 +12,20 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from string import ascii_uppercase
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase,
+)  # fmt: skip
 
 from rdl_core.config import LocalConfig
-from rdl_core.data.downloads import embedded_path
+from rdl_core.data.downloads import cache_folder, embedded_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
-from rdl_core.files import checked
+from rdl_core.files import checked, content_hash
 from rdl_core.teachers.answers import Answer, Window
 from rdl_core.words import n_words
 
@@ -37,18 +39,33 @@ _log = logging.getLogger(__name__)
 
 def load_llm(config: LocalConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, on the first GPU if there is one; GGUF weights are dequantised."""
-    device, name, own = default_device(), embedded_path(config.model), {}
-    dtype = PRECISIONS[resolve_precision(config.precision, device)]
-    if (path := Path(name)).suffix == ".gguf":
-        name, own = str(path.parent), {"gguf_file": path.name}
-    more = {"dtype": dtype, "trust_remote_code": False} | (own or {"use_safetensors": True})
+    device, name = default_device(), embedded_path(config.model)
+    more = {"dtype": PRECISIONS[resolve_precision(config.precision, device)], "trust_remote_code": False}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, **more)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **own)
+        name = _dequantised(Path(name), **more) if name.endswith(".gguf") else name
+        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **more)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ImportError) as error:  # for want of gguf: transformers tells to install it
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"transformers cannot load {config.model}: {reason}: check the name") from None
     return model.to(device), tokenizer
+
+
+def _dequantised(file: Path, **more: Any) -> Path:
+    """A folder in the cache: of a GGUF file, transformers reads the header for half a minute."""
+    folder = cache_folder() / "gguf" / f"{content_hash(file)[:16]}-{more['dtype']}"
+    if not folder.is_dir():
+        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **more)
+        vars(read.config).pop("quantization_config", None)  # what carries it is never saved
+        plain = AutoModelForCausalLM.from_config(read.config, dtype=more["dtype"])
+        plain.load_state_dict(read.state_dict())
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent) as fresh:
+            plain.save_pretrained(whole := Path(fresh, "whole"))
+            AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(whole)
+            if not folder.is_dir():  # another process may have been quicker
+                whole.rename(folder)
+    return folder
 
 
 class CausalLM:
@@ -164,7 +181,7 @@ class LocalLLM(CausalLM):
         both = ids, [torch.ones_like(tokens) for tokens in ids]
         ids, mask = (pad_sequence(x, True, padding_side="left").to(self.model.device) for x in both)
         # A model's own configuration may set penalties, which push down identifiers the prompt names.
-        config = transformers.GenerationConfig(**{
+        config = GenerationConfig(**{
             "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
             "eos_token_id": self._ends, "pad_token_id": 0, "cache_implementation": self.cache,
         } | options)  # fmt: skip
