@@ -121,6 +121,14 @@ class _Limits:
 
 
 @config
+class _Student(_Limits):
+    student: str
+    """Folder of a student or of its run, or a hub id."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """In which the layers compute; int8: on CPUs."""
+
+
+@config
 class _Shard:
     shard: str = "1/1"
     """Part of the queries: 2/8 is the second of eight, with queries 2, 10, 18, ..."""
@@ -161,17 +169,13 @@ class DistillConfig(_Texts, _Limits):
 
 
 @config
-class RerankConfig(_Texts, _Limits, _Shard):
+class RerankConfig(_Texts, _Student, _Shard):
     """Candidates that a student scores."""
 
-    student: str
-    """Folder of a student or of its run, or a hub id."""
     candidates: str
     """File of candidates, in any known format."""
     out: str
     """The TREC run; packed if its name ends in .gz."""
-    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """In which the layers compute; int8: on CPUs."""
     plain: bool = False
     """The student's scores alone, whatever rdl adopt chose."""
     tag: str = "rdl"
@@ -179,7 +183,7 @@ class RerankConfig(_Texts, _Limits, _Shard):
 
 
 @config
-class AdoptConfig(_Texts, _Limits):
+class AdoptConfig(_Texts, _Student):
     """Judged queries, to choose how much of a student to use behind a first stage."""
 
     student: str
@@ -196,24 +200,18 @@ class AdoptConfig(_Texts, _Limits):
     """Smallest relevance that counts as relevant."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Parts of the queries: each is measured with what the others chose."""
-    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """In which the layers compute; int8: on CPUs."""
 
 
 @config
-class ServeConfig(_Limits):
+class ServeConfig(_Student):
     """A student that answers over HTTP."""
 
-    student: str
-    """Folder of a student or of its run, or a hub id."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for other machines, too."""
     port: Annotated[int, Field(ge=0, lt=2**16)] = 8000
     """Port to listen at."""
     key_variable: str = "RDL_SERVE_KEY"
     """Environment variable with the key that clients must give; unset: none."""
-    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """In which the layers compute; int8: on CPUs."""
     most_documents: Positive = 1000
     """Documents in a request."""
     most_bytes: Positive = 2**23

@@ -30,7 +30,6 @@ from rdl_core.files import partial
 __all__ = ["TOLERANCE", "as_markdown", "export", "export_files"]
 
 TOLERANCE = 1e-4  #: Largest difference between scores of the ONNX file and of PyTorch.
-_PAIRS_OF_FILE = 256
 _ONE_FILE_BYTES = 2**30  # an ONNX file may have 2 GiB; larger weights go into a file beside it
 _CARD = """\
 ---
@@ -137,7 +136,7 @@ def export_files(config: ExportConfig) -> pd.DataFrame:
     student = CrossEncoder.from_pretrained(config.student, trained=True, **limits)
     if config.candidates:
         corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
-        first = corpus.candidates[:_PAIRS_OF_FILE]
+        first = corpus.candidates[:256]  # pairs, some seconds of work
         queries = corpus.queries.of(first["query_id"].tolist())
         passages = corpus.passages.of(first["doc_id"].tolist())
         own["pairs"] = list(zip(queries, passages, strict=True))

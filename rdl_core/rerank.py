@@ -99,12 +99,11 @@ def rerank_files(config: RerankConfig) -> None:
     if adopted:
         message = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
         _log.info(message, config.student, adopted.depth, adopted.weight)
-    ranked = []
-    for frame in _scored(corpus, student, precision, depth=adopted and adopted.depth):
-        if adopted:
-            ranked.append(adopted.apply(frame, frame["student"].to_numpy()))
-        else:
-            ranked.append(settle_ties(frame[_IDS].assign(score=frame["student"]), frame))
+    scored = _scored(corpus, student, precision, depth=adopted and adopted.depth)
+    if adopted:
+        ranked = [adopted.apply(frame, frame["student"].to_numpy()) for frame in scored]
+    else:
+        ranked = [settle_ties(x[_IDS].assign(score=x["student"]), x) for x in scored]
     write_run(pd.concat(ranked), out, tag=config.tag)
     if config.part[1] > 1:
         weights = Path(model_path(config.student), "model.safetensors")

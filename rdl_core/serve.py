@@ -32,7 +32,7 @@ from scipy.special import expit
 from starlette.exceptions import HTTPException
 
 from rdl_core.adopt import Adopted, adopted_of
-from rdl_core.config import ServeConfig
+from rdl_core.config import Positive, ServeConfig
 from rdl_core.cpu import engine
 from rdl_core.cross_encoder import CrossEncoder, model_path
 from rdl_core.devices import fitting
@@ -42,7 +42,6 @@ from rdl_core.tokens import TokenStore
 __all__ = ["make_app", "serve"]
 
 _PAIRS_AT_ONCE = 1024  # scored together; what comes meanwhile waits for the next turn
-_Count = Annotated[int, Field(ge=1)]
 #: Text that UTF-8 can hold: JSON can name half a character, which no tokenizer takes.
 _Text = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
 
@@ -61,9 +60,9 @@ class RerankRequest(BaseModel):
     documents: Annotated[list[_Text | Document], Field(min_length=1)] | None = None
     texts: Annotated[list[_Text], Field(min_length=1)] | None = None
     model: str | None = None
-    top_n: _Count | None = None
+    top_n: Positive | None = None
     return_documents: bool = False
-    max_tokens_per_doc: _Count | None = None
+    max_tokens_per_doc: Positive | None = None
     return_text: bool = False
     raw_scores: bool = False
     truncate: bool = True
@@ -249,12 +248,11 @@ def make_app(
             scores = expit(scores)
         order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
         if body.texts is not None:
-            shown = [{"text": texts[i]} if body.return_text else {} for i in order]
-            return [{"index": i, "score": float(scores[i]), **text}
-                    for i, text in zip(order, shown, strict=True)]  # fmt: skip
-        shown = [{"document": {"text": texts[i]}} if body.return_documents else {} for i in order]
-        results = [{"index": i, "relevance_score": float(scores[i]), **text}
-                   for i, text in zip(order, shown, strict=True)]  # fmt: skip
+            results = [{"index": i, "score": float(scores[i])} for i in order]
+            return [x | {"text": texts[x["index"]]} if body.return_text else x for x in results]
+        results = [{"index": i, "relevance_score": float(scores[i])} for i in order]
+        for result in results if body.return_documents else ():
+            result["document"] = {"text": texts[result["index"]]}
         return {
             "id": str(uuid.uuid4()), "model": body.model or name, "results": results,
             "usage": {"total_tokens": n_tokens}, "meta": {"api_version": {"version": "2"}},

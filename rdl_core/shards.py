@@ -1,9 +1,4 @@
-"""Shards of one piece of work: a shard has every so-many-th query, and all of them make the whole.
-
->>> from rdl_core.shards import in_turn
->>> in_turn([["q1", "q3"], ["q2"]])  # shards 1/2 and 2/2
-['q1', 'q2', 'q3']
-"""
+"""Shards of one piece of work: a shard has every so-many-th query, and all of them make the whole."""
 
 import multiprocessing
 import os
@@ -11,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
+
+from rdl_core.progress import log_plainly
 
 __all__ = ["check_once", "each_on_a_gpu", "in_turn", "whole"]
 
@@ -69,8 +66,6 @@ def each_on_a_gpu(work: Callable[..., object], arguments: Sequence[tuple]) -> No
 
 
 def _on_gpu(gpu: str, work: Callable[..., object], own: tuple[Any, ...]) -> None:
-    from rdl_core.progress import log_plainly
-
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is asked for the first time
     log_plainly()
     work(*own)

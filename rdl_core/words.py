@@ -2,10 +2,6 @@
 
 In Chinese, Japanese, Thai, Lao, Burmese and Khmer each character counts as a word: it is about as many
 tokens of a language model as an English word.
-
->>> from rdl_core.words import first_words
->>> first_words("The quick  brown fox", 2), first_words("狐狸在夜间捕猎", 2)
-('The quick', '狐狸')
 """
 
 import re

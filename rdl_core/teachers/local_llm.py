@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from string import ascii_uppercase
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -25,7 +25,7 @@ from transformers import (
 from rdl_core.config import LocalConfig
 from rdl_core.data.downloads import cache_folder, embedded_path
 from rdl_core.devices import PRECISIONS, default_device, resolve_precision
-from rdl_core.files import checked, content_hash
+from rdl_core.files import checked, content_hash, partial
 from rdl_core.teachers.answers import Answer, Window
 from rdl_core.words import n_words
 
@@ -40,7 +40,8 @@ _log = logging.getLogger(__name__)
 def load_llm(config: LocalConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, on the first GPU if there is one; GGUF weights are dequantised."""
     device, name = default_device(), embedded_path(config.model)
-    more = {"dtype": PRECISIONS[resolve_precision(config.precision, device)], "trust_remote_code": False}
+    dtype = PRECISIONS[resolve_precision(config.precision, device)]
+    more = {"dtype": dtype, "trust_remote_code": False}
     try:
         name = _dequantised(Path(name), **more) if name.endswith(".gguf") else name
         model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **more)
@@ -54,17 +55,15 @@ def load_llm(config: LocalConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 def _dequantised(file: Path, **more: Any) -> Path:
     """A folder in the cache: of a GGUF file, transformers reads the header for half a minute."""
     folder = cache_folder() / "gguf" / f"{content_hash(file)[:16]}-{more['dtype']}"
-    if not folder.is_dir():
-        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **more)
-        vars(read.config).pop("quantization_config", None)  # what carries it is never saved
-        plain = AutoModelForCausalLM.from_config(read.config, dtype=more["dtype"])
-        plain.load_state_dict(read.state_dict())
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent) as fresh:
-            plain.save_pretrained(whole := Path(fresh, "whole"))
-            AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(whole)
-            if not folder.is_dir():  # another process may have been quicker
-                whole.rename(folder)
+    with FileLock(f"{folder}.lock"):  # makes its folder
+        if not folder.is_dir():
+            read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **more)
+            vars(read.config).pop("quantization_config", None)  # what carries it is never saved
+            plain = AutoModelForCausalLM.from_config(read.config, dtype=more["dtype"])
+            plain.load_state_dict(read.state_dict())
+            with partial(folder) as beside:
+                plain.save_pretrained(beside)
+                AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(beside)
     return folder
 
 
