@@ -1,7 +1,6 @@
 """Words of a text, also in scripts that put no spaces between them.
 
-In Chinese, Japanese, Thai, Lao, Burmese and Khmer each character counts as a word: it is about as many
-tokens of a language model as an English word.
+In Chinese, Japanese, Thai, Lao, Burmese and Khmer a character counts as a word: it is a token or two.
 """
 
 import re
