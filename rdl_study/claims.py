@@ -90,7 +90,7 @@ def _factor(costs: pd.Series, claimed: float, n: int = 1) -> str:
     """A verdict on how many times as much `n` recorded windows of the LLM cost as ELECTRA-base."""
     factor = n * costs["listwise LLM (7B), a window"] / costs["ours, ELECTRA-base"]
     word = "reproduced" if factor >= claimed else "partly" if factor > 1 else "not reproduced"
-    return f"{word}; {factor:.0f} times; random weights, on a CPU"
+    return f"{word}; {factor:.0f} times; random weights, CPU"
 
 
 def ledger(profile: Profile) -> HTML:
