@@ -216,7 +216,7 @@ def test_a_push_uploads_every_file_or_says_how_to_do_so_later(tmp_path, monkeypa
         root = f"http://127.0.0.1:{server.server_port}"
         for n, (name, endpoint, token, told) in enumerate((
             ("me/fox", root, "good", ""), ("fox", root, "good", ""), ("fox", root, "", "no token"),
-            ("fox", root, "bad", "401 Unauthorized"), ("a/b/c", root, "good", "namespace/repo_name"),
+            ("fox", root, "bad", "401 Unauthorized"),
             ("fox", "http://127.0.0.1:1", "good", "Connection refused"),
         )):  # fmt: skip
             monkeypatch.setattr(constants, "ENDPOINT", endpoint)
