@@ -328,11 +328,10 @@ def _llm_scores(candidates: pd.DataFrame, collection: str, name: str) -> np.ndar
         then = pd.read_parquet(recorded.with_name("texts.parquet")).set_index("id")
         same = now == then.reindex(now.index)
         of_query, of_passage = (same.index[same[x].fillna(False)] for x in ("query", "passage"))
-        of_query = of_query.intersection(candidates["query_id"])  # of many thousand, a few perhaps
+        known = known[known["qid"].isin(candidates["query_id"])]  # of many thousand, a few perhaps
         known = known[known["qid"].isin(of_query) & known["docno"].isin(of_passage)]
         scores = known.set_index(["qid", "docno"])["score"].reindex(keys)
-    if scores.isna().any():
-        left = candidates[scores.isna().to_numpy()]
+    if len(left := candidates[scores.isna().to_numpy()]):
         _log.info("%s: asking %s for %d pairs that are not recorded", collection, name, len(left))
         asked = _asked(left, collection, settings)
         scores = scores.fillna(asked.set_index(_IDS)["score"])

@@ -77,6 +77,8 @@ class Profile(_Encoder):
     """Test queries of the pages that compare many students; None takes the test's."""
     ablation_steps: Positive | None = None
     """Steps of the second stage there; None takes the stage's."""
+    ablation_lists: str | None = None
+    """First stages of the second stage's lists there; None takes the stage's."""
     alike: Literal["passages", "passes"] = "passages"
     """What lists of other depth or number have in common: passages, or passes as in the paper."""
     both_ways: bool = False
@@ -99,10 +101,11 @@ class Profile(_Encoder):
     @property
     def ablation(self) -> Profile:
         """This profile for the pages that compare many students: fewer steps and test queries."""
-        steps = self.ablation_steps or self.stage2.training.steps
-        training = replace(self.stage2.training, steps=steps)
+        stage = self.stage2
+        training = replace(stage.training, steps=self.ablation_steps or stage.training.steps)
+        lists = replace(stage.lists, first_stage=self.ablation_lists or stage.lists.first_stage)
         test = replace(self.test, n_queries=self.ablation_queries or self.test.n_queries)
-        return replace(self, stage2=replace(self.stage2, training=training), test=test)
+        return replace(self, stage2=replace(stage, lists=lists, training=training), test=test)
 
     @property
     def tests(self) -> list[ListsConfig]:

@@ -34,7 +34,8 @@ from rdl_core.serve import make_app
 from rdl_core.tokens import TokenCorpus, TokenStore
 
 STUDENT = make_student()
-LANGCHAIN = Path(__file__).parents[1] / ".venv-langchain" / "bin" / "python"  # its adapter needs an older cohere
+# LangChain's adapter needs an older cohere.
+LANGCHAIN = Path(__file__).parents[1] / ".venv-langchain" / "bin" / "python"
 QUERY, TEXTS = "w1 w2", ["w3 w4 w5", "w1", "", "w2 w1 w9 w9", "w7 " * 50]
 
 
