@@ -69,7 +69,7 @@ def adopt(
     candidates: pd.DataFrame, scores: np.ndarray, qrels: pd.DataFrame, *, measure: str = "nDCG@10",
     margin: float = 0.02, positive_grade: int = 1, folds: int = 5, seed: int = 0,
 ) -> Adopted:  # fmt: skip
-    """Choose weight and depth by the mean of a measure, and a calibration, on judged queries.
+    """Choose weight and depth by a measure, averaged over resamples (bagging), and a calibration.
 
     `candidates` have ``query_id, doc_id, rank`` and perhaps the first stage's ``score``, else -rank
     counts; `scores` are the student's, ``[rows]``. The evidence of each of `folds` parts of the
@@ -93,19 +93,19 @@ def adopt(
         raise ValueError(f"expected {expected}; none is {which}: check ids and positive_grade")
     deepest = int(candidates["rank"].max())
     depths = [*(depth for depth in _DEPTHS if depth < deepest), deepest]
-    values = {}
-    for weight, depth in [(0.0, deepest), *product(_WEIGHTS, depths)]:
-        setting = Adopted(weight=weight, depth=depth, slope=1, intercept=0, evidence={})
-        run = setting.apply(candidates, scores)
-        values[weight, depth] = per_query(qrels, run, measure).set_index("query_id")[measure]
-    values = pd.DataFrame(values)
+
+    def measured(weight: float, depth: int) -> pd.Series:
+        own = Adopted(weight=weight, depth=depth, slope=1, intercept=0, evidence={})
+        return per_query(qrels, own.apply(candidates, scores), measure).set_index("query_id")[measure]
+
+    values = pd.DataFrame({x: measured(*x) for x in [(0.0, deepest), *product(_WEIGHTS, depths)]})
     fold_of = pd.Series(np.random.default_rng(seed).permutation(len(values)) % folds, values.index)
     fold_of_row = fold_of[candidates["query_id"]].to_numpy()
     adopted, probability = pd.Series(np.nan, values.index), np.full(len(candidates), np.nan)
     for fold in range(folds):
         held, rows = fold_of == fold, fold_of_row == fold
-        weight, depth = _best(values[~held])
-        adopted[held] = values.loc[held, (weight, depth)]
+        weight, depth = _best(values[~held], seed)
+        adopted[held] = measured(weight, depth)[held]
         blended = _blended(candidates, scores, weight, depth)
         slope, intercept = _platt(blended[~rows], relevant[~rows])
         probability[rows] = expit(slope * blended[rows] + intercept)
@@ -122,7 +122,7 @@ def adopt(
         verdict = "helps" if row["delta_low"] > 0 else "harms" if row["delta_high"] < 0 else verdict
         evidence[name] = {"verdict": verdict, **row, "p_tost": tost.p_value}
     harms = evidence["adopted"]["verdict"] == "harms"
-    weight, depth = (0.0, deepest) if harms else _best(values)
+    weight, depth = (0.0, deepest) if harms else _best(values, seed)
     slope, intercept = _platt(_blended(candidates, scores, weight, depth), relevant)
     errors = _calibration_error(probability, relevant, candidates["query_id"], seed)
     evidence |= dict(zip(("ece", "ece_low", "ece_high"), map(float, errors), strict=True))
@@ -131,8 +131,7 @@ def adopt(
 
 def adopted_of(folder: str | Path) -> Adopted | None:
     """What was adopted for the student of a folder; None: nothing."""
-    path = Path(folder) / ADOPTED
-    return Adopted(**read_json(path)) if path.is_file() else None
+    return Adopted(**read_json(path)) if (path := Path(folder) / ADOPTED).is_file() else None
 
 
 def write_adopted(adopted: Adopted, folder: str | Path) -> None:
@@ -161,10 +160,12 @@ def _blended(candidates: pd.DataFrame, scores: np.ndarray, weight: float, depth:
     return blended
 
 
-def _best(values: pd.DataFrame) -> tuple[float, int]:
-    """Weight and depth of the best mean; of equal ones, what re-ranks least."""
-    weight, depth = values.mean().idxmax()
-    return float(weight), int(depth)
+def _best(values: pd.DataFrame, seed: int) -> tuple[float, int]:
+    """Mean weight, median depth of what is best on resampled queries; what most leave out is left out."""
+    draws = np.random.default_rng(seed).multinomial(len(values), [1 / len(values)] * len(values), 200)
+    settings = np.array(values.columns.tolist())[(draws @ values.to_numpy()).argmax(axis=1)]
+    weight, depth = round(settings[:, 0].mean(), 2), int(np.median(settings[:, 1]))
+    return (weight, depth) if np.median(settings[:, 0]) else values.columns[0]
 
 
 def _platt(blended: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:

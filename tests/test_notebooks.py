@@ -64,7 +64,7 @@ def test_a_notebook_is_stored_without_outputs_and_can_be_read_through(name):
         assert "#" in source.splitlines()[statement.lineno - 1], "say what each one is, with its unit"
     hidden, systems = code(content, "hide-input"), code(content, "systems")
     shown = [cell.source for cell in code(content) if cell not in hidden]
-    least, most = (40, 80) if name in VARIED else (0, 150)
+    least, most = (40, 80) if name in (*VARIED, "efficiency") else (0, 150)
     assert least <= len(re.findall(r"(?m)^.*\S", "\n".join(shown))) <= most
     assert len(systems) == (name not in ("pictures", "costs"))
     if name not in ("start", "ten_minutes"):  # a page's systems are what it is about
