@@ -111,10 +111,8 @@ def adopt(
         probability[rows] = expit(slope * blended[rows] + intercept)
     means = {"first_stage": values[0.0, deepest], "student": values[1.0, deepest], "adopted": adopted}
     table = compare(columns := pd.DataFrame(means), "first_stage")
-    evidence = {
-        "measure": measure, "margin": margin, "positive_grade": positive_grade, "folds": folds,
-        "n_queries": len(values), "first_stage": float(table.loc["first_stage", "mean"]),
-    }  # fmt: skip
+    evidence = {"measure": measure, "margin": margin, "positive_grade": positive_grade, "folds": folds}
+    evidence |= {"n_queries": len(values), "first_stage": float(table.loc["first_stage", "mean"])}
     for name in ("student", "adopted"):
         row = table.loc[name, ["mean", "delta", "delta_low", "delta_high"]].astype(float).to_dict()
         tost = equivalence(columns, name, "first_stage", margin=margin)
@@ -161,7 +159,7 @@ def _blended(candidates: pd.DataFrame, scores: np.ndarray, weight: float, depth:
 
 
 def _best(values: pd.DataFrame, seed: int) -> tuple[float, int]:
-    """Mean weight, median depth of what is best on resampled queries; what most leave out is left out."""
+    """Mean weight, median depth of what is best on resampled queries; what most leave out is out."""
     draws = np.random.default_rng(seed).multinomial(len(values), [1 / len(values)] * len(values), 200)
     settings = np.array(values.columns.tolist())[(draws @ values.to_numpy()).argmax(axis=1)]
     weight, depth = round(settings[:, 0].mean(), 2), int(np.median(settings[:, 1]))
