@@ -34,11 +34,11 @@ def scored(config):
 
 def main(profile):
     profile = replace(load_profile(profile), seeds=(0,))
-    rows, choices, errors, runs = [], [], {}, {}
+    rows, choices, probabilities, runs = [], [], {}, {}
     for stage in FIRST_STAGES:
         own = replace(profile, test=replace(profile.test, first_stage=stage))
         years = {x.candidates.collection: scored(x) for x in rankings(own, own.student())}
-        probabilities = []
+        probabilities[stage] = []
         for chosen_on, tested in permutations(years, 2):
             frame, own_scores, judged, run = years[tested]
             adopted = adopt(*years[chosen_on][:3], positive_grade=RELEVANT)
@@ -50,17 +50,20 @@ def main(profile):
             for system, ranked in systems.items():
                 values = per_query(judged, ranked, "nDCG@10")
                 rows.append(values.assign(first_stage=stage, collection=tested, system=system))
-            top = systems["adopted"].merge(frame[[*IDS, "rank"]]).query(f"rank <= {adopted.depth}")
-            grades = top[IDS].merge(judged, "left", IDS)["relevance"].fillna(0).to_numpy()
-            probabilities.append(top.assign(relevant=grades >= RELEVANT))
+            top = frame.loc[frame["rank"] <= adopted.depth, IDS].merge(judged, "left", IDS)
+            top = top.merge(systems["adopted"][[*IDS, "score"]], on=IDS)
+            grades = top["relevance"].fillna(0).to_numpy()
+            probabilities[stage].append(top.assign(relevant=grades >= RELEVANT))
             choices.append({"first_stage": stage, "chosen_on": chosen_on, "weight": adopted.weight,
                             "depth": adopted.depth})  # fmt: skip
             runs[run.manifest["id"]] = run.manifest
-        p = pd.concat(probabilities)
-        values = p["score"].to_numpy(), p["relevant"].to_numpy(), p["query_id"], 0
-        errors[stage] = dict(zip(("ece", "low", "high"), _calibration_error(*values), strict=True))
     table = pd.concat(rows)[["first_stage", "collection", "system", "query_id", "nDCG@10"]]
     table.round(6).to_csv(FILE, index=False)
+    errors = {}
+    for stage, frames in [*probabilities.items(), ("all", sum(probabilities.values(), []))]:
+        p = pd.concat(frames)
+        values = p["score"].to_numpy(), p["relevant"].to_numpy(), p["query_id"], 0
+        errors[stage] = dict(zip(("ece", "low", "high"), _calibration_error(*values), strict=True))
     about = {"choices": choices, "calibration_error": errors, "relevant": RELEVANT, "runs": runs}
     write_json(FILE.with_suffix(".json"), about | machine())
     of = table.pivot(index=["first_stage", "query_id"], columns="system", values="nDCG@10")
