@@ -162,8 +162,8 @@ def _best(values: pd.DataFrame, seed: int) -> tuple[float, int]:
     """Mean weight, median depth of what is best on resampled queries; what most leave out is out."""
     draws = np.random.default_rng(seed).multinomial(len(values), [1 / len(values)] * len(values), 200)
     settings = np.array(values.columns.tolist())[(draws @ values.to_numpy()).argmax(axis=1)]
-    weight, depth = round(settings[:, 0].mean(), 2), int(np.median(settings[:, 1]))
-    return (weight, depth) if np.median(settings[:, 0]) else values.columns[0]
+    weight, depth = round(float(settings[:, 0].mean()), 2), int(np.median(settings[:, 1]))
+    return (weight, depth) if np.median(settings[:, 0]) else (0.0, int(values.columns[0][1]))
 
 
 def _platt(blended: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:

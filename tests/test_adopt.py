@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from rdl_core.adopt import Adopted, adopt, adopted_of
+from rdl_core.adopt import Adopted, adopt, adopted_of, write_adopted
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.formats import read_run
 from rdl_core.evaluate import per_query
@@ -30,13 +30,15 @@ def searches(n_queries=60, n=30, seed=0, first=1.0, student=1.0):
     return frame, own.ravel(), qrels
 
 
-def test_a_good_student_helps_and_others_do_no_harm():
+def test_a_good_student_helps_and_others_do_no_harm(tmp_path):
     for strength, alone, weights in ((3.0, "helps", (0.6, 1.0)), (0.0, "harms", (0.0, 0.2)),
                                      (-3.0, "harms", (0.0, 0.0))):  # fmt: skip
         frame, scores, qrels = searches(student=strength)
         adopted = adopt(frame, scores, qrels)
         assert adopted.evidence["student"]["verdict"] == alone
         assert weights[0] <= adopted.weight <= weights[1]
+        write_adopted(adopted, tmp_path)
+        assert adopted_of(tmp_path) == adopted
         told = adopted.evidence["adopted"]
         assert told["verdict"] == "helps" if alone == "helps" else told["delta"] > -0.02
         assert f"student alone: {adopted.evidence['student']['mean']:.3f}, **{alone}**" in str(adopted)
