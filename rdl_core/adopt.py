@@ -159,7 +159,7 @@ def _blended(candidates: pd.DataFrame, scores: np.ndarray, weight: float, depth:
 
 
 def _best(values: pd.DataFrame, seed: int) -> tuple[float, int]:
-    """Mean weight, median depth of what is best on resampled queries; what most leave out is out."""
+    """Mean weight and median depth of what is best on resampled queries; 0 if most do not re-rank."""
     draws = np.random.default_rng(seed).multinomial(len(values), [1 / len(values)] * len(values), 200)
     settings = np.array(values.columns.tolist())[(draws @ values.to_numpy()).argmax(axis=1)]
     weight, depth = round(float(settings[:, 0].mean()), 2), int(np.median(settings[:, 1]))

@@ -136,7 +136,7 @@ def export_files(config: ExportConfig) -> pd.DataFrame:
     student = CrossEncoder.from_pretrained(config.student, trained=True, **limits)
     if config.candidates:
         corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
-        first = corpus.candidates[:256]  # pairs, some seconds of work
+        first = corpus.candidates[:256]  # pairs
         queries = corpus.queries.of(first["query_id"].tolist())
         passages = corpus.passages.of(first["doc_id"].tolist())
         own["pairs"] = list(zip(queries, passages, strict=True))

@@ -1,6 +1,7 @@
 """Words of a text, also in scripts that put no spaces between them.
 
-In Chinese, Japanese, Thai, Lao, Burmese and Khmer a character counts as a word: it is a token or two.
+In Chinese, Japanese, Thai, Lao, Burmese and Khmer each character counts as a word: it is about as many
+tokens of a language model as an English word.
 """
 
 import re

@@ -262,10 +262,10 @@ for document in reranker.compress_documents([Document(text) for text in texts], 
 def test_langchains_adapter_is_answered(server):
     command = [LANGCHAIN, "-c", ASK_BY_LANGCHAIN, server.address, QUERY, *TEXTS]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = [(int(n), float(score)) for n, score in map(str.split, answer.splitlines())]
+    ranking = [(int(n), float(score)) for n, score in map(str.split, answer.splitlines())]
     best = np.argsort(-logits())[:3].tolist()
-    assert [n for n, _ in found] == best
-    assert [score for _, score in found] == pytest.approx(expit(logits())[best].tolist(), abs=1e-6)
+    assert [n for n, _ in ranking] == best
+    assert [score for _, score in ranking] == pytest.approx(expit(logits())[best].tolist(), abs=1e-6)
 
 
 def test_no_answer_of_a_thousand_is_lost_or_mixed_up_though_clients_and_servers_go_away(server):
