@@ -1,4 +1,4 @@
-"""Two ways for `rdl adopt` to choose a weight and a depth: the best setting, or the mean over resamples.
+"""Two ways for `rdl adopt` to choose weight and depth: the best setting, or the mean over resamples.
 
 `PYTHONPATH=. python results/docs/choosing.py RUN.parquet`: a student's ranking of BM25's top 20 of
 `rdl/pydocs/test`, alone and made worse by noise. 43 queries choose, the others measure; 400 draws.
