@@ -1,6 +1,7 @@
 """Makes the lists of this folder again: `make lists`, hours of a laptop's time; can be killed.
 
-Candidates of each query are BM25's and the bi-encoder's best together. The LLM of
+Candidates of each query are BM25's and the bi-encoder's best together, and those that the file has: a
+processor without bfloat16 makes other vectors, and other passages come last. The LLM of
 ``teachers/smollm2.yaml`` scores them; a file has the order that its scores make, best first.
 """
 
@@ -33,6 +34,8 @@ def candidates(split: str) -> pd.DataFrame:
         frame = candidates_of(one)
         most = frame["query_id"].isin(deeper).map({True: DEEPER, False: depth})
         kept.append(frame[frame["rank"] <= most])
+    recorded = pd.read_parquet(FOLDER / f"{split}.parquet", columns=["qid", "docno"])
+    kept.append(recorded.set_axis(["query_id", "doc_id"], axis=1))
     both = pd.concat(kept).drop_duplicates(["query_id", "doc_id"])
     return both.assign(rank=both.groupby("query_id").cumcount() + 1)[["query_id", "doc_id", "rank"]]
 
