@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from filelock import FileLock
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
@@ -118,14 +119,24 @@ def stores(texts):
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder that all workers share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(shared):
     """A folder with a tiny encoder that reads what the embedded one reads."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_ENCODER))
-    own = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "initializer_range": 0.02}
-    own |= {"pad_token_id": 0, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
-    model = make_model("bert", **own)
-    folder = tmp_path_factory.mktemp("encoder")
-    CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
+    folder = shared / "encoder"
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            return str(folder)
+        tokenizer = AutoTokenizer.from_pretrained(embedded_path(EMBEDDED_ENCODER))
+        own = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "initializer_range": 0.02}
+        own |= {"pad_token_id": 0, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        model = make_model("bert", **own)
+        CrossEncoder(model, tokenizer, query_tokens=8, passage_tokens=8).save_pretrained(folder)
     return str(folder)
 
 
@@ -133,6 +144,7 @@ def encoder_folder(tmp_path_factory):
 def tiny(encoder_folder):
     """The profile mini with two layers, four steps a stage and eight test queries."""
     mini, own, stages = load_profile("mini"), {"teacher_encoder": encoder_folder}, {}
+    own["first_stage"] = "bm25"  # of whose passages the LLM's scores are recorded: it is not asked
     few = {"steps": 4, "queries_per_step": 2, "list_size": 3, "learning_rate": 0.01}
     for name, stage in (("stage1", mini.stage1), ("stage2", mini.stage2)):
         lists, training = replace(stage.lists, n_queries=6, **own), replace(stage.training, **few)
@@ -144,10 +156,10 @@ def tiny(encoder_folder):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(shared):
     """For the tests of a file, a run store that those of other files share."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RDL_RUNS", str(tmp_path_factory.getbasetemp() / "shared_runs"))
+        patch.setenv("RDL_RUNS", str(shared / "runs"))
         yield
 
 

@@ -47,8 +47,9 @@ def executed(name, **values):
 def pages(runs, tiny):
     """Namespace of a page at the tiny profile; each is executed once."""
     teachers = ["fused", "first_stage", "judgments"]  # no LLM is asked
-    corpus = {"n_train": 300, "n_passes": 1, "n_asked": 8}
+    corpus = {"n_train": 300, "n_passes": 1, "n_asked": 12}
     own = {"your_corpus": corpus, "teacher": {"teachers": teachers}}
+    own["negatives"] = {"first_stages": ["bm25"]}
     return cache(lambda name: executed(name, profile=tiny, **own.get(name, {})))
 
 
