@@ -7,18 +7,11 @@ These names are imported when they are first used, as most need torch. Modules h
 from importlib import import_module
 
 _FROM = {
-    "CrossEncoder": "cross_encoder",
-    "RankedLists": "lists",
-    "StageConfig": "config",
-    "TokenCorpus": "tokens",
-    "bm25": "data.retrieval",
-    "compare": "evaluate",
-    "load": "data.collections",
-    "per_query": "evaluate",
-    "read_candidates": "data.formats",
-    "settle_ties": "evaluate",
-    "two_stages": "distill",
-}
+    "CrossEncoder": "cross_encoder", "RankedLists": "lists", "StageConfig": "config",
+    "TokenCorpus": "tokens", "bm25": "data.retrieval", "compare": "evaluate",
+    "load": "data.collections", "per_query": "evaluate", "read_candidates": "data.formats",
+    "settle_ties": "evaluate", "two_stages": "distill",
+}  # fmt: skip
 __all__ = sorted(_FROM)
 
 

@@ -69,7 +69,8 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """As transformers calls it: takes ``[1, heads, t, size]``, gives ``[1, t, heads, size]``."""
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    window = _window(module)
+    window = getattr(module, "sliding_window", None)  # of ModernBERT's local layers
+    window = None if window is None else window - 1  # transformers counts the token itself, too
     if has_varlen(query):
         where = (layout.packed.cu_seqlens,) * 2 + (layout.packed.max_length,) * 2
         sides = (-1, -1) if window is None else (window, window)
@@ -81,34 +82,29 @@ def _packed_attention(
 AttentionInterface.register(ATTENTION, _packed_attention)
 
 
-def attend_first(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: Layout
-) -> Tensor:
-    """Attention of each sequence's first position alone; ``[n, heads * size]``.
+def attend_first(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    """Attention of each sequence's first position alone, by `varlen_attn`; ``[n, heads * size]``.
 
     `query`: ``[n, heads, size]``; `key`, `value`: ``[t, heads, size]``.
     """
-    scaling = query.shape[-1] ** -0.5
-    if has_varlen(query):
-        cu, longest = layout.packed.cu_seqlens, layout.packed.max_length
-        one_each = torch.arange(len(cu), dtype=torch.int32, device=cu.device)
-        return varlen_attn(query, key, value, one_each, cu, 1, longest, scale=scaling).flatten(1)
-    key, value = layout.unpack(key), layout.unpack(value)
-    return _attend(module, query[:, :, None], key, value, layout.mask(None), scaling).flatten(1)
+    cu, longest, scaling = layout.packed.cu_seqlens, layout.packed.max_length, query.shape[-1] ** -0.5
+    one_each = torch.arange(len(cu), dtype=torch.int32, device=cu.device)
+    return varlen_attn(query, key, value, one_each, cu, 1, longest, scale=scaling).flatten(1)
 
 
 def attend_first_to_states(
     query: Tensor, states: Tensor, key: nn.Linear, value: nn.Linear, layout: Layout
 ) -> Tensor:
-    """`attend_first` from states ``[t, hidden]``, without computing their keys and values.
+    """The same by its formula, from states ``[t, hidden]``, without computing their keys and values.
 
     A query times a key is the query, taken back through the keys' weights, times the state; a weighted
-    sum of values is the value of the summed states. Softmax does not see the keys' bias.
+    sum of values is the value of the summed states.
     """
-    heads = query.shape[1:]
-    back = torch.einsum("nhs,hsw->nhw", query * heads[1] ** -0.5, key.weight.unflatten(0, heads))
+    heads, query = query.shape[1:], query * query.shape[-1] ** -0.5
+    back = torch.einsum("nhs,hsw->nhw", query, key.weight.unflatten(0, heads))
     states = layout.unpack(states[:, None])[:, 0]
-    seen = (back @ states.mT).masked_fill(~layout.mask(None)[:, 0], -torch.inf).softmax(-1)
+    logits = back @ states.mT + (query * key.bias.view(heads)).sum(-1, keepdim=True)
+    seen = logits.masked_fill(~layout.mask(None)[:, 0], -torch.inf).softmax(-1)
     summed = torch.einsum("nhw,hsw->nhs", seen @ states, value.weight.unflatten(0, heads))
     return summed.flatten(1) + value.bias
 
@@ -121,21 +117,13 @@ def has_varlen(x: Tensor) -> bool:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
 ) -> Tensor:
-    """Scaled dot-product attention.
+    """Scaled dot-product attention; by its formula where the CPU's kernel has a slow backward.
 
-    By its formula where the CPU's fused kernel for bfloat16 has a slow backward: on one core, 18
-    sequences of 105 tokens take 71 ms with it and 43 without; 8 of 256, 61 and 98. The
-    kernel's own formula computes in float32 and holds more; its gradients are 1.0 and 1.6 % from
-    float32's, these 1.1 and 2.0 % (a fresh and a trained MiniLM).
+    In bfloat16, on one core: 18 sequences of 105 tokens take 71 ms by the kernel and 43 by the formula,
+    8 of 256 take 61 and 98; gradients are 1.6 and 2.0 % from float32's (a trained MiniLM).
     """
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
     if not slow or key.shape[2] > _SHORT_TOKENS:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     weights = (query * scaling @ key.mT).masked_fill_(~mask, -torch.inf).softmax(-1)
     return weights @ value
-
-
-def _window(module: nn.Module) -> int | None:
-    """Positions seen to either side, in ModernBERT's local layers; None for all."""
-    window = getattr(module, "sliding_window", None)
-    return None if window is None else window - 1  # transformers counts the token itself, too

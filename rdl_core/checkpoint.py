@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rdl_core.files import partial
 
-__all__ = ["load", "save"]
+__all__ = ["digest", "load", "save"]
 
 
 def save(
@@ -32,7 +32,7 @@ def save(
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     text = json.dumps(progress)
     with partial(path) as beside:
-        save_file(tensors, beside, {"progress": text, "sha256": _digest(text, tensors)})
+        save_file(tensors, beside, {"progress": text, "sha256": digest(text, tensors)})
 
 
 def load(
@@ -43,7 +43,7 @@ def load(
         with safe_open(path, "pt") as saved, torch.no_grad():
             metadata = saved.metadata()
             tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
-            if metadata["sha256"] != _digest(metadata["progress"], tensors):
+            if metadata["sha256"] != digest(metadata["progress"], tensors):
                 raise ValueError("its content changed since it was written")
             for name, weight in weights.items():
                 weight.copy_(tensors[f"weight.{name}"])
@@ -57,7 +57,7 @@ def load(
     return json.loads(metadata["progress"])
 
 
-def _digest(progress: str, tensors: Mapping[str, Tensor]) -> str:
+def digest(progress: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of names and bytes, in the order of the names."""
     seen = hashlib.sha256(progress.encode())
     for name in sorted(tensors):

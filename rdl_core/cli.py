@@ -172,11 +172,7 @@ def ask(config: c.AskConfig, out: str, dry_run: bool) -> str:
 
     The folder has queries, judgments, and BM25's candidates with texts, which rdl teach takes.
     """
-    from rdl_core.teachers import label
-
-    if dry_run:
-        return str(label.estimate(config, out))
-    return f"{out}: {_counts_of(label.ask(config, out))}"
+    return _label("ask", config, out, dry_run)
 
 
 @command(c.JudgeConfig, "candidates", backend=_WRITERS)
@@ -184,11 +180,15 @@ def ask(config: c.AskConfig, out: str, dry_run: bool) -> str:
 @click.option("--dry-run", is_flag=True, help="Say what would be asked; ask nothing.")
 def judge(config: c.JudgeConfig, out: str, dry_run: bool) -> str:
     """Have an LLM grade candidates from 0 to 3, and say how far it agrees with human judgments."""
+    return _label("judge", config, out, dry_run)
+
+
+def _label(work: str, config: c.AskConfig | c.JudgeConfig, out: str, dry_run: bool) -> str:
     from rdl_core.teachers import label
 
     if dry_run:
         return str(label.estimate(config, out))
-    return f"{out}: {_counts_of(label.judge(config, out))}"
+    return f"{out}: {_counts_of(getattr(label, work)(config, out))}"
 
 
 @command()

@@ -338,12 +338,6 @@ class EndpointConfig:
         options = f"max_words={self.max_words}, options={dict(sorted(self.options.items()))}"
         return f"{self.model}, temperature={temperature}, {options}"
 
-    def usd(self, input_tokens: int, output_tokens: int) -> float | None:
-        """Dollars that these tokens cost; None without prices."""
-        if self.input_usd is None or self.output_usd is None:
-            return None
-        return round((input_tokens * self.input_usd + output_tokens * self.output_usd) / 1e6, 6)
-
 
 #: Prompts of pointwise teachers, by mode.
 PROMPTS = {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.devices import PRECISIONS, keep_freed_pages
+from rdl_core.devices import PRECISIONS, cpu_has
 from rdl_core.tokens import TokenStore
 
 __all__ = ["Engine", "engine", "has_operators", "laid_out"]
@@ -48,24 +48,22 @@ class Engine:
 
 
 def engine(
-    student: CrossEncoder, precision: str, *, fill: int = _FILL, workers: int | None = None,
-    keep_pages: bool = True,
+    student: CrossEncoder, precision: str, *, fill: int = _FILL, workers: int | None = None
 ) -> Engine:
     """Lay a student out for scoring; on other devices than a CPU it scores as it is.
 
     The student does not change; it shares the weights that are not laid out anew. `precision` is a key
     of `rdl_core.devices.PRECISIONS` or ``"int8"``: weights with a scale for each output, activations
-    with one for each token, so that a score does not depend on its batch; the rest in float32. Batches
-    are padded to a multiple of `fill` tokens; each of `workers` threads, by default one a core up to 8,
-    takes one. With `keep_pages` freed memory stays. ValueError for ``"int8"`` without CPU or oneDNN.
+    with one for each token, so that a score does not depend on its batch; the rest in float32. (On an
+    x86 processor without VNNI, weights have 7 bits, as its sums of products saturate.) Batches are
+    padded to a multiple of `fill` tokens; each of `workers` threads, by default one a core up to 8,
+    takes one. ValueError for ``"int8"`` without CPU or oneDNN.
     """
-    if not (student.device.type == "cpu" and has_operators()):
+    if not (student.device.type == "cpu" and has_operators(precision)):
         if precision == "int8":
             told = f"precision: int8 needs a CPU and PyTorch with oneDNN, got {student.device.type!r}"
             raise ValueError(f"{told}: choose {' or '.join(PRECISIONS)}")
         return Engine(student.eval(), {"precision": precision})
-    if keep_pages:
-        keep_freed_pages()
     # Parameters are shared, as the copying is told that they are copied.
     shared = {id(x): x for x in (*student.parameters(), *student.buffers())}
     copied = copy.deepcopy(student, shared).eval()
@@ -91,8 +89,10 @@ def engine(
     return Engine(copied, {"precision": rest, "fill": fill, "workers": workers, "run": run})
 
 
-def has_operators() -> bool:
-    """Whether this PyTorch has oneDNN, and the operators of its compiler that are used here."""
+def has_operators(precision: str = "float32") -> bool:
+    """Whether this PyTorch has oneDNN, with the operators used here, for this CPU and a precision."""
+    if precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
     used = (torch.ops.mkldnn, "_linear_pointwise"), (torch.ops.mkldnn, "_reorder_linear_weight")
     used += (torch.ops.onednn, "qlinear_pointwise"), (torch.ops.onednn, "qlinear_prepack")
     return torch.backends.mkldnn.is_available() and all(hasattr(*x) for x in used)
@@ -165,8 +165,10 @@ class _Int8(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.gelu = self.after_gelu = False
-        weight = linear.weight.detach()
-        self.scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        weight, most = linear.weight.detach(), 127
+        if cpu_has("avx2") and not cpu_has("avx_vnni", "avx512_vnni"):
+            most = 64  # two products of which and of an unsigned byte fit into 16 bits
+        self.scales = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / most
         integers = (weight / self.scales[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(integers, [_ROWS, linear.in_features])
         self.zeros = torch.zeros(linear.out_features, dtype=torch.int32)

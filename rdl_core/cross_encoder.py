@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from rdl_core.attention import ATTENTION, Layout, attend_first, attend_first_to_states, has_varlen
 from rdl_core.data.downloads import embedded_path
@@ -34,6 +35,12 @@ LIMITS = {"query_tokens": 32, "passage_tokens": 256, "chunks": 1}  #: Rank-Disti
 _KEY = "rdl_core"  # of the limits, in config.json
 _WEIGHTS = "model.safetensors"
 _OF_ENCODER = re.compile(r"(^|\.)(embeddings|layers?\.\d+)\.(?!position_ids)")  # not of another head
+_HEADS = {  # by model type: names of the head's two layers, and what may be computed between these
+    "bert": ("bert.pooler.dense", "classifier", ["tanh"]),
+    "electra": ("classifier.dense", "classifier.out_proj", ["gelu"]),
+    **dict.fromkeys(("roberta", "xlm-roberta"), ("classifier.dense", "classifier.out_proj", ["tanh"])),
+    "modernbert": ("head.dense", "classifier", ["gelu", "relu", "silu", "tanh"]),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -86,14 +93,16 @@ class CrossEncoder(nn.Module):
     ) -> CrossEncoder:  # fmt: skip
         """Load a student, or, unless it must be `trained`, an encoder whose head is drawn at random.
 
-        `name` is a folder, that of a training, a hub id, or the embedded encoder's name. Limits of None
-        are the recorded ones, or else `LIMITS`. Only safetensors are read, and no code of a model is
-        run. ValueError for no such model, several outputs, no head, or weights that changed.
+        `name` is a folder, that of a training, a hub id, or the embedded encoder's name; what it names
+        may be a modular cross-encoder of sentence-transformers. Limits of None are the recorded ones,
+        or else `LIMITS`. Only safetensors are read, and no code of a model is run. ValueError for no
+        such model, several outputs, no head, or weights that changed.
         """
         config = _load(AutoConfig, name)
         kinds = config.architectures or ["no architecture"]
         scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
-        if trained and not scores:
+        head = {} if scores else _head_of_modules(name, config)
+        if trained and not (scores or head):
             expected = "expected a trained cross-encoder (...ForSequenceClassification), got"
             told = f"{', '.join(kinds)}, whose scores would be random: distil a student from it first"
             raise ValueError(f"{name}: {expected} {told}")
@@ -118,6 +127,7 @@ class CrossEncoder(nn.Module):
             told = f"{len(missing)} are missing or left over, such as {', '.join(missing[:3])}"
             told = f"{name}: expected the weights of its config.json, but {told}"
             raise ValueError(f"{told}: its scores would be random; save it again, or use another")
+        model.load_state_dict(head, strict=False)
         _log.info("%s: queries cut to %d tokens, passages to %d, pieces: %d", name, *limits.values())
         return student
 
@@ -222,6 +232,42 @@ def _load(kind: Any, name: str | Path, **own: Any) -> Any:
         raise ValueError(told) from None
 
 
+def _head_of_modules(name: str | Path, config: Any) -> dict[str, Tensor]:
+    """Weights of the head of a modular cross-encoder, as Ettin's are, and its settings into `config`.
+
+    None of other models; ValueError for modules that are no head of transformers'.
+    """
+    here = {f"_raise_exceptions_for_{x}": False for x in ("missing_entries", "connection_errors")}
+    about = cached_file(model_path(name), "config_sentence_transformers.json", **here)
+    if not about or read_json(Path(about)).get("model_type") != "CrossEncoder":
+        return {}
+    from sentence_transformers import CrossEncoder as Modules  # takes seconds
+
+    _, *modules = Modules(model_path(name), device="cpu")
+    modern = config.model_type == "modernbert"
+    first, last, activations = _HEADS.get(config.model_type, ("", "", ()))
+    expected = ["Pooling", "Dense", *["LayerNorm"] * modern, "Dense"]
+    if fits := [type(x).__name__ for x in modules] == expected:
+        pooling, dense, out = modules[0], modules[1], modules[-1]
+        activation = type(dense.activation_function).__name__.lower()
+        fits = pooling.pooling_mode in ("cls", "mean")[: 1 + modern] and activation in activations
+        fits &= isinstance(out.activation_function, nn.Identity) and out.out_features == 1
+        fits &= not (dense.use_residual or out.use_residual)
+        fits &= not modern or modules[2].norm.eps == config.norm_eps
+    if not fits:
+        told = f"expected {', '.join(expected)}, as transformers' head of {config.model_type} has them"
+        raise ValueError(f"{name}: {told}, got {modules}: choose another model")
+    head, shift = {}, 0.0
+    if modern:  # whose own norm adds nothing: what this one adds goes into the last bias
+        config.classifier_pooling, config.classifier_activation = pooling.pooling_mode, activation
+        config.classifier_bias, norm = dense.linear.bias is not None, modules[2].norm
+        head["head.norm.weight"], shift = norm.weight, out.linear.weight @ norm.bias
+    for place, linear, more in ((first, dense.linear, 0.0), (last, out.linear, shift)):
+        bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias
+        head |= {f"{place}.weight": linear.weight, f"{place}.bias": bias + more}
+    return head
+
+
 def _first_position(model: PreTrainedModel) -> int:
     """First used row of the position table: RoBERTa's comes after its padding id."""
     return model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
@@ -248,10 +294,9 @@ def _encode_bert(model: PreTrainedModel, layout: Layout) -> Tensor:
     attention, heads = last.attention.self, (-1, last.attention.self.attention_head_size)
     first = hidden.index_select(0, layout.packed.cu_seqlens[:-1])
     query = attention.query(first).unflatten(-1, heads)
-    # In training, alike with gradients and without: a step scores its lists twice.
-    if model.training or hidden.requires_grad or has_varlen(query):
+    if has_varlen(query):
         key, value = (x(hidden).unflatten(-1, heads) for x in (attention.key, attention.value))
-        attended = attend_first(attention, query, key, value, layout)
+        attended = attend_first(query, key, value, layout)
     else:
         attended = attend_first_to_states(query, hidden, attention.key, attention.value, layout)
     attended = last.attention.output(attended, first)

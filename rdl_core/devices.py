@@ -14,13 +14,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-__all__ = ["PRECISIONS", "default_device", "device_name", "fitting", "keep_freed_pages", "processes",
+__all__ = ["PRECISIONS", "cpu_has", "default_device", "device_name", "fitting", "processes",
            "resolve_precision"]  # fmt: skip
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
-#: Precisions in which layers compute; scores are float32 always.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -50,13 +49,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    can = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
+    return "bfloat16" if cpu_has("avx512_bf16", "amx_bf16") else "float32"
 
 
-def keep_freed_pages() -> None:
-    """Have glibc keep freed memory, up to twice the largest block (of at most 32 MiB) given back."""
-    torch.empty(30 * 2**20, dtype=torch.uint8)  # untouched, it costs no memory
+def cpu_has(*features: str) -> bool:
+    """Whether the CPU has one of some features, by PyTorch's names; no, where it does not tell."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(map(known.get, features))
 
 
 def fitting(compute: Callable[..., _T], token_budget: int) -> tuple[_T, int]:

@@ -64,7 +64,9 @@ def two_stages(
     mode. `folder` gets ``contrastive/`` and ``listwise/``; resumes where it was killed.
     """
     for name, lists, config in (("contrastive", judged, contrastive), ("listwise", ranked, listwise)):
-        identity = {"stage": asdict(config), "seed": seed, "lists": _digest(lists)}
+        tables = ("query_rows", "passage_rows", "teacher_rank", "teacher_score", "relevance")
+        data = checkpoint.digest("", {table: getattr(lists, table) for table in tables})
+        identity = {"stage": asdict(config), "seed": seed, "lists": data}
         with _held(Path(folder) / name, identity) as work:
             if work.manifest is None:
                 distill(student, lists, config, seed=seed, folder=work.folder)
@@ -236,15 +238,14 @@ class Training:
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             drawn = {"query_rows": query_rows, "passage_rows": passage_rows, "mask": sampled.mask}
             self.save(_NONFINITE, targets=goals, **drawn)
-            what, names = "query rows", lists.query_rows.tolist()
-            if len(lists.query_ids):
-                what, names = "queries", [lists.query_ids[row] for row in names]
+            rows = lists.query_rows.tolist()
+            names = [lists.query_ids[row] for row in rows] if len(lists.query_ids) else rows
             remedy = "lower learning_rate or set max_gradient_norm"
             if not goals[sampled.mask].isfinite().all():
                 remedy = "the targets are not finite: correct the teacher's scores"
             raise FloatingPointError(
                 f"loss {loss.item()}, gradient norm {norm.item()} at step {self.progress['step']}, "
-                f"{what} {', '.join(map(str, names))}: {remedy}; state: {self.folder / _NONFINITE}"
+                f"queries {', '.join(map(str, names))}: {remedy}; state: {self.folder / _NONFINITE}"
             )
         self.optimiser.step()
         self.progress["step"] += 1
@@ -316,13 +317,6 @@ def _log_of_steps(folder: Path, start: int) -> TextIO:
         log.readline()
     os.ftruncate(log.fileno(), log.tell())
     return log
-
-
-def _digest(lists: RankedLists) -> str:
-    data = hashlib.sha256()
-    for name in ("query_rows", "passage_rows", "teacher_rank", "teacher_score", "relevance"):
-        data.update(getattr(lists, name).cpu().contiguous().numpy())
-    return data.hexdigest()
 
 
 def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> None:
@@ -458,7 +452,6 @@ def _identity(
         "encoder": earlier.get("encoder", config.encoder), **student.limits, "seed": config.seed,
         "stages": [*earlier.get("stages", ()), {"lists": lists, "training": asdict(stage)}],
     }  # fmt: skip
-    weights = Path(model_path(config.encoder)) / "model.safetensors"
-    data = [fingerprint(corpus.candidates), *dev_prints]
-    data += [content_hash(weights)] if weights.is_file() else []
+    weights = sorted(Path(model_path(config.encoder)).glob("**/*.safetensors"))
+    data = [fingerprint(corpus.candidates), *dev_prints, *map(content_hash, weights)]
     return {"kind": "distill", "config": settings, "data": "-".join(data)}

@@ -3,6 +3,7 @@
 It holds files of transformers and sentence-transformers, ``onnx/model.onnx``, and a model card.
 """
 
+import functools
 import logging
 import random
 import re
@@ -27,9 +28,10 @@ from rdl_core.data.collections import read_corpus
 from rdl_core.data.downloads import EMBEDDED_ENCODER
 from rdl_core.files import partial
 
-__all__ = ["TOLERANCE", "as_markdown", "export", "export_files"]
+__all__ = ["TOLERANCE", "export", "export_files"]
 
 TOLERANCE = 1e-4  #: Largest difference between scores of the ONNX file and of PyTorch.
+_markdown = functools.partial(pd.DataFrame.to_markdown, index=False, disable_numparse=True)
 _ONE_FILE_BYTES = 2**30  # an ONNX file may have 2 GiB; larger weights go into a file beside it
 _CARD = """\
 ---
@@ -89,11 +91,10 @@ def export(
 
     With `quantise` there is ``onnx/model_int8.onnx``, too: weights of 8 bits, products of floats. The
     card has `record`, the training's manifest, `measures`, Markdown, their names, `metrics`, the
-    `licence`, an id of the hub or words, and what was `adopted`, which is written, too. The student
-    moves to the CPU; its tokenizer's limit becomes its own. Returns for each ONNX ``file`` how far
-    scores of `pairs` of query and passage (none: random words) are from PyTorch's: ``n_pairs``,
-    ``largest`` and ``mean`` difference, ``spread`` (standard deviation of PyTorch's). ValueError if
-    ``model.onnx`` differs by more than `TOLERANCE`.
+    `licence`, an id of the hub or words, and what was `adopted`. The student moves to the CPU, with its
+    tokenizer's limit its own. Returns for each ONNX ``file`` how far scores of `pairs` (none: of random
+    words) are from PyTorch's: ``n_pairs``, ``largest`` and ``mean`` difference, ``spread`` (standard
+    deviation of PyTorch's). ValueError if ``model.onnx`` differs by more than `TOLERANCE`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -113,7 +114,7 @@ def export(
             training=_training(record or {}), query_tokens=student.query_tokens,
             measures=measures or "None were known when this folder was written.",
             passages=passages, total_tokens=tokenizer.model_max_length,
-            words="texts" if pairs else "random words", differences=as_markdown(short),
+            words="texts" if pairs else "random words", differences=_markdown(short),
         )  # fmt: skip
         (unfinished / "README.md").write_text(card, encoding="utf-8")
         if adopted:
@@ -131,14 +132,14 @@ def export_files(config: ExportConfig) -> pd.DataFrame:
         except (KeyError, ValueError) as error:
             raise ValueError(f"{config.table} is not of rdl evaluate --table: {error}") from None
         own["metrics"] = table.index.get_level_values("measure").unique()
-        own["measures"] = as_markdown(table.reset_index().astype(object).fillna(""))
+        own["measures"] = _markdown(table.reset_index().astype(object).fillna(""))
     limits = {name: getattr(config, name) for name in LIMITS}
     student = CrossEncoder.from_pretrained(config.student, trained=True, **limits)
     if config.candidates:
         corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
         first = corpus.candidates[:256]  # pairs
-        queries = corpus.queries.of(first["query_id"].tolist())
-        passages = corpus.passages.of(first["doc_id"].tolist())
+        queries = corpus.queries.each(first["query_id"].tolist())
+        passages = corpus.passages.each(first["doc_id"].tolist())
         own["pairs"] = list(zip(queries, passages, strict=True))
     differences = export(student, config.out, **own)
     if config.push:
@@ -150,13 +151,6 @@ def export_files(config: ExportConfig) -> pd.DataFrame:
             told = f"{config.out} is written; expected to push it, got: {error}\nCheck HF_TOKEN, then"
             raise ValueError(f"{told} hf upload {config.push} {config.out} . --private") from None
     return differences
-
-
-def as_markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, without its index."""
-    rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy(object).tolist()]
-    cells = ([str(cell).replace("|", "/") for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _write_onnx(folder: Path, quantise: bool, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -236,4 +230,4 @@ def _training(record: Mapping[str, Any]) -> str:
     versions = record.get("versions", {})
     about, names = {**config, **record, **versions}, ["encoder", "seed", "device", "finished", "commit"]
     lines = [f"- {x}: {about[x]}" for x in (*names, *versions) if about.get(x) is not None]
-    return "\n".join([as_markdown(table[known].reset_index(names="")), "", *lines])
+    return "\n".join([_markdown(table[known].reset_index(names="")), "", *lines])

@@ -89,9 +89,8 @@ def rerank_files(config: RerankConfig) -> None:
         shards = [replace(config, shard=f"{i}/{n}", out=f"{out}.{i}of{n}") for i in range(1, n + 1)]
         each_on_a_gpu(rerank_files, [(shard,) for shard in shards])
         merge_runs([shard.out for shard in shards], out)
-        for shard in shards:
-            Path(shard.out).unlink()
-            Path(f"{shard.out}.json").unlink()
+        for path in (f"{shard.out}{end}" for shard in shards for end in ("", ".json")):
+            Path(path).unlink()
         return
     corpus = every.shard(*config.part)
     student, precision = open_student(config)
@@ -143,8 +142,8 @@ def _scored(
 def tokens_of(corpus: Corpus, student: CrossEncoder) -> TokenCorpus:
     """A corpus' texts, tokenised for a student, in memory."""
     query_ids, doc_ids = corpus.ids("query_id"), corpus.ids("doc_id")
-    queries = pd.DataFrame({"query_id": query_ids, "query": corpus.queries.of(query_ids)})
-    passages = pd.DataFrame({"doc_id": doc_ids, "text": corpus.passages.of(doc_ids)})
+    queries = pd.DataFrame({"query_id": query_ids, "query": [*corpus.queries.each(query_ids)]})
+    passages = pd.DataFrame({"doc_id": doc_ids, "text": [*corpus.passages.each(doc_ids)]})
     return TokenCorpus.of(queries, passages, student.tokenizer)
 
 

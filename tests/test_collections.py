@@ -193,9 +193,9 @@ def test_a_folder_is_a_collection_for_load_and_for_read_corpus(layout, end, tmp_
     first = tmp_path / "first.tsv"
     first.write_text("2\ty\tof the file\tits own\n2\tx\tof the file\talso\n1\tx\tanother\talso\n")
     alone, corpus = read_corpus(first), read_corpus(first, collection=str(tmp_path))
-    assert (alone.queries.of(["1"]), alone.passages.of(["x"])) == (["another"], ["also"])
-    assert corpus.queries.of(corpus.ids("query_id")) == ["who sings", "what is red"]
-    assert corpus.passages.of(["y", "x", "y"]) == ["whale sings", "Fox is red", "whale sings"]
+    assert [*alone.queries.each(["1"]), *alone.passages.each(["x"])] == ["another", "also"]
+    assert [*corpus.queries.each(corpus.ids("query_id"))] == ["who sings", "what is red"]
+    assert [*corpus.passages.each(["y", "x", "y"])] == ["whale sings", "Fox is red", "whale sings"]
     assert corpus.candidates.columns.tolist() == ["query_id", "doc_id", "rank", "score"]
     assert [part.ids("query_id").tolist() for part in corpus.parts(2)] == [["2"], ["1"]]
     assert corpus.shard(2, 2).candidates["query_id"].tolist() == ["1"]
@@ -217,7 +217,7 @@ def test_what_is_unknown_or_lacking_is_refused_by_name(tmp_path):
         (lambda: read_corpus(run, collection="rdl/pydocs"), "no query texts and 'rdl/pydocs' has none"),
         (lambda: read_corpus(run, collection="nothing"), "unknown collection 'nothing'"),
         (lambda: read_corpus(other / "b.tsv"), "has two texts for passage 'x': give each its own id"),
-        (lambda: read_corpus(run, collection=str(own)).queries.of(["1", "3"]),
+        (lambda: [*read_corpus(run, collection=str(own)).queries.each(["1", "3"])],
          "has no text for 1 of 2 query ids, such as '3': name the collection"),
         (lambda: read_corpus(run, collection=str(own)).shard(1, 3), "2 queries cannot be shared"),
         (lambda: read_judgments("nothing"), "nothing is no file of judgments, and unknown collection"),

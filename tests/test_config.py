@@ -1,12 +1,13 @@
 """Configurations: a value that cannot be is refused, with the field, the value and what is valid."""
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
 from rdl_core import config as c
 from rdl_core.files import checked
+from rdl_core.teachers.teach import usd_of
 
 REQUIRED = {
     c.DistillConfig: {"lists": "x", "encoder": "x"}, c.ExportConfig: {"student": "x", "out": "x"},
@@ -81,5 +82,5 @@ def test_configurations_are_whole_frozen_and_explained(kind):
 def test_an_endpoints_name_has_what_changes_answers_and_a_price_its_tokens():
     here, there = (c.EndpointConfig(model="m", base_url=f"http://{x}/v1", timeout_s=9.0) for x in "ab")
     assert here.name == there.name != c.EndpointConfig(model="m", temperature=0.5).name
-    assert here.usd(1, 1) is None
-    assert c.EndpointConfig(model="m", input_usd=2.0, output_usd=8.0).usd(10**6, 500_000) == 6.0
+    assert usd_of(here, 1, 1) is None
+    assert usd_of(replace(here, input_usd=2.0, output_usd=8.0), 10**6, 500_000) == 6.0

@@ -1,22 +1,19 @@
 """Students laid out for a CPU: the scores of before, whatever shares a batch."""
 
-import platform
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import get_ident
 
 import pytest
 import torch
-from conftest import child_environment, make_student, moved, weights
+from conftest import make_student, moved, weights
 from test_cross_encoder import score
 
 from rdl_core import cpu
 from rdl_core.cpu import engine
 from rdl_core.cross_encoder import CrossEncoder
 
-CLOSE = {"float32": 1e-4, "bfloat16": 0.12, "int8": 0.2}  # of the scores' spread
+CLOSE = {"float32": 1e-4, "bfloat16": 0.12, "int8": 0.25}  # of the scores' spread
 
 
 def watch(monkeypatch, of_batch):
@@ -97,29 +94,6 @@ def test_projections_of_two_threads_do_not_mix():
     for i, (_, x) in enumerate(work):
         for n, part in enumerate(parts):
             torch.testing.assert_close(results[2 * n + i], part(x))
-
-
-_FAULTS = """
-import resource, torch
-from rdl_core.devices import keep_freed_pages
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    kept = [torch.ones(3_000_000) for _ in range(4)]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
-keep_freed_pages()
-faults()
-print(faults())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_freed_memory_is_not_fetched_anew():
-    """Four blocks of 12 MB (2,930 pages each), made, freed and made again, as in layers."""
-    child = [sys.executable, "-c", _FAULTS]  # its heap is young, and it imports little
-    dropped, kept = subprocess.check_output(child, env=child_environment()).split()
-    assert int(kept) < 6_000 < int(dropped)
 
 
 def test_kernels_are_made_for_few_shapes(kind, stores, monkeypatch):

@@ -4,8 +4,12 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_model, make_student, make_tokenizer, weights
+from conftest import WORDS, make_model, make_student, make_tokenizer, weights
 from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder as Modules
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+from torch import nn
 from transformers import AutoModelForSequenceClassification
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
@@ -13,6 +17,7 @@ from rdl_core import attention, cross_encoder
 from rdl_core.cross_encoder import ARCHITECTURES, CrossEncoder, training_record
 from rdl_core.data.downloads import EMBEDDED_ENCODER
 from rdl_core.files import content_hash, read_json, write_json
+from rdl_core.tokens import TokenStore
 
 PAIRS = torch.cartesian_prod(torch.arange(7), torch.arange(13))
 
@@ -23,7 +28,6 @@ def score(student, stores, pairs=PAIRS, *, token_budget=200, **own):
 
 @torch.no_grad()
 def fixed(student, stores, pairs=PAIRS):
-    """Scores without gradients, for which the last layer goes another way."""
     return score(student, stores, pairs)
 
 
@@ -58,7 +62,7 @@ def test_packed_scores_and_gradients_equal_padded_ones(kind, own, stores, texts)
     (theirs * pull).sum().backward()
     assert theirs.std() > 0.05
     torch.testing.assert_close(fixed(student, stores), theirs, atol=1e-5, rtol=0)
-    student.train()  # without dropout; the last layer goes another way there
+    student.train()  # without dropout
     ours = score(student, stores, token_budget=100)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     (ours * pull).sum().backward()
@@ -241,6 +245,54 @@ def test_weights_that_are_not_the_models_are_refused_by_name(files, tmp_path, ch
         write_json(tmp_path / "s" / "config.json", config | {"architectures": ["BertModel"]})
     with pytest.raises(ValueError, match=says):
         CrossEncoder.from_pretrained(tmp_path / "s", trained=trained)
+
+
+def modular(folder, kind, *, pooling="cls", activation=nn.Tanh, bias=True, normed=False):
+    """A cross-encoder of sentence-transformers' modules, as Ettin's re-rankers are."""
+    make_model(kind).base_model.save_pretrained(folder / "encoder")
+    make_tokenizer(kind).save_pretrained(folder / "encoder")
+    encoder = Transformer(str(folder / "encoder"), transformer_task="feature-extraction")
+    first = Dense(24, 24, bias=bias, activation_function=activation())
+    last = Dense(24, 1, activation_function=nn.Identity(), module_output_name="scores")
+    modules = [encoder, Pooling(24, pooling), first, *[LayerNorm(24)] * normed, last]
+    torch.manual_seed(3)
+    for module in modules[1:]:
+        for weight in module.parameters():
+            nn.init.normal_(weight)
+    Modules(modules=modules).save_pretrained(str(folder / "modular"))
+    return folder / "modular"
+
+
+ETTIN = {"activation": nn.GELU, "bias": False, "normed": True}
+
+
+@pytest.mark.parametrize(("kind", "own"), [
+    ("modernbert", ETTIN), ("modernbert", ETTIN | {"pooling": "mean", "bias": True}),
+    ("bert", {}), ("bert", {"bias": False}), ("electra", {"activation": nn.GELU}), ("roberta", {}),
+])  # fmt: skip
+def test_modular_cross_encoders_score_as_in_sentence_transformers(tmp_path, kind, own):
+    folder = modular(tmp_path, kind, **own)
+    limits = {"query_tokens": 5, "passage_tokens": 20}
+    student = CrossEncoder.from_pretrained(folder, trained=True, **limits).eval()
+    student.save_pretrained(tmp_path / "plain")
+    pairs = [(WORDS[i], " ".join(WORDS[i : i + 4])) for i in range(9)]
+    read = Modules(str(folder)).predict(pairs, activation_fn=nn.Identity(), convert_to_tensor=True)
+    assert read.std() > 0.05
+    for each in (student, CrossEncoder.from_pretrained(tmp_path / "plain", trained=True).eval()):
+        stores = (TokenStore.of_texts(texts, each.tokenizer) for texts in zip(*pairs, strict=True))
+        ours = fixed(each, [*stores], torch.arange(9)[:, None].expand(-1, 2))
+        torch.testing.assert_close(ours, read, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "own"), [
+    ("modernbert", {"activation": nn.GELU}), ("modernbert", ETTIN | {"pooling": "max"}),
+    ("modernbert", ETTIN | {"activation": nn.Softsign}), ("bert", {"pooling": "mean"}),
+    ("bert", {"activation": nn.GELU}), ("bert", {"normed": True}),
+])  # fmt: skip
+def test_modules_that_are_no_head_of_transformers_are_refused(tmp_path, kind, own):
+    folder = modular(tmp_path, kind, **own)
+    with pytest.raises(ValueError, match=f"modular: expected Pooling, .* of {kind} has them, got"):
+        CrossEncoder.from_pretrained(folder)
 
 
 def test_tokenizers_that_do_not_fit_are_refused(files, tmp_path):

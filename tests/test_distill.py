@@ -418,11 +418,11 @@ def test_what_is_not_finite_stops_and_never_reaches_a_checkpoint(tmp_path, monke
     assert not (tmp_path / "checkpoint.safetensors").exists()
     real, factors = LOSSES["ranknet"], iter([*[1] * 8, math.nan, *[1] * 9])  # one tries
     monkeypatch.setitem(LOSSES, "ranknet", lambda *x, **own: next(factors) * real(*x, **own))
-    with pytest.raises(FloatingPointError, match="^loss nan, .* at step 7.*query rows") as error:
+    with pytest.raises(FloatingPointError, match="^loss nan, .* at step 7.*queries") as error:
         train(own)
     assert str(own / "nonfinite.safetensors") in str(error.value)
     saved = load_file(own / "nonfinite.safetensors")
-    assert "rows " + ", ".join(map(str, saved["query_rows"][:, 0].tolist())) in str(error.value)
+    assert "queries " + ", ".join(map(str, saved["query_rows"][:, 0].tolist())) in str(error.value)
     assert saved["weight.classifier.weight"].isfinite().all()
     assert [line["step"] for line in read_log(own)] == list(range(7))
     train(own)  # goes on from step 6

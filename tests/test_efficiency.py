@@ -127,8 +127,7 @@ def lengths(work, number):
 
 def test_ours_scores_as_sentence_transformers_does_in_every_way(work):
     theirs = systems.rank_sentence_transformers(work, batch_size=2)(10)
-    off = {"stored": True}, {"laid_out": False}, {"fill": 1}, {"keep_pages": False}, {"workers": 1}
-    for options in ({}, *off):
+    for options in ({}, {"stored": True}, {"laid_out": False}, {"fill": 1}, {"workers": 1}):
         ours = systems.rank_ours(work, **options)(10).numpy()
         np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=str(options))
     electra = {"embedding_size": 8, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}

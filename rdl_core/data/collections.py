@@ -182,10 +182,6 @@ class Texts:
                 raise ValueError(f"{self.source} has no text for {told}: name the collection ranked")
             yield from (texts[x] for x in some)
 
-    def of(self, ids: Sequence[str]) -> list[str]:
-        """The same as a list."""
-        return list(self.each(ids))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
@@ -220,7 +216,7 @@ class Corpus:
         columns = ("query", "query_id", self.queries), ("text", "doc_id", self.passages)
         for name, key, texts in columns:
             ids = self.ids(key)
-            frame[name] = frame[key].map(dict(zip(ids, texts.of(ids), strict=True))).astype("str")
+            frame[name] = frame[key].map(dict(zip(ids, texts.each(ids), strict=True))).astype("str")
         return frame
 
 

@@ -1,12 +1,11 @@
 """Published lists: candidates of first stages, and how LLMs ranked them.
 
 TREC DL: RankLLM's lists carry their texts; the union of a year's lists is a small collection, with all
-candidates but not all judged passages (3,834 of 9,139 in 2019, 5,001 of 11,224 in 2020). In 2022, 40
-passages differ between lists in white space; the first list counts.
+candidates but not all judged passages (3,834 of 9,139 in 2019, 5,001 of 11,224 in 2020).
 
 Rank-DistiLLM: a first stage's file has its top 500 of every judged training query, 250 M rows, which
-are streamed; RankZephyr's its order of the top 100 of 10,000 of them, without the first stage's ranks.
-ColBERTv2's lists of test queries are in an archive of which no hash is published.
+are streamed; RankZephyr's its order of the top 100 of 10,000 of them. ColBERTv2's lists of test queries
+are in an archive of which no hash is published.
 
 Reference: Craswell et al., TREC 2019 and 2020; Pradeep et al., RankVicuna, arXiv 2309.15088; Schlatt
 et al., ECIR 2025, zenodo.org/records/12528410 and 15150456.

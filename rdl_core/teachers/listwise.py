@@ -5,10 +5,6 @@ lost or doubled. A pass over ``n > 1`` passages takes ``1 + ceil((n - window_siz
 one if `window_size` is ``n`` or more. All queries advance in lockstep.
 
 Reference: Sun et al., EMNLP 2023.
-
->>> from rdl_core.teachers.listwise import plan_windows
->>> plan_windows(5, window_size=3, stride=2)
-[range(2, 5), range(0, 3)]
 """
 
 import logging
@@ -45,7 +41,7 @@ class Backend(Protocol):
 
 
 def plan_windows(n: int, **windows: Any) -> list[range]:
-    """Places of the windows of one pass over `n` passages; takes `WindowConfig`'s fields."""
+    """Places of the windows of one pass over `n` passages; takes the fields of `WindowConfig`."""
     config = checked(WindowConfig, windows, what="plan_windows")
     if n < 2:
         return []

@@ -212,8 +212,10 @@ def open_backend(config: EndpointConfig | LocalConfig | ReplayConfig) -> Backend
 
 def usd_of(backend: EndpointConfig | LocalConfig | ReplayConfig, *tokens: int) -> float | None:
     """Dollars for tokens of prompts and answers; None without prices, or if some were not counted."""
-    paid = isinstance(backend, EndpointConfig) and not any(map(pd.isna, tokens))
-    return backend.usd(*map(int, tokens)) if paid else None
+    prices = [getattr(backend, f"{x}_usd", None) for x in ("input", "output")]
+    if None in prices or any(map(pd.isna, tokens)):
+        return None
+    return round(sum(n * price for n, price in zip(tokens, prices, strict=True)) / 1e6, 6)
 
 
 def _write(

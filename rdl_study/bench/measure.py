@@ -130,7 +130,7 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
         }, work),
         "engine": ("Our student without one thing or the other.", {
             "ours": _ours(), "weights as they come": _ours(laid_out=False),
-            "batches not filled up": _ours(fill=1), "memory handed back": _ours(keep_pages=False),
+            "batches not filled up": _ours(fill=1),
             "all cores at one batch of 2,048": _ours(workers=1, token_budget=2048), **compiled,
             **{f"batches of {n:,} tokens": _ours(token_budget=n) for n in (512, 2048, 4096)}, **best,
         }, work),
