@@ -7,8 +7,8 @@ from typing import Literal
 from rdl_core.config import Positive, config
 
 #: What can be raced; `rdl_study.bench.measure.parts` says what each part compares.
-Part = Literal["rank", "runtimes", "engine", "train", "sample", "depth", "length", "list_size", "llm",
-               "window", "limit"]  # fmt: skip
+Part = Literal["rank", "runtimes", "engine", "train", "sample", "depth", "length", "list_size",
+               "cores", "llm", "window", "limit"]  # fmt: skip
 
 
 @config

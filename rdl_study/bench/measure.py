@@ -36,9 +36,6 @@ _PASSAGE_WORDS = 32, 64, 128, 256, 445
 UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all that BERT reads
 
 
-# --- who races, over what -------------------------------------------------------------------------
-
-
 def _sizes(hidden: int, inner: int, layers: int, heads: int, **more: int) -> dict[str, int]:
     return {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
             "num_attention_heads": heads, **more}  # fmt: skip
@@ -105,6 +102,7 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
         }  # fmt: skip
     if shutil.which(os.environ.get("CXX", "g++")):
         compiled["layers compiled"] = _ours(laid_out=False, compiled="default")
+    short = work | {"lists": [x | {"passages": x["passages"][:32]} for x in work["lists"]]}
 
     def lists_of(passages: list[list[str]], sizes: tuple[int, ...]) -> dict:
         first = [{"query": work["lists"][0]["query"], "passages": each} for each in passages]
@@ -140,7 +138,7 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
             "sentence-transformers": _training("train_theirs", peer=True, mini_batch_size=None),
             "sentence-transformers, 8 at once": _training("train_theirs", peer=True, mini_batch_size=8),
             "Lightning IR": _lightning_ir("train"),
-        }, work | {"lists": [x | {"passages": x["passages"][:32]} for x in work["lists"]]}),
+        }, short),
         "sample": ("A batch of 32 lists of 100 drawn and made ready for the encoder.", {
             "ours": _training("sample_ours", **batch),
             "Lightning IR, texts": _lightning_ir("load", **batch),
@@ -155,6 +153,10 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
         "list_size": ("A training step on one list of 8 to 128.", {
             "ours": _training("train_ours"),
         }, of_sizes(8, 16, 32, 64, 128)),
+        "cores": ("A list of 32 ranked, or trained on, with one core and with two.", {
+            f"{what}, cores: {n}": replace(system, threads=n) for n in (1, 2)
+            for what, system in (("ranking", _ours()), ("training", _training("train_ours")))
+        }, short),
         "llm": ("Students beside a listwise LLM that slides windows of 20 by 10 over the lists.", {
             "ours": _ours(precision="auto"),
             **{f"ours, {name}": _ours(precision="auto", sizes=x) for name, x in ELECTRAS[llm].items()},

@@ -7,6 +7,7 @@ kept as ``<part>.csv``, one row a call, and ``<part>.json``.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ class System:
     file: str = "systems.py"  # relative to this folder, or absolute
     python: str = sys.executable  # of the environment that it needs
     peer: bool = False  # runs only where peers are asked for
+    threads: int | None = None  # of PyTorch; none: one for each core
 
 
 class Measured(NamedTuple):
@@ -89,6 +91,7 @@ def _process(label: str, system: System, work: Path) -> Iterator[Callable[[str],
     job = {"file": str(_HERE / system.file), "function": system.function, "options": system.options}
     command = [system.python, str(_HERE / "worker.py"), json.dumps(job | {"work": str(work)})]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes["env"] = os.environ | ({"OMP_NUM_THREADS": str(system.threads)} if system.threads else {})
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(command, stderr=log, **pipes)
 

@@ -46,16 +46,10 @@ def candidates_of(lists: list[dict]) -> pd.DataFrame:
 
 
 def rank_ours(
-    work: dict,
-    *,
-    sizes: dict | None = None,
-    precision: str = "float32",
-    stored: bool = False,
-    compiled: str | None = None,
-    laid_out: bool = True,
-    token_budget: int | None = None,
+    work: dict, *, sizes: dict | None = None, precision: str = "float32", stored: bool = False,
+    compiled: str | None = None, laid_out: bool = True, token_budget: int | None = None,
     **engine: object,
-) -> Callable[[int], Tensor]:
+) -> Callable[[int], Tensor]:  # fmt: skip
     """Our student; further options are those of `load_student` and `rdl_core.cpu.engine`.
 
     `stored`: passages were tokenised before. `compiled`: mode of ``torch.compile`` for the layers,
@@ -65,8 +59,8 @@ def rank_ours(
     student, lists = load_student(work, sizes), work["lists"]
     for layer in student.model.base_model.encoder.layer[:-1] if compiled else ():
         layer.compile(mode=compiled, dynamic=True)
-    scorer = cpu.engine(student, resolve_precision(precision, student.device), **engine)
-    scorer = scorer if laid_out else student  # the C library keeps pages either way
+    precision = resolve_precision(precision, student.device)
+    scorer = cpu.engine(student, precision, **engine) if laid_out else student
     budget = token_budget or token_budget_of(student.device)
 
     def tokens(texts: list[str]) -> TokenStore:
