@@ -91,11 +91,10 @@ def engine(
 
 def has_operators(precision: str = "float32") -> bool:
     """Whether this PyTorch has oneDNN, with the operators used here, for this CPU and a precision."""
-    if precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
     used = (torch.ops.mkldnn, "_linear_pointwise"), (torch.ops.mkldnn, "_reorder_linear_weight")
     used += (torch.ops.onednn, "qlinear_pointwise"), (torch.ops.onednn, "qlinear_prepack")
-    return torch.backends.mkldnn.is_available() and all(hasattr(*x) for x in used)
+    there = torch.backends.mkldnn.is_available() and all(hasattr(*x) for x in used)
+    return there and (precision != "bfloat16" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _in_threads(score: Callable[..., Tensor], *rows: Iterable) -> Iterator[Tensor]:

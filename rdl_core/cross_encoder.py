@@ -95,8 +95,8 @@ class CrossEncoder(nn.Module):
 
         `name` is a folder, that of a training, a hub id, or the embedded encoder's name; what it names
         may be a modular cross-encoder of sentence-transformers. Limits of None are the recorded ones,
-        or else `LIMITS`. Only safetensors are read, and no code of a model is run. ValueError for no
-        such model, several outputs, no head, or weights that changed.
+        or else `LIMITS`. Only safetensors are read, or bare tensors of a module, and no code of a model
+        is run. ValueError for no such model, several outputs, no head, or weights that changed.
         """
         config = _load(AutoConfig, name)
         kinds = config.architectures or ["no architecture"]
@@ -237,13 +237,14 @@ def _head_of_modules(name: str | Path, config: Any) -> dict[str, Tensor]:
 
     None of other models; ValueError for modules that are no head of transformers'.
     """
-    here = {f"_raise_exceptions_for_{x}": False for x in ("missing_entries", "connection_errors")}
-    about = cached_file(model_path(name), "config_sentence_transformers.json", **here)
-    if not about or read_json(Path(about)).get("model_type") != "CrossEncoder":
+    quiet = {f"_raise_exceptions_for_{x}": False for x in ("missing_entries", "connection_errors")}
+    settings = cached_file(model_path(name), "config_sentence_transformers.json", **quiet)
+    if not settings or read_json(Path(settings)).get("model_type") != "CrossEncoder":
         return {}
     from sentence_transformers import CrossEncoder as Modules  # takes seconds
 
-    _, *modules = Modules(model_path(name), device="cpu")
+    safely = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+    _, *modules = Modules(model_path(name), device="cpu", **safely)
     modern = config.model_type == "modernbert"
     first, last, activations = _HEADS.get(config.model_type, ("", "", ()))
     expected = ["Pooling", "Dense", *["LayerNorm"] * modern, "Dense"]
