@@ -171,8 +171,8 @@ def test_broken_weights_are_no_stack_trace_and_too_many_waiting_are_told():
 
     original = STUDENT.score
     try:
-        STUDENT.score = lambda *a, **b: time.sleep(1) or original(*a, **b)
-        app = make_app(STUDENT, ServeConfig(student="fox", most_waiting=2, longest_wait_s=0.5))
+        STUDENT.score = lambda *a, **b: time.sleep(3) or original(*a, **b)
+        app = make_app(STUDENT, ServeConfig(student="fox", most_waiting=2, longest_wait_s=2))
         codes = sorted({answer.status_code for answer in asyncio.run(ask(app, 9))})
         assert codes == [429, 503]
         STUDENT.score = lambda *a, **b: original(*a, **b) * float("nan")

@@ -1,9 +1,11 @@
 """Servers in one race: `PYTHONPATH=. python results/efficiency/serve.py`.
 
 `rdl serve` and a plain server of FastAPI and sentence-transformers have the same weights and get the same
-lists: TREC DL 2019 with BM25's top 100, 8 clients at once. Then 10,000 requests of 4 short texts each.
+lists: TREC DL 2019 with BM25's top 100, 8 clients at once. In the same turns, `rdl bench rank`'s process
+ranks these lists one after the other, without a server. Then 10,000 requests of 4 short texts each.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -19,12 +21,15 @@ import numpy as np
 import pandas as pd
 import psutil
 
+from rdl_core.cpu import has_operators
 from rdl_core.files import versions, write_json
-from rdl_study.bench.measure import UNCUT, _work
+from rdl_study.bench.measure import UNCUT, _ours, _work
+from rdl_study.bench.race import _process
 from rdl_study.profile import load_profile
 from rdl_study.store import machine
 
-CLIENTS, REQUESTS, TURNS, SHORT = 8, 24, int(os.environ.get("TURNS", 5)), 10_000
+CLIENTS, REQUESTS, TURNS, SHORT = 8, 16, int(os.environ.get("TURNS", 5)), 10_000
+WITHOUT = "rdl bench rank, without a server, float32"
 FILE = Path(__file__).parent / "cpu" / "serve.csv"
 PLAIN = """
 import sys
@@ -91,35 +96,39 @@ def asked(port, bodies):
 with ExitStack() as stack:
     weights = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     candidates = replace(load_profile("trec-dl").test, n_queries=4)
-    lists = _work(candidates, "all-MiniLM-L6-v2", weights, UNCUT)["lists"]
+    work = _work(candidates, "all-MiniLM-L6-v2", weights, UNCUT)
+    lists = work["lists"]
+    (weights / "work.json").write_text(json.dumps(work))
+    rank = stack.enter_context(_process("rank", _ours(precision="float32"), weights / "work.json"))
+    rank("0")
     bodies = [{"query": x["query"], "documents": x["passages"]} for x in lists]
-    limits = [f"--{name.replace('_', '-')}={x}" for name, x in UNCUT.items()]
-    ours = ["-m", "rdl_core.cli", "serve", str(weights), *limits]
-    commands = {
-        "rdl serve": [*ours, "--port=8101", "--precision=float32"],
-        "rdl serve, bfloat16": [*ours, "--port=8102", "--precision=bfloat16"],
-        "FastAPI over sentence-transformers": ["-c", PLAIN, str(weights), "8103"],
-    }
-    ports = dict(zip(commands, (8101, 8102, 8103), strict=True))
-    servers = {name: started(command, ports[name]) for name, command in commands.items()}
+    ours = ["-m", "rdl_core.cli", "serve", str(weights)]
+    ours += [f"--{name.replace('_', '-')}={x}" for name, x in UNCUT.items()]
+    names = ["float32", "bfloat16"] if has_operators("bfloat16") else ["float32"]
+    commands = {f"rdl serve, {x}": [*ours, f"--precision={x}", "--port"] for x in names}
+    commands["FastAPI over sentence-transformers"] = ["-c", PLAIN, str(weights)]
+    ports = {name: 8101 + n for n, name in enumerate(commands)}
+    servers = {name: started([*command, str(ports[name])], ports[name]) for name, command in commands.items()}
     for server in servers.values():
         stack.callback(server.kill)
     for port in ports.values():
         asked(port, bodies)  # does not count
-    rows = []
+    rows, pairs = [], sum(len(x["documents"]) for x in (bodies * REQUESTS)[:REQUESTS])
     for turn in range(TURNS):
         for name, port in ports.items():
             seconds, all_s = asked(port, (bodies * REQUESTS)[:REQUESTS])
-            pairs = sum(len(x["documents"]) for x in (bodies * REQUESTS)[:REQUESTS])
-            rate = {"pairs_per_s": pairs / all_s, "p95_s": np.quantile(seconds, 0.95)}
-            rows.append({"system": name, "turn": turn, **{x: round(y, 3) for x, y in rate.items()}})
+            rows.append({"system": name, "turn": turn, "pairs_per_s": round(pairs / all_s, 1),
+                         "p95_s": round(float(np.quantile(seconds, 0.95)), 3)})  # fmt: skip
             print(rows[-1], flush=True)
+        all_s = sum(rank(str(n % len(lists)))["ms"] for n in range(REQUESTS)) / 1000
+        rows.append({"system": WITHOUT, "turn": turn, "pairs_per_s": round(pairs / all_s, 1)})
+        print(rows[-1], flush=True)
     memory = {}
     for part in range(5):
         short = [{"query": x["query"], "documents": [text[: 20 + n % 60] for text in x["documents"][:4]]}
                  for n in range(SHORT // 5) for x in [bodies[n % len(bodies)]]]  # fmt: skip
-        asked(ports["rdl serve"], short)
-        resident = psutil.Process(servers["rdl serve"].pid).memory_info().rss / 1e6
+        asked(ports["rdl serve, float32"], short)
+        resident = psutil.Process(servers["rdl serve, float32"].pid).memory_info().rss / 1e6
         memory[str((part + 1) * SHORT // 5)] = round(resident)
         print(memory, flush=True)
 pd.DataFrame(rows).to_csv(FILE, index=False)
