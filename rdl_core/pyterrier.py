@@ -49,12 +49,8 @@ class Reranker(pt.Transformer):
             frame = frame.assign(score=inp["score"], rank=order.astype(int))
         queries = frame[["query_id", "query"]].drop_duplicates("query_id")
         tokens = TokenCorpus.of(queries, frame, self.student.tokenizer)
-        run = rerank(self.student, frame, tokens, precision=self.precision)
-        ids = ["query_id", "doc_id"]
-        scores = frame[ids].merge(run, on=ids)["score"].to_numpy()
-        if self.adopted and "score" in inp:
-            run = self.adopted.apply(frame, scores)
-        else:
-            run = settle_ties(frame[ids].assign(score=scores), frame)
+        adopted = self.adopted if "score" in inp else None
+        run = rerank(self.student, frame, tokens, precision=self.precision, adopted=adopted)
+        run = run if adopted else settle_ties(run, frame)
         rows = inp.drop(columns=["score", "rank"], errors="ignore").iloc[run["doc_id"].astype(int)]
         return pt.model.add_ranks(rows.reset_index(drop=True).assign(score=run["score"]))

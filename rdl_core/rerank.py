@@ -37,15 +37,21 @@ _log = logging.getLogger(__name__)
 
 def rerank(
     student: CrossEncoder, candidates: pd.DataFrame, corpus: TokenCorpus, *,
-    token_budget: int | None = None, precision: str = "float32",
+    token_budget: int | None = None, precision: str = "float32", adopted: Adopted | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Score candidates ``query_id, doc_id, rank``, whose texts are in the corpus.
 
     Gives ``query_id, doc_id, score`` (float32), grouped by query; ties are for
-    `rdl_core.evaluate.settle_ties`. `precision` is a key of `rdl_core.devices.PRECISIONS`, or on a CPU
-    ``"int8"``. A batch has at most `token_budget` tokens, halved after each out-of-memory error; None
-    suits the device. ValueError for an id that the corpus lacks, or a score that is not finite.
+    `rdl_core.evaluate.settle_ties`. With what was `adopted` (`rdl_core.adopt.adopted_of`), gives the run
+    that `Adopted.apply` makes of them. `precision` is a key of `rdl_core.devices.PRECISIONS`, or on a
+    CPU ``"int8"``. A batch has at most `token_budget` tokens, halved after each out-of-memory error;
+    None suits the device. ValueError for an id that the corpus lacks, or a score that is not finite.
     """
+    if adopted:
+        top, own = candidates["rank"] <= adopted.depth, {"token_budget": token_budget}
+        scores = rerank(student, candidates[top], corpus, precision=precision, **own)
+        both = candidates[_IDS].merge(scores, "left", _IDS)
+        return adopted.apply(candidates, both["score"].to_numpy())
     lists = RankedLists.from_frame(candidates, corpus)
     query_rows = lists.query_rows[:, None].expand_as(lists.mask)[lists.mask]
     passage_rows = lists.passage_rows[lists.mask]
@@ -98,11 +104,10 @@ def rerank_files(config: RerankConfig) -> None:
     if adopted:
         message = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
         _log.info(message, config.student, adopted.depth, adopted.weight)
-    scored = _scored(corpus, student, precision, depth=adopted and adopted.depth)
-    if adopted:
-        ranked = [adopted.apply(frame, frame["student"].to_numpy()) for frame in scored]
-    else:
-        ranked = [settle_ties(x[_IDS].assign(score=x["student"]), x) for x in scored]
+    ranked = []
+    for frame, tokens in _parts(corpus, student, depth=adopted and adopted.depth):
+        run = rerank(student, frame, tokens, precision=precision, adopted=adopted)
+        ranked.append(run if adopted else settle_ties(run, frame))
     write_run(pd.concat(ranked), out, tag=config.tag)
     if config.part[1] > 1:
         weights = Path(model_path(config.student), "model.safetensors")
@@ -122,20 +127,14 @@ def open_student(config: RerankConfig | AdoptConfig | ServeConfig) -> tuple[Cros
     return student, resolve_precision(config.precision, student.device)
 
 
-def _scored(
-    corpus: Corpus, student: CrossEncoder, precision: str, *, depth: int | None = None
-) -> Iterator[pd.DataFrame]:
-    """Candidates of some queries at a time, with a student's scores in a column ``student``.
-
-    They are NaN below the depth; None scores all.
-    """
+def _parts(
+    corpus: Corpus, student: CrossEncoder, *, depth: int | None = None
+) -> Iterator[tuple[pd.DataFrame, TokenCorpus]]:
+    """Candidates of some queries at a time, and the tokens of those down to a depth; None: of all."""
     for part in corpus.parts(_PAIRS_IN_MEMORY):
-        reranked = part.candidates["rank"] <= (depth or np.inf)
-        top = replace(part, candidates=part.candidates[reranked])
-        tokens = tokens_of(top, student)
-        scores = rerank(student, top.candidates, tokens, precision=precision)
-        scores = scores.rename(columns={"score": "student"})
-        yield part.candidates.merge(scores, "left", _IDS).sort_values(["query_id", "rank"])
+        frame = part.candidates.sort_values(["query_id", "rank"])
+        tokens = tokens_of(replace(part, candidates=frame[frame["rank"] <= (depth or np.inf)]), student)
+        yield frame, tokens
         _log.info("%d queries ranked", len(tokens.query_ids))
 
 
@@ -172,7 +171,11 @@ def adopt_files(config: AdoptConfig) -> Adopted:
     options = {x: getattr(config, x) for x in ("measure", "margin", "positive_grade", "folds")}
     # By the first stage's order, which takes seconds: what cannot be chosen from is refused here.
     adopt(corpus.candidates, -corpus.candidates["rank"].to_numpy(float), qrels, **options)
-    candidates = pd.concat(_scored(corpus, *open_student(config)), ignore_index=True)
+    student, precision = open_student(config)
+    parts = _parts(corpus, student)
+    scored = [rerank(student, frame, tokens, precision=precision) for frame, tokens in parts]
+    scores = pd.concat(scored).rename(columns={"score": "student"})
+    candidates = corpus.candidates.sort_values(["query_id", "rank"]).merge(scores, on=_IDS)
     adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **options)
     write_adopted(adopted, folder)
     return adopted

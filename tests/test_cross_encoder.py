@@ -1,10 +1,18 @@
 """The student: packed scores and gradients are the padded ones, here and wherever it is loaded."""
 
+import json
+import re
 import shutil
+import subprocess
+import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
-from conftest import WORDS, make_model, make_student, make_tokenizer, weights
+from conftest import WORDS, child_environment, make_model, make_student, make_tokenizer, weights
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder as Modules
 from sentence_transformers.base.modules import Dense, Transformer
@@ -282,6 +290,53 @@ def test_modular_cross_encoders_score_as_in_sentence_transformers(tmp_path, kind
         stores = (TokenStore.of_texts(texts, each.tokenizer) for texts in zip(*pairs, strict=True))
         ours = fixed(each, [*stores], torch.arange(9)[:, None].expand(-1, 2))
         torch.testing.assert_close(ours, read, atol=1e-5, rtol=1e-5)
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """A hub with one model, which is a folder."""
+
+    def do_GET(self):
+        if self.path.startswith("/api/models/me/fox") and "/tree/" not in self.path:
+            files = [x for x in Path(self.directory).rglob("*") if x.is_file()]
+            names = [{"rfilename": str(x.relative_to(self.directory))} for x in files]
+            told = json.dumps({"id": "me/fox", "sha": "0" * 40, "siblings": names}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(told)
+        else:
+            super().do_GET()
+
+    def translate_path(self, path):
+        return super().translate_path(re.sub("^/me/fox/resolve/[^/]+", "", path))
+
+    def end_headers(self):
+        path = Path(self.translate_path(self.path))
+        known = path.is_file()
+        self.send_header("ETag", f'"{content_hash(path)}"' if known else "none")
+        self.send_header("X-Repo-Commit" if known else "X-Error-Code", "0" * 40 if known else "EntryNotFound")
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_modular_cross_encoder_comes_from_a_hub(tmp_path):
+    folder = modular(tmp_path, "modernbert", **ETTIN)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        hub = f"http://127.0.0.1:{server.server_port}"
+        own = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        code = "import sys; from rdl_core.cross_encoder import CrossEncoder as C; "
+        code += "C.from_pretrained('me/fox', trained=True, query_tokens=5, passage_tokens=20)"
+        code += ".save_pretrained(sys.argv[1])"
+        words = [sys.executable, "-c", code, str(tmp_path / "plain")]
+        subprocess.run(words, check=True, env=child_environment(**own))
+        server.shutdown()
+    limits = {"query_tokens": 5, "passage_tokens": 20}
+    read = load_file(tmp_path / "plain" / "model.safetensors")
+    expected = CrossEncoder.from_pretrained(folder, **limits).model.state_dict()
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[name], expected[name]) for name in read)
 
 
 @pytest.mark.parametrize(("kind", "own"), [

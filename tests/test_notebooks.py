@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import rdl_study as study
+from rdl_core.data.collections import load
 from rdl_study.graph import declarations
 from rdl_study.notebook import cells, declared, notebooks
 from rdl_study.store import project_folder
@@ -44,10 +45,28 @@ def executed(name, **values):
 
 
 @pytest.fixture(scope="module")
-def pages(runs, tiny):
+def corpus(tmp_path_factory):
+    """A folder in BEIR's layout: 40 of the embedded queries, their passages and others, all cut short."""
+    folder, dev = tmp_path_factory.mktemp("corpus"), load("rdl/pydocs/dev")
+    queries = dev.queries[:40]
+    qrels = dev.qrels[dev.qrels["query_id"].isin(queries["query_id"])]
+    passages = pd.concat([dev.passages_of(qrels["doc_id"]), dev.passages[:600]]).drop_duplicates("doc_id")
+    passages["text"] = passages["text"].str[:120]  # an LLM reads them
+    for name, frame in (("queries", queries), ("corpus", passages)):
+        frame.set_axis(["_id", "text"], axis=1).to_json(
+            folder / f"{name}.jsonl", orient="records", lines=True
+        )
+    (folder / "qrels").mkdir()
+    renamed = qrels.set_axis(["query-id", "corpus-id", "score"], axis=1)
+    renamed.to_csv(folder / "qrels" / "test.tsv", sep="\t", index=False)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pages(runs, tiny, corpus):
     """Namespace of a page at the tiny profile; each is executed once."""
     teachers = ["fused", "first_stage", "judgments"]  # no LLM is asked
-    corpus = {"n_train": 300, "n_passes": 1, "n_asked": 12}
+    corpus = {"collection": corpus, "n_train": 28, "n_passes": 1, "n_asked": 10}
     own = {"your_corpus": corpus, "teacher": {"teachers": teachers}}
     own["negatives"] = {"first_stages": ["bm25"]}
     return cache(lambda name: executed(name, profile=tiny, **own.get(name, {})))
