@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from rdl_core.cross_encoder import model_path
 from rdl_core.evaluate import compare, equivalence, per_query, settle_ties
 from rdl_core.files import read_json, write_json
 from rdl_core.teachers.encoders import fuse
@@ -127,9 +128,10 @@ def adopt(
     return Adopted(weight=weight, depth=depth, slope=slope, intercept=intercept, evidence=evidence)
 
 
-def adopted_of(folder: str | Path) -> Adopted | None:
-    """What was adopted for the student of a folder; None: nothing."""
-    return Adopted(**read_json(path)) if (path := Path(folder) / ADOPTED).is_file() else None
+def adopted_of(student: str | Path) -> Adopted | None:
+    """What was adopted for a student, by its folder or that of its training; None: nothing."""
+    path = Path(model_path(student)) / ADOPTED
+    return Adopted(**read_json(path)) if path.is_file() else None
 
 
 def write_adopted(adopted: Adopted, folder: str | Path) -> None:

@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rdl_core.adopt import Adopted, adopted_of, write_adopted
 from rdl_core.config import ExportConfig
-from rdl_core.cross_encoder import LIMITS, CrossEncoder, model_path, training_record
+from rdl_core.cross_encoder import LIMITS, CrossEncoder, training_record
 from rdl_core.data.collections import read_corpus
 from rdl_core.data.downloads import EMBEDDED_ENCODER
 from rdl_core.files import partial
@@ -125,7 +125,7 @@ def export(
 def export_files(config: ExportConfig) -> pd.DataFrame:
     """`rdl export`: `export`, with the manifest of the student's training; a push to the hub."""
     own = {"quantise": config.quantise, "record": training_record(config.student)}
-    own["licence"], own["adopted"] = config.licence, adopted_of(model_path(config.student))
+    own["licence"], own["adopted"] = config.licence, adopted_of(config.student)
     if config.table:
         try:
             table = pd.read_csv(config.table).set_index(["measure", "system"]).round(4)

@@ -9,7 +9,7 @@ import pandas as pd
 import pyterrier as pt
 
 from rdl_core.adopt import adopted_of
-from rdl_core.cross_encoder import CrossEncoder, model_path
+from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.devices import default_device, resolve_precision
 from rdl_core.evaluate import settle_ties
 from rdl_core.rerank import rerank
@@ -31,7 +31,7 @@ class Reranker(pt.Transformer):
     ) -> None:  # fmt: skip
         self.student = CrossEncoder.from_pretrained(student, trained=True).to(default_device())
         self.text_field, self.precision = text_field, resolve_precision(precision, self.student.device)
-        self.adopted = None if plain else adopted_of(model_path(student))
+        self.adopted = None if plain else adopted_of(student)
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results by score, best first; ``rank`` counts from 0, as PyTerrier's does."""

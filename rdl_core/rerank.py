@@ -42,16 +42,15 @@ def rerank(
     """Score candidates ``query_id, doc_id, rank``, whose texts are in the corpus.
 
     Gives ``query_id, doc_id, score`` (float32), grouped by query; ties are for
-    `rdl_core.evaluate.settle_ties`. With what was `adopted` (`rdl_core.adopt.adopted_of`), gives the run
-    that `Adopted.apply` makes of them. `precision` is a key of `rdl_core.devices.PRECISIONS`, or on a
-    CPU ``"int8"``. A batch has at most `token_budget` tokens, halved after each out-of-memory error;
-    None suits the device. ValueError for an id that the corpus lacks, or a score that is not finite.
+    `rdl_core.evaluate.settle_ties`. With what was `adopted` (`rdl_core.adopt.adopted_of`), gives
+    `Adopted.apply`'s run instead. `precision` is a key of `rdl_core.devices.PRECISIONS`, or on a CPU
+    ``"int8"``. A batch has at most `token_budget` tokens, halved after each out-of-memory error; None
+    suits the device. ValueError for an id that the corpus lacks, or a score that is not finite.
     """
     if adopted:
         top, own = candidates["rank"] <= adopted.depth, {"token_budget": token_budget}
-        scores = rerank(student, candidates[top], corpus, precision=precision, **own)
-        both = candidates[_IDS].merge(scores, "left", _IDS)
-        return adopted.apply(candidates, both["score"].to_numpy())
+        run = rerank(student, candidates[top], corpus, precision=precision, **own)
+        return adopted.apply(candidates, candidates[_IDS].merge(run, "left", _IDS)["score"].to_numpy())
     lists = RankedLists.from_frame(candidates, corpus)
     query_rows = lists.query_rows[:, None].expand_as(lists.mask)[lists.mask]
     passage_rows = lists.passage_rows[lists.mask]
@@ -100,7 +99,7 @@ def rerank_files(config: RerankConfig) -> None:
         return
     corpus = every.shard(*config.part)
     student, precision = open_student(config)
-    adopted = None if config.plain else adopted_of(model_path(config.student))
+    adopted = None if config.plain else adopted_of(config.student)
     if adopted:
         message = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
         _log.info(message, config.student, adopted.depth, adopted.weight)

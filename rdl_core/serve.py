@@ -34,7 +34,7 @@ from starlette.exceptions import HTTPException
 from rdl_core.adopt import Adopted, adopted_of
 from rdl_core.config import Positive, ServeConfig
 from rdl_core.cpu import engine
-from rdl_core.cross_encoder import CrossEncoder, model_path
+from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.devices import fitting
 from rdl_core.rerank import open_student, token_budget_of
 from rdl_core.tokens import TokenStore
@@ -287,7 +287,7 @@ def make_app(
 def serve(config: ServeConfig) -> None:
     """`rdl serve`: answer until stopped; on SIGTERM, requests that came are answered first."""
     student, precision = open_student(config)
-    app = make_app(student, config, precision=precision, adopted=adopted_of(model_path(config.student)))
+    app = make_app(student, config, precision=precision, adopted=adopted_of(config.student))
     uvicorn.run(
         app, host=config.host, port=config.port, log_level="warning", access_log=False,
         timeout_graceful_shutdown=math.ceil(config.longest_wait_s),

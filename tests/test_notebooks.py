@@ -46,11 +46,12 @@ def executed(name, **values):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A folder in BEIR's layout: 40 of the embedded queries, their passages and others, all cut short."""
+    """A folder in BEIR's layout: 40 embedded queries, their passages and others, all cut short."""
     folder, dev = tmp_path_factory.mktemp("corpus"), load("rdl/pydocs/dev")
     queries = dev.queries[:40]
     qrels = dev.qrels[dev.qrels["query_id"].isin(queries["query_id"])]
-    passages = pd.concat([dev.passages_of(qrels["doc_id"]), dev.passages[:600]]).drop_duplicates("doc_id")
+    passages = pd.concat([dev.passages_of(qrels["doc_id"]), dev.passages[:600]])
+    passages = passages.drop_duplicates("doc_id")
     passages["text"] = passages["text"].str[:120]  # an LLM reads them
     for name, frame in (("queries", queries), ("corpus", passages)):
         frame.set_axis(["_id", "text"], axis=1).to_json(

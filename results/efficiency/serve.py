@@ -1,8 +1,9 @@
 """Servers in one race: `PYTHONPATH=. python results/efficiency/serve.py`.
 
-`rdl serve` and a plain server of FastAPI and sentence-transformers have the same weights and get the same
-lists: TREC DL 2019 with BM25's top 100, 8 clients at once. In the same turns, `rdl bench rank`'s process
-ranks these lists one after the other, without a server. Then 10,000 requests of 4 short texts each.
+`rdl serve` and a plain server of FastAPI and sentence-transformers have the same weights and get the
+same lists: TREC DL 2019 with BM25's top 100, 8 clients at once. In the same turns, the process of
+`rdl bench rank` ranks these lists one after the other, without a server. Then 10,000 requests of 4 short
+texts each.
 """
 
 import json
@@ -108,7 +109,7 @@ with ExitStack() as stack:
     commands = {f"rdl serve, {x}": [*ours, f"--precision={x}", "--port"] for x in names}
     commands["FastAPI over sentence-transformers"] = ["-c", PLAIN, str(weights)]
     ports = {name: 8101 + n for n, name in enumerate(commands)}
-    servers = {name: started([*command, str(ports[name])], ports[name]) for name, command in commands.items()}
+    servers = {name: started([*words, str(ports[name])], ports[name]) for name, words in commands.items()}
     for server in servers.values():
         stack.callback(server.kill)
     for port in ports.values():
@@ -125,8 +126,9 @@ with ExitStack() as stack:
         print(rows[-1], flush=True)
     memory = {}
     for part in range(5):
-        short = [{"query": x["query"], "documents": [text[: 20 + n % 60] for text in x["documents"][:4]]}
-                 for n in range(SHORT // 5) for x in [bodies[n % len(bodies)]]]  # fmt: skip
+        each = [bodies[n % len(bodies)] for n in range(SHORT // 5)]
+        short = [{"query": x["query"], "documents": [y[: 20 + n % 60] for y in x["documents"][:4]]}
+                 for n, x in enumerate(each)]  # fmt: skip
         asked(ports["rdl serve, float32"], short)
         resident = psutil.Process(servers["rdl serve, float32"].pid).memory_info().rss / 1e6
         memory[str((part + 1) * SHORT // 5)] = round(resident)
