@@ -24,12 +24,12 @@ from rdl_study.bench.race import recorded, summary
 from rdl_study.store import project_folder
 
 YEARS = ("2019", "2020")
-#: By row of the main picture: the recorded system, the paper's, and whose time was raced.
+#: By row of the main picture: the recorded system, the paper's.
 ROWS = {
-    "BM25": ("first stage", "first stage", None),
-    "bi-encoder": ("bi-encoder", None, "bi-encoder"),
-    "student": ("student", "dual/rank-distillm-colbert", "ours"),
-    "teacher, 7 B": ("teacher (rank_vicuna)", "RankZephyr", None),
+    "BM25": ("first stage", "first stage"),
+    "bi-encoder": ("bi-encoder", None),
+    "student": ("student", "dual/rank-distillm-colbert"),
+    "teacher, 7 B": ("teacher (rank_vicuna)", "RankZephyr"),
 }
 PAPER_TIMES = {"student": "monoELECTRA-base", "teacher, 7 B": "RankZephyr-7B"}
 OURS = "recorded here: a student of 22 M, teacher RankVicuna; on two CPU cores; 95 % intervals"
@@ -40,7 +40,7 @@ def main_figures() -> pd.DataFrame:
     """nDCG@10 of each system by year, and ms per query, as recorded and published; NaN if unknown."""
     file = project_folder() / "results" / "trec-dl" / "effectiveness.csv"
     table, paper = pd.read_csv(file, dtype={"query_id": "str"}), study.published("trec_dl")
-    ours, theirs, raced = zip(*ROWS.values(), strict=True)
+    ours, theirs = zip(*ROWS.values(), strict=True)
     columns = {}
     for year in YEARS:
         rows = table[table["collection"] == f"rdl/trec-dl-{year}"]
@@ -48,9 +48,11 @@ def main_figures() -> pd.DataFrame:
         means = compare(values, ours[0])
         columns |= {(year, name): means[name].to_numpy() for name in ("mean", "ci_low", "ci_high")}
         columns[year, "published"] = paper[f"bm25/trec-dl-{year}"].reindex(theirs).to_numpy()
-    ms = summary(recorded("rank").timings)["median_ms"]
+    window, rank = (summary(recorded(part).timings)["median_ms"] for part in ("window", "rank"))
+    whole = len(plan_windows(100)) * window["listwise LLM (7B), a window"]  # one of them was timed
+    ms = {"bi-encoder": rank["bi-encoder"], "student": window["ours"], "teacher, 7 B": whole}
+    columns["time", "ms"] = pd.Series(ms).reindex(ROWS).to_numpy()
     seconds = study.published("efficiency")["seconds_per_query"]
-    columns["time", "ms"] = ms.reindex(raced).to_numpy()
     columns["time", "published"] = 1000 * seconds.reindex(map(PAPER_TIMES.get, ROWS)).to_numpy()
     return pd.DataFrame(columns, index=list(ROWS))
 
@@ -68,8 +70,8 @@ def main_result() -> Figure:
     times = panels[2]
     study.name_rows(times, list(shown.index), "ms per query, 100 passages")
     mark(times, shown["time", "ms"], shown["time", "published"])
-    times.set(xscale="log", xlim=(4, 80_000))
-    times.set_xticks([10, 100, 1000, 10_000], ["10", "100", "1,000", "10,000"])
+    times.set(xscale="log", xlim=(4, 6_000_000))
+    times.set_xticks([10, 1000, 100_000], ["10", "1,000", "100,000"])
     times.minorticks_off()
     for row in np.flatnonzero(shown["time", "ms"].isna()):
         times.text(5, row, "not measured here", va="center", color="#5b6670", fontsize="small")
