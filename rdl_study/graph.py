@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -19,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock
 
 from rdl_core.data import pydocs
@@ -106,13 +108,15 @@ def marker(name: str) -> Path:
 
 
 def run(node: Node) -> None:
-    """Do a node's work, as far as the store does not hold it, and leave its marker."""
+    """Do a node's work, as far as the store does not hold it; leave a marker with what it took."""
+    started, begun = psutil.Process().create_time(), time.time()
     with noted() as ids:
         for function, arguments in node.work:
             function(*arguments)
-    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN  # a page's notebook is a process of its own
-    peak = max(resource.getrusage(x).ru_maxrss for x in whose) >> 10
-    ended = {"node": node.name, "what": node.what, "runs": list(ids), "peak_mb": peak}
+    used = [*map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))]  # and kernels
+    ended = {"node": node.name, "what": node.what, "runs": list(ids), "start_s": begun - started,
+             "wall_s": time.time() - started, "cpu_s": sum(x.ru_utime + x.ru_stime for x in used),
+             "peak_mb": max(x.ru_maxrss for x in used) >> 10}  # fmt: skip
     with FileLock(f"{marker(node.name)}.lock"):  # two jobs may do the same node
         write_json(marker(node.name), ended)
 

@@ -134,7 +134,8 @@ def code_hash(*modules: str) -> str:
         waiting += own_imports(tree)
         for node in ast.walk(tree):
             if isinstance(body := getattr(node, "body", None), list):
-                node.body = [x for x in body if not _is_text(x)]
+                texts = [x for x in body if isinstance(getattr(x, "value", x), ast.Constant)]
+                node.body = [x for x in body if not (isinstance(x, ast.Expr) and x in texts)]
         trees[module] = ast.dump(tree)
     return short_hash(trees)
 
@@ -155,7 +156,3 @@ def _exists(module: str) -> bool:
     parent = module.rpartition(".")[0]
     is_name = parent and importlib.util.find_spec(parent).submodule_search_locations is None
     return not is_name and importlib.util.find_spec(module) is not None
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
