@@ -168,6 +168,7 @@ def test_broken_weights_are_no_stack_trace_and_too_many_waiting_are_told():
             httpx.AsyncClient(transport=transport, base_url="http://fox") as http,
         ):
             body = {"query": QUERY, "documents": TEXTS}
+            await http.get("/health")  # what is imported late would count as waiting
             return await asyncio.gather(*(http.post("/rerank", json=body) for _ in range(n)))
 
     original = STUDENT.score
