@@ -33,10 +33,12 @@ def code(notebook, tag=None):
 
 
 def executed(name, **values):
-    """Everything that a notebook's cells define, run in order in this process."""
+    """Everything that a notebook's cells define, run in order in this process, but for an LLM's part."""
     plt.switch_backend("agg")
     namespace = {}
     for tags, source in cells(name):
+        if "LocalConfig" in source:  # `make book` runs it
+            break
         exec(compile(source, name, "exec"), namespace)
         if "parameters" in tags:
             namespace |= values
@@ -46,13 +48,12 @@ def executed(name, **values):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A folder in BEIR's layout: 40 embedded queries, their passages and others, all cut short."""
+    """A folder in BEIR's layout: 40 embedded queries, their passages and others."""
     folder, dev = tmp_path_factory.mktemp("corpus"), load("rdl/pydocs/dev")
     queries = dev.queries[:40]
     qrels = dev.qrels[dev.qrels["query_id"].isin(queries["query_id"])]
     passages = pd.concat([dev.passages_of(qrels["doc_id"]), dev.passages[:600]])
     passages = passages.drop_duplicates("doc_id")
-    passages["text"] = passages["text"].str[:120]  # an LLM reads them
     for name, frame in (("queries", queries), ("corpus", passages)):
         frame.set_axis(["_id", "text"], axis=1).to_json(
             folder / f"{name}.jsonl", orient="records", lines=True
@@ -67,7 +68,7 @@ def corpus(tmp_path_factory):
 def pages(runs, tiny, corpus):
     """Namespace of a page at the tiny profile; each is executed once."""
     teachers = ["fused", "first_stage", "judgments"]  # no LLM is asked
-    corpus = {"collection": corpus, "n_train": 28, "n_passes": 1, "n_asked": 10}
+    corpus = {"collection": corpus, "n_train": 28, "n_passes": 1}
     own = {"your_corpus": corpus, "teacher": {"teachers": teachers}}
     own["negatives"] = {"first_stages": ["bm25"]}
     return cache(lambda name: executed(name, profile=tiny, **own.get(name, {})))
