@@ -127,7 +127,7 @@ def run(config: RunConfig) -> None:
 def bench(config: BenchConfig) -> None:
     """Race systems on the same passages, weights and lengths, and keep the figures.
 
-    Parts are rank, runtimes, engine, train, sample, depth, length, list_size, llm, window and limit;
+    Parts are rank, runtimes, engine, train, sample, depth, length, list_size, cores, llm, window, limit;
     none: all. gpu: what needs a GPU, the most telling first, within a budget.
     """
     from rdl_study.bench import gpu, measure
