@@ -127,8 +127,8 @@ def run(config: RunConfig) -> None:
 def bench(config: BenchConfig) -> None:
     """Race systems on the same passages, weights and lengths, and keep the figures.
 
-    Parts are rank, runtimes, engine, train, sample, depth, length, list_size, cores, llm, window, limit;
-    none: all. gpu: what needs a GPU, the most telling first, within a budget.
+    Parts are rank, runtimes, engine, train, sample, depth, length, list_size, cores, llm, window,
+    limit; none: all. gpu: what needs a GPU, the most telling first, within a budget.
     """
     from rdl_study.bench import gpu, measure
 

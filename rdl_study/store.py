@@ -134,8 +134,8 @@ def code_hash(*modules: str) -> str:
         waiting += own_imports(tree)
         for node in ast.walk(tree):
             if isinstance(body := getattr(node, "body", None), list):
-                texts = [x for x in body if isinstance(getattr(x, "value", x), ast.Constant)]
-                node.body = [x for x in body if not (isinstance(x, ast.Expr) and x in texts)]
+                doc = [x for x in body if isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant)]
+                node.body = [x for x in body if x not in doc]
         trees[module] = ast.dump(tree)
     return short_hash(trees)
 

@@ -1,9 +1,9 @@
-"""Servers in one race: `PYTHONPATH=. python results/efficiency/serve.py`.
+"""Servers in one race: `PYTHONPATH=. python results/efficiency/serve.py NAME` writes `cpu/NAME.*`.
 
 `rdl serve` and a plain server of FastAPI and sentence-transformers have the same weights and get the
 same lists: TREC DL 2019 with BM25's top 100, 8 clients at once. In the same turns, the process of
-`rdl bench rank` ranks these lists one after the other, without a server. Then 10,000 requests of 4 short
-texts each.
+`rdl bench rank` ranks these lists one after the other, without a server. Then 10,000 requests of 4
+short texts each.
 """
 
 import json
@@ -31,7 +31,7 @@ from rdl_study.store import machine
 
 CLIENTS, REQUESTS, TURNS, SHORT = 8, 16, int(os.environ.get("TURNS", 5)), 10_000
 WITHOUT = "rdl bench rank, without a server, float32"
-FILE = Path(__file__).parent / "cpu" / "serve.csv"
+FILE = Path(__file__).parent / "cpu" / f"{sys.argv[1]}.csv"
 PLAIN = """
 import sys
 import uvicorn
@@ -109,7 +109,7 @@ with ExitStack() as stack:
     commands = {f"rdl serve, {x}": [*ours, f"--precision={x}", "--port"] for x in names}
     commands["FastAPI over sentence-transformers"] = ["-c", PLAIN, str(weights)]
     ports = {name: 8101 + n for n, name in enumerate(commands)}
-    servers = {name: started([*words, str(ports[name])], ports[name]) for name, words in commands.items()}
+    servers = {x: started([*words, str(ports[x])], ports[x]) for x, words in commands.items()}
     for server in servers.values():
         stack.callback(server.kill)
     for port in ports.values():
@@ -135,4 +135,5 @@ with ExitStack() as stack:
         print(memory, flush=True)
 pd.DataFrame(rows).to_csv(FILE, index=False)
 about = {"clients": CLIENTS, "requests": REQUESTS, "lists": [len(x["documents"]) for x in bodies]}
-write_json(FILE.with_suffix(".json"), about | {"resident_mb": memory} | machine() | {"versions": versions()})
+about |= {"resident_mb": memory, **machine(), "versions": versions()}
+write_json(FILE.with_suffix(".json"), about)
