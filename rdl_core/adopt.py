@@ -151,9 +151,9 @@ def _blended(candidates: pd.DataFrame, scores: np.ndarray, weight: float, depth:
     reranked, blended = candidates[top], np.full(len(candidates), np.nan)
     first_stage = -reranked["rank"].to_numpy(float)
     if "score" in reranked:  # a file may have kept scores that do not go with its ranks
-        by_query = reranked.sort_values("rank").groupby("query_id")["score"]
-        fits = by_query.agg(lambda x: x.notna().all() and x.is_monotonic_decreasing)
-        fitting = reranked["query_id"].map(fits).to_numpy(bool)
+        by_rank = reranked.sort_values("rank")
+        odd = by_rank["score"].isna() | (by_rank.groupby("query_id")["score"].diff() > 0)
+        fitting = ~reranked["query_id"].isin(by_rank["query_id"][odd]).to_numpy()
         first_stage = np.where(fitting, reranked["score"], first_stage)
     own = fuse(reranked, scores[top]) if weight else 0.0  # without a weight, there may be no scores
     blended[top] = weight * own + (1 - weight) * fuse(reranked, first_stage)

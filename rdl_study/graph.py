@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -225,8 +226,13 @@ def _id(config: object) -> str:
 
 def _code(*modules: str) -> list[object]:
     """Code and libraries, with those whose documentation the embedded collection is."""
+    return [code_hash(*modules), *_versions()]
+
+
+@cache
+def _versions() -> list[object]:
     sources = ["scikit-learn" if name == "sklearn" else name for name in pydocs.PACKAGES]
-    return [code_hash(*modules), libraries(), sys.version, [*map(metadata.version, sources)]]
+    return [libraries(), sys.version, [*map(metadata.version, sources)]]
 
 
 def _plain(value: Any) -> Any:

@@ -126,18 +126,23 @@ def code_hash(*modules: str) -> str:
     """Hash of modules and of all of ours that they import, blind to docstrings and comments."""
     trees, waiting = {}, list(modules)
     while waiting:
-        if (module := waiting.pop()) in trees:
-            continue
-        source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
-        with _parsing:
-            tree = ast.parse(source)
-        waiting += own_imports(tree)
-        for node in ast.walk(tree):
-            if isinstance(body := getattr(node, "body", None), list):
-                doc = [x for x in body if isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant)]
-                node.body = [x for x in body if x not in doc]
-        trees[module] = ast.dump(tree)
+        if (module := waiting.pop()) not in trees:
+            trees[module], imported = _without_prose(module)
+            waiting += imported
     return short_hash(trees)
+
+
+@lru_cache  # most are behind several hashes
+def _without_prose(module: str) -> tuple[str, list[str]]:
+    """A module's code, as text, and the modules of ours that it imports."""
+    source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+    with _parsing:
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            doc = [x for x in body if isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant)]
+            node.body = [x for x in body if x not in doc]
+    return ast.dump(tree), own_imports(tree)
 
 
 def own_imports(tree: ast.Module) -> list[str]:

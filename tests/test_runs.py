@@ -64,7 +64,8 @@ def test_code_hash_follows_imports_and_is_blind_to_prose(tmp_path, monkeypatch):
         (tmp_path / "fake.py").write_text(main)
         (tmp_path / "helper.py").write_text(helper)
         importlib.invalidate_caches()
-        store.code_hash.cache_clear()
+        for cached in (store.code_hash, store._without_prose):
+            cached.cache_clear()
         return store.code_hash("rdl_core.fake")
 
     main, helper = "from rdl_study.helper import f\nx = f(1)\n", "def f(a): return a\n"
@@ -72,4 +73,3 @@ def test_code_hash_follows_imports_and_is_blind_to_prose(tmp_path, monkeypatch):
     assert hash_of(f'"""Words."""\n{main}  # why\n', helper) == before
     assert hash_of(main, 'def f(a):\n    """Say more."""\n    return a\n') == before
     assert hash_of(main, "def f(a): return -a\n") != before
-    store.code_hash.cache_clear()
