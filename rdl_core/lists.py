@@ -20,9 +20,7 @@ from rdl_core.tokens import TokenCorpus, TokenStore
 __all__ = ["RankedLists", "rows_of"]
 
 # Tables [n, depth], and what stands where there is no candidate or nothing is known of it.
-_EMPTY = {
-    "passage_rows": 0, "teacher_rank": 0, "teacher_score": math.nan, "relevance": -1, "mask": False,
-}  # fmt: skip
+_EMPTY = dict(passage_rows=0, teacher_rank=0, teacher_score=math.nan, relevance=-1, mask=False)
 
 
 @dataclass(frozen=True, kw_only=True)

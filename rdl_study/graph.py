@@ -16,7 +16,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from rdl_study.store import code_hash, libraries, noted, runs_folder, short_hash
 __all__ = ["Node", "declarations", "jobs", "marker", "nodes", "plan", "run"]
 
 _TIMING, _LAST = "efficiency", ("costs", "start")  # nothing runs beside it; these sum up all pages
+_SOURCES = [metadata.version("scikit-learn" if x == "sklearn" else x) for x in pydocs.PACKAGES]
 _Work = tuple[Callable[..., object], tuple]
 
 
@@ -226,13 +226,7 @@ def _id(config: object) -> str:
 
 def _code(*modules: str) -> list[object]:
     """Code and libraries, with those whose documentation the embedded collection is."""
-    return [code_hash(*modules), *_versions()]
-
-
-@cache
-def _versions() -> list[object]:
-    sources = ["scikit-learn" if name == "sklearn" else name for name in pydocs.PACKAGES]
-    return [libraries(), sys.version, [*map(metadata.version, sources)]]
+    return [code_hash(*modules), libraries(), sys.version, _SOURCES]
 
 
 def _plain(value: Any) -> Any:

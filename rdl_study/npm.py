@@ -1,4 +1,4 @@
-"""Files of packages from the npm registry, for pages and checks that need a browser."""
+"""Files of packages from the npm registry, for pages that need them in a browser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from rdl_core.data.downloads import cache_folder
 
-__all__ = ["AXE", "ONNXRUNTIME", "TOKENIZERS", "Package", "npm_files"]
+__all__ = ["ONNXRUNTIME", "TOKENIZERS", "Package", "npm_files"]
 
 _REGISTRY = "https://registry.npmjs.org"
 
@@ -37,13 +37,6 @@ TOKENIZERS = Package(
     "2e274c1ded45a5c4981f8bdc4a35e8a1d6b7e290b433c9b58260cebfb4908ba2"
     "2ffa26f5cd7ec9dec1c1082f7fdc53c2927da4d5be79167795a8c471aebf7da6",
     ("dist/tokenizers.min.mjs", "LICENSE"),
-)  # fmt: skip
-#: Accessibility rules; the tests use it, the book does not contain it. MPL-2.0.
-AXE = Package(
-    "axe-core", "4.14.1",
-    "1477dafa598d8d065f273d6af302aa203c02e83131707b7fa648cd41bd3d6b73"
-    "4f8c22a0dab86ee6a6f64b8afbe804b214d36db85a2826965edfb3a0b9d546b5",
-    ("axe.min.js",),
 )  # fmt: skip
 
 

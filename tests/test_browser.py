@@ -11,9 +11,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rdl_study.npm import AXE, npm_files
+from rdl_study.npm import Package, npm_files
 from rdl_study.store import project_folder
 
+#: Accessibility rules, MPL-2.0.
+AXE = Package(
+    "axe-core", "4.14.1",
+    "1477dafa598d8d065f273d6af302aa203c02e83131707b7fa648cd41bd3d6b73"
+    "4f8c22a0dab86ee6a6f64b8afbe804b214d36db85a2826965edfb3a0b9d546b5", ("axe.min.js",),
+)  # fmt: skip
 SITE = project_folder() / "_build" / "html"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PAGES = sorted(str(x.relative_to(SITE)) for x in SITE.rglob("*.html") if "_static" not in x.parts)
