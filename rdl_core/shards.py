@@ -54,10 +54,9 @@ def each_on_a_gpu(work: Callable[..., object], arguments: Sequence[tuple]) -> No
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else map(str, range(len(arguments)))
-    processes, children = multiprocessing.get_context("forkserver"), []
-    processes.set_forkserver_preload([work.__module__])  # what takes seconds to import, once for all
+    start, children = multiprocessing.get_context("spawn").Process, []
     for gpu, own in zip(gpus, arguments, strict=False):  # a GPU may be left over
-        children.append(processes.Process(target=_on_gpu, args=(gpu, work, own)))
+        children.append(start(target=_on_gpu, args=(gpu, work, own)))
         children[-1].start()
     for child in children:
         child.join()
