@@ -80,6 +80,8 @@ def test_readme_says_what_was_recorded_and_raced():
     gain = f"BM25's {docs['first stage']} to {docs['student']}; the LLM itself has {docs['smollm2']}"
     assert gain in readme
     assert f"level with the LLM ({docs['student + bi-encoder + first stage']}" in readme
+    few = tables.recorded("depth", "queries", "docs").values.mean().map("{:.3f}".format).str[1:]
+    assert "250 give {}, 1,000 give {}, and all 5,720 give {}.".format(*few) in readme
     timings = recorded("rank").timings
     theirs = timings[timings["system"].str.startswith("sentence-transformers")]
     best = theirs.groupby("system")["ms"].median().idxmin()
