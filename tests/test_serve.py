@@ -321,11 +321,12 @@ def test_no_generated_request_breaks_it(case):
 
 
 def test_on_sigterm_what_came_is_answered_and_nothing_was_logged_of_texts(server):
-    answers, path = [], f"{server.address}/rerank"
+    answers, client = [], httpx.Client(base_url=server.address)
+    client.get("/health")  # connected: under load, that alone takes longer than the wait below
     body = {"query": QUERY, "documents": ["w1 w2 w3 secretword"] * 900}
-    asking = threading.Thread(target=lambda: answers.append(httpx.post(path, json=body)))
+    asking = threading.Thread(target=lambda: answers.append(client.post("/rerank", json=body)))
     asking.start()
-    time.sleep(0.1)
+    time.sleep(0.2)
     os.kill(server.process.pid, signal.SIGTERM)
     asking.join()
     assert answers[0].is_success
