@@ -16,7 +16,7 @@ from typing import NamedTuple
 import ir_measures
 import numpy as np
 import pandas as pd
-import scipy  # its stats take a second to load: when they are used
+import scipy  # scipy.stats takes a second to load, and loads when it is first used
 from pandas.api.types import is_integer_dtype, is_string_dtype
 
 from rdl_core.config import EvaluateConfig

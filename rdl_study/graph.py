@@ -37,7 +37,7 @@ from rdl_study.store import code_hash, libraries, noted, runs_folder, short_hash
 __all__ = ["Node", "declarations", "jobs", "marker", "nodes", "plan", "run"]
 
 _TIMING, _LAST = "efficiency", ("costs", "start")  # nothing runs beside it; these sum up all pages
-_SOURCES = [metadata.version("scikit-learn" if x == "sklearn" else x) for x in pydocs.PACKAGES]
+_VERSIONS = [metadata.version("scikit-learn" if x == "sklearn" else x) for x in pydocs.PACKAGES]
 _Work = tuple[Callable[..., object], tuple]
 
 
@@ -226,7 +226,7 @@ def _id(config: object) -> str:
 
 def _code(*modules: str) -> list[object]:
     """Code and libraries, with those whose documentation the embedded collection is."""
-    return [code_hash(*modules), libraries(), sys.version, _SOURCES]
+    return [code_hash(*modules), libraries(), sys.version, _VERSIONS]
 
 
 def _plain(value: Any) -> Any:

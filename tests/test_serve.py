@@ -322,7 +322,7 @@ def test_no_generated_request_breaks_it(case):
 
 def test_on_sigterm_what_came_is_answered_and_nothing_was_logged_of_texts(server):
     answers, client = [], httpx.Client(base_url=server.address)
-    client.get("/health")  # connected: under load, that alone takes longer than the wait below
+    client.get("/health")  # connects, which can take longer than the wait below
     body = {"query": QUERY, "documents": ["w1 w2 w3 secretword"] * 900}
     asking = threading.Thread(target=lambda: answers.append(client.post("/rerank", json=body)))
     asking.start()
