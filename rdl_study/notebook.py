@@ -79,7 +79,7 @@ def parameters(notebook: str, namespace: MutableMapping[str, Any], **choices: Co
         raise ValueError(f"notebook {notebook!r} has no parameter {names}: expected {known}")
     for name, default in defaults.items():
         value = _checked(name, namespace[name], default)
-        if name in choices:
+        if name in choices and value != default:  # which may be an empty list
             _check_choice(name, value, choices[name])
         namespace[name] = value
     load_profile(namespace["profile"])
