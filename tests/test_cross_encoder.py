@@ -1,8 +1,6 @@
 """The student: packed scores and gradients are the padded ones, here and wherever it is loaded."""
 
 import shutil
-import subprocess
-import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,7 +8,8 @@ from threading import Thread
 
 import pytest
 import torch
-from conftest import WORDS, child_environment, make_model, make_student, make_tokenizer, weights
+from conftest import WORDS, make_model, make_student, make_tokenizer, weights
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder as Modules
 from sentence_transformers.base.modules import Dense, Transformer
@@ -299,20 +298,23 @@ class Hub(SimpleHTTPRequestHandler):
         super().end_headers()
 
 
-def test_a_modular_cross_encoder_comes_from_a_hub(tmp_path):
+def test_a_modular_cross_encoder_comes_from_a_hub(tmp_path, monkeypatch):
     folder = modular(tmp_path, "modernbert", **ETTIN)
-    shutil.copytree(folder, tmp_path / "hub" / "me" / "fox" / "resolve" / "main")
+    main = tmp_path / "hub" / "me" / "fox" / "resolve" / "main"
+    shutil.copytree(folder, main)
+    main.with_name("0" * 40).symlink_to(main)  # its commit
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=tmp_path / "hub")) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        own = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
-        code = "import sys; from rdl_core.cross_encoder import CrossEncoder as C; "
-        code += "C.from_pretrained('me/fox', trained=True, query_tokens=5, passage_tokens=20)"
-        words = [sys.executable, "-c", f"{code}.save_pretrained(sys.argv[1])", str(tmp_path / "plain")]
-        environment = child_environment(HF_HOME=str(tmp_path / "home"), **own)
-        subprocess.run(words, check=True, env=environment)
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home"))
+        limits = {"query_tokens": 5, "passage_tokens": 20}
+        read = CrossEncoder.from_pretrained("me/fox", trained=True, **limits).model.state_dict()
         server.shutdown()
-    read = load_file(tmp_path / "plain" / "model.safetensors")
-    local = CrossEncoder.from_pretrained(folder, query_tokens=5, passage_tokens=20).model.state_dict()
+    local = CrossEncoder.from_pretrained(folder, **limits).model.state_dict()
     assert read.keys() == local.keys()
     assert all(torch.equal(read[name], local[name]) for name in read)
 
