@@ -33,7 +33,7 @@ def code(notebook, tag=None):
 
 
 def executed(name, **values):
-    """Everything that a notebook's cells define, run in order in this process, but for an LLM's part."""
+    """All that a notebook's cells define, run in order in this process, but for an LLM's part."""
     plt.switch_backend("agg")
     namespace = {}
     for tags, source in cells(name):
@@ -108,11 +108,14 @@ def test_every_notebook_takes_what_every_profile_gives_it():
         assert declarations(path.stem).keys() == NOTEBOOKS.keys()
 
 
-@pytest.mark.parametrize("name", MEASURED)
-def test_pages_declare_the_systems_that_were_recorded(name):
-    file = project_folder() / "results" / "trec-dl" / f"{name}.csv"
+@pytest.mark.parametrize(("profile", "name"), [
+    (profile, name) for profile in ("docs", "trec-dl") for name in MEASURED
+    if (project_folder() / "results" / profile / f"{name}.csv").exists()
+])  # fmt: skip
+def test_pages_declare_the_systems_that_were_recorded(profile, name):
+    file = project_folder() / "results" / profile / f"{name}.csv"
     recorded = json.loads(file.with_suffix(".json").read_text())["parts"]
-    parts, systems = declarations("trec-dl", [name])[name], pd.read_csv(file).groupby("part")["system"]
+    parts, systems = declarations(profile, [name])[name], pd.read_csv(file).groupby("part")["system"]
     assert parts.keys() & recorded.keys()
     for part in parts.keys() & recorded.keys():  # some parts were recorded from other profiles
         assert set(systems.get_group(part)) <= parts[part].systems.keys()
