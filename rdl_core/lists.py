@@ -48,9 +48,8 @@ class RankedLists:
         if (repeated := candidates.duplicated(["query_id", "doc_id"])).any():
             query_id, doc_id = candidates.loc[repeated, ["query_id", "doc_id"]].iloc[0]
             raise ValueError(f"{doc_id!r} stands twice for query {query_id!r}: remove duplicates first")
-        frame = candidates.sort_values(["query_id", "rank"], kind="stable")
+        frame = candidates.sort_values(["query_id", "rank"], kind="stable").assign(mask=True)
         frame["passage_rows"] = rows_of(frame["doc_id"], corpus.doc_ids, "passage")
-        frame["mask"] = True
         list_number, query_ids = pd.factorize(frame["query_id"])
         column = frame.groupby("query_id").cumcount().to_numpy()
         shape, tables = (len(query_ids), int(column.max(initial=-1)) + 1), {}
@@ -88,11 +87,12 @@ class RankedLists:
 def rows_of(ids: pd.Series, store_ids: pd.Index, what: str) -> np.ndarray:
     """Row of each id, repeats too, in a store; int64 ``[n]``; ValueError names a `what` it lacks."""
     # The store's ids are looked up among the wanted: a hash table of millions is slow to build.
-    number, wanted = pd.factorize(ids)
+    number, wanted = pd.factorize(ids)  # -1 for no id
     places = pd.Index(wanted).get_indexer(store_ids)  # -1 where not wanted
     row_of = np.full(len(wanted) + 1, -1)
     row_of[places] = np.arange(len(places))  # the last place is nobody's
-    rows = row_of[:-1][number]
+    row_of[-1] = -1
+    rows = row_of[number]
     if len(lacking := ids[rows < 0]):
         told = f"expected every {what} id in the collection ({len(store_ids)} ids), but"
         raise ValueError(f"{told} {lacking.iloc[0]!r} is not: is it of another collection?")

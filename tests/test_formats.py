@@ -214,7 +214,7 @@ TABLES = [
 ]
 REFUSED = {
     from_frame: [
-        *TABLES, (table()[:0], "frame: expected candidates; got none"),
+        *TABLES, (table()[:0], "frame: expected records; got none"),
         (table().set_axis(["qid", "document"], axis=1), "a column doc_id or docno", "rename one"),
         (table(text="t").set_axis(["qid", "docno", "docno"], axis=1), "frame: ", "'docno' twice"),
     ],
@@ -300,8 +300,10 @@ def test_broken_files_unknown_formats_and_ids_no_run_can_hold_are_refused(write,
         read_candidates(write(b"PAR1 and no more"))
     rows = ({"query_id": "7", "doc_id": "a b" if i == 4 else f"d{i}", "score": -i} for i in range(6))
     frame = read_candidates(write(jsonl(*rows)))
-    with pytest.raises(ValueError, match="file, line 5, doc_id 'a b': expected ids without blanks"):
-        formats.check_run(frame[frame["rank"] < 3], "tag")
+    tabs = formats.read_run(write("query_id\tdoc_id\tscore\n7\td0\t1\n7\ta b\t0\n"))
+    for read, line in ((frame[frame["rank"] < 3], 5), (tabs, 3)):
+        with pytest.raises(ValueError, match=f"line {line}, doc_id 'a b': expected ids without blanks"):
+            formats.check_run(read, "tag")
 
 
 IDS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=5)

@@ -319,8 +319,7 @@ def _unpacked(
     for number, record in records:
         rows = []
         try:
-            for row in unpack(record):
-                rows.append(row)
+            rows.extend(unpack(record))  # keeps those before a misfit, so that it can be counted
         except ValueError as misfit:
             candidate = f", candidate {len(rows) + 1}" if rows else ""
             _refuse(f"{path}, {unit} {number}{candidate}", *misfit.args)
@@ -333,8 +332,6 @@ def _unpacked(
         counted = (f"{number}, candidate {n}" for n in range(1, len(rows) + 1))
         places.extend(counted if lists else [number])
         values.extend([row.get(name) for name in _COLUMNS] for row in rows)
-    if not places:
-        _refuse(path, "records", "none", "check its source")
     return pd.DataFrame(values, pd.Index(places, name=f"{path}, {unit}"), [*_COLUMNS], dtype=object)
 
 
@@ -380,6 +377,8 @@ _HEADER = {"title", *(x for columns in _ALL for names, _ in columns.values() for
 
 def _checked(frame: pd.DataFrame, columns: dict, *, strict: bool = True) -> pd.DataFrame:
     """Columns of their kinds, not `strict` where numbers are text; each id, or pair of ids, once."""
+    if frame.empty:
+        _refuse(frame.index.name.rpartition(", ")[0], "records", "none", "check its source")
     checked = pd.DataFrame(index=frame.index)
     for name, (_, kind) in columns.items():
         values = frame[name].astype(object).where(frame[name].notna(), None).tolist()
@@ -406,9 +405,7 @@ def _candidates(frame: pd.DataFrame, *, strict: bool = True) -> pd.DataFrame:
     """Check columns, order the rows of each query, and count their rank anew from 1."""
     kept = {x: _COLUMNS[x] for x in _COLUMNS if x in _IDS or (x in frame and frame[x].notna().any())}
     frame, source = _checked(frame, kept, strict=strict), frame.index.name.rpartition(", ")[0]
-    if frame.empty:
-        _refuse(source, "candidates", "none", "check its source")
-    for name in _IDS if strict else ():  # else blanks separate the columns
+    for name in _IDS:
         if blank := [x for x in frame[name].unique() if x.split() != [x]]:
             place = _place(frame, (frame[name] == blank[0]).argmax())
             frame.attrs["blank"] = f"{place}, {name} {blank[0]!r}"

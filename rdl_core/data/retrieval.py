@@ -38,8 +38,7 @@ def bm25(queries: pd.DataFrame, passages: pd.DataFrame, *, depth: int) -> pd.Dat
     texts = passages["text"], queries["query"]
     words, query_words = (bm25s.tokenize(list(map(bigrams, x)), **options) for x in texts)
     if not (query_words.ids and words.vocab):  # which bm25s does not take
-        if len(passages):
-            _log.warning("BM25: no passage or no query has a word, so that there are no candidates")
+        _log.warning("BM25: no passage or no query has a word, so that there are no candidates")
         return _candidates(queries, passages, np.empty((len(queries), 0), np.int64), np.empty((0, 0)))
     index.index(words, show_progress=bars)
     rows, scores = index.retrieve(query_words, k=min(depth, len(passages)), show_progress=bars)
