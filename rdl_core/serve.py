@@ -12,12 +12,12 @@ import math
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from queue import SimpleQueue
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -76,14 +76,6 @@ class ScoreRequest(BaseModel):
     model: str | None = None
 
 
-class _Pairs(NamedTuple):
-    """Token ids of pairs that wait for their scores."""
-
-    queries: list[list[int]]
-    passages: list[list[int]]
-    scores: asyncio.Future
-
-
 class _Scorer:
     """One thread that scores whatever waits, together."""
 
@@ -91,49 +83,52 @@ class _Scorer:
         self.student, self._engine = student, engine(student, precision)
         self._budget = token_budget_of(student.device)
         self.n_asked = 0  # requests that are not answered yet
-        self._queue: asyncio.Queue[_Pairs] = asyncio.Queue()
+        self._queue = SimpleQueue()  # token ids of queries and of passages, and the future scores
         self._thread = ThreadPoolExecutor(1)
 
-    def tokenise(self, texts: list[str], max_tokens: int | None) -> list[list[int]]:
-        """Token ids of texts, cut to so many."""
-        encoded = self.student.tokenizer(texts, add_special_tokens=False)
-        return [ids[:max_tokens] for ids in encoded["input_ids"]]
+    def tokenise(
+        self, what: str, texts: list[str], limit: int, cut: int | None = None, truncate: bool = True
+    ) -> list[list[int]]:
+        """Token ids of texts, `cut` to so many, and to the limit unless `truncate` forbids that."""
+        encoded = self.student.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encoded = [ids[:cut] for ids in encoded]
+        if not truncate and (longest := max(map(len, encoded))) > limit:
+            too_long = f"a {what} of {longest} tokens is longer than {limit}"
+            raise HTTPException(422, f"{too_long}, and truncate is false")
+        return [ids[:limit] for ids in encoded]
 
-    async def scores(self, queries: list[list[int]], passages: list[list[int]]) -> np.ndarray:
-        """Logits of pairs, once it is their turn."""
-        pairs = _Pairs(queries, passages, asyncio.get_running_loop().create_future())
-        self._queue.put_nowait(pairs)
-        return await pairs.scores  # cancelled if nobody waits for them any more
+    def scores(self, queries: list[list[int]], passages: list[list[int]]) -> asyncio.Future:
+        """Logits of pairs, once it is their turn; cancel it if nobody waits for them any more."""
+        scores = Future()
+        self._queue.put((queries, passages, scores))
+        self._thread.submit(self._score)  # once for each, so that none is left in the queue
+        return asyncio.wrap_future(scores)
 
-    async def work(self) -> None:
-        """Score until cancelled."""
-        while True:
-            batch = [await self._queue.get()]
-            while not self._queue.empty() and sum(len(x.passages) for x in batch) < _PAIRS_AT_ONCE:
-                batch.append(self._queue.get_nowait())
-            if not (batch := [pairs for pairs in batch if not pairs.scores.done()]):
-                continue
-            loop, ends = asyncio.get_running_loop(), np.cumsum([len(x.passages) for x in batch])
-            error, parts = None, [None] * len(batch)
-            try:
-                scores = await loop.run_in_executor(self._thread, self._score, batch)
-                parts = np.split(scores, ends[:-1])
-            except Exception as problem:  # the next requests may be answered
-                error = problem
-            for pairs, own_scores in zip(batch, parts, strict=True):
-                if not pairs.scores.done():
-                    pairs.scores.set_exception(error) if error else pairs.scores.set_result(own_scores)
-
-    def _score(self, batch: list[_Pairs]) -> np.ndarray:
+    def _score(self) -> None:
+        """Score what waits, unless it was scored with others before."""
+        queries, passages, futures, ends = [], [], [], []
+        while len(passages) < _PAIRS_AT_ONCE and not self._queue.empty():
+            own_queries, own_passages, future = self._queue.get()
+            if future.set_running_or_notify_cancel():  # else it was cancelled
+                queries += own_queries
+                passages += own_passages
+                futures.append(future)
+                ends.append(len(passages))
+        if not futures:
+            return
         device = self.student.device
-        queries = TokenStore.from_lists([ids for pairs in batch for ids in pairs.queries]).to(device)
-        passages = TokenStore.from_lists([ids for pairs in batch for ids in pairs.passages]).to(device)
-        rows = torch.arange(len(passages), device=device)
-        score = partial(self._engine.score, queries, passages, rows, rows)
-        scores, self._budget = fitting(score, self._budget)
-        if not np.isfinite(scores := scores.cpu().numpy()).all():
-            raise ValueError("the student scored nan or infinity: its weights are broken")
-        return scores
+        try:
+            stores = [TokenStore.from_lists(x).to(device) for x in (queries, passages)]
+            rows = torch.arange(len(passages), device=device)
+            score = partial(self._engine.score, *stores, rows, rows)
+            scores, self._budget = fitting(score, self._budget)
+            if not np.isfinite(scores := scores.cpu().numpy()).all():
+                raise ValueError("the student scored nan or infinity: its weights are broken")
+            for future, own_scores in zip(futures, np.split(scores, ends[:-1]), strict=True):
+                future.set_result(own_scores)
+        except Exception as error:  # the next requests may be answered
+            for future in futures:
+                future.set_exception(error)
 
 
 def make_app(
@@ -146,38 +141,31 @@ def make_app(
     too many wait, 503 waited too long.
     """
     scorer, registry = _Scorer(student, precision), prometheus.CollectorRegistry()
-    counts = {
-        name: prometheus.Counter(f"rdl_{name}", what, registry=registry)
-        for name, what in (("pairs", "Pairs scored."), ("tokens", "Their tokens, special ones too."))
-    }
+    pairs = prometheus.Counter("rdl_pairs", "Pairs scored.", registry=registry)
+    tokens = prometheus.Counter("rdl_tokens", "Their tokens, special ones too.", registry=registry)
     requests = prometheus.Counter("rdl_requests", "Answers.", ["path", "status"], registry=registry)
     seconds = prometheus.Histogram("rdl_seconds", "Time to an answer.", ["path"], registry=registry)
     waiting = prometheus.Gauge("rdl_waiting", "Requests without an answer yet.", registry=registry)
     waiting.set_function(lambda: scorer.n_asked)
     name, key = Path(config.student).name, os.environ.get(config.key_variable)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        worker = asyncio.create_task(scorer.work())
-        yield
-        worker.cancel()
-
-    app = FastAPI(title=f"Re-ranker {name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(_Limited, most_bytes=config.most_bytes, longest_s=config.longest_wait_s)
+    app = FastAPI(title=f"Re-ranker {name}", docs_url=None, redoc_url=None)
+    app.add_middleware(_limited, most_bytes=config.most_bytes, longest_s=config.longest_wait_s)
 
     @app.middleware("http")
     async def measured(request: Request, answer: Callable) -> Response:
-        started, path = time.perf_counter(), request.url.path
+        started, path, status = time.perf_counter(), request.url.path, 500  # where scoring fails
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        open_to_all = path == "/health" or not key
-        if open_to_all or hmac.compare_digest(token.encode(), key.encode()):
-            response = await answer(request)
-        else:
-            response = _refusal(401, f"expected the key of {config.key_variable} as a bearer token")
-        path = path if path in paths else "other"
-        requests.labels(path, response.status_code).inc()
-        seconds.labels(path).observe(time.perf_counter() - started)
-        return response
+        try:
+            if path == "/health" or not key or hmac.compare_digest(token.encode(), key.encode()):
+                response = await answer(request)
+            else:
+                response = _refusal(401, f"expected the key of {config.key_variable} as a bearer token")
+            status = response.status_code
+            return response
+        finally:
+            path = path if path in paths else "other"
+            requests.labels(path, status).inc()
+            seconds.labels(path).observe(time.perf_counter() - started)
 
     @app.exception_handler(RequestValidationError)
     async def not_understood(_: Request, error: RequestValidationError) -> Response:
@@ -203,17 +191,13 @@ def make_app(
             raise HTTPException(429, f"{config.most_waiting} requests wait already: try again later")
         scorer.n_asked += 1
         try:
+            tokenise = partial(asyncio.to_thread, scorer.tokenise, truncate=truncate)
             query_ids, passage_ids = await asyncio.gather(
-                asyncio.to_thread(scorer.tokenise, queries, None),
-                asyncio.to_thread(scorer.tokenise, passages, cut),
+                tokenise("query", queries, student.query_tokens),
+                tokenise("text", passages, student.passage_tokens * student.chunks, cut),
             )
-            limits = student.query_tokens, student.passage_tokens * student.chunks
-            for what, ids, limit in (("query", query_ids, limits[0]), ("text", passage_ids, limits[1])):
-                if not truncate and (longest := max(map(len, ids))) > limit:
-                    too_long = f"a {what} of {longest} tokens is longer than {limit}"
-                    raise HTTPException(422, f"{too_long}, and truncate is false")
             query_ids = query_ids * len(passages) if len(queries) == 1 else query_ids
-            scoring = asyncio.ensure_future(scorer.scores(query_ids, passage_ids))
+            scoring = scorer.scores(query_ids, passage_ids)
             gone = asyncio.ensure_future(_gone(request))
             first = {"timeout": config.longest_wait_s, "return_when": asyncio.FIRST_COMPLETED}
             _, unfinished = await asyncio.wait({scoring, gone}, **first)
@@ -225,10 +209,9 @@ def make_app(
             scorer.n_asked -= 1
         n_tokens, size, special = 0, student.passage_tokens, student.template.n_tokens
         for x, y in zip(query_ids, passage_ids, strict=True):
-            n = min(len(y), limits[1])
-            n_tokens += n + max(1, -(-n // size)) * (min(len(x), limits[0]) + special)
-        counts["pairs"].inc(len(passages))
-        counts["tokens"].inc(n_tokens)
+            n_tokens += len(y) + max(1, -(-len(y) // size)) * (len(x) + special)
+        pairs.inc(len(passages))
+        tokens.inc(n_tokens)
         return scoring.result(), n_tokens
 
     @app.post("/rerank")
@@ -243,7 +226,10 @@ def make_app(
         options = {"cut": body.max_tokens_per_doc, "truncate": body.truncate}
         scores, n_tokens = await logits(request, [body.query], texts, **options)
         if adopted and None not in first_stage:
-            scores = _adopted_scores(adopted, scores, first_stage)
+            ids = [*map(str, range(len(texts)))]
+            frame = pd.DataFrame({"query_id": "q", "doc_id": ids, "score": first_stage})
+            frame["rank"] = frame["score"].rank(ascending=False, method="first").astype(int)
+            scores = adopted.apply(frame, scores).set_index("doc_id")["score"][ids].to_numpy(float)
         elif not body.raw_scores:
             scores = expit(scores)
         order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
@@ -294,43 +280,33 @@ def serve(config: ServeConfig) -> None:
     )  # fmt: skip
 
 
-class _Limited:
+def _limited(app: Callable, most_bytes: int, longest_s: float) -> Callable:
     """Refuses bodies that are too large, whatever their headers say, or that do not come."""
 
-    def __init__(self, app: Callable, most_bytes: int, longest_s: float) -> None:
-        self.app, self.most_bytes, self.longest_s = app, most_bytes, longest_s
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+    async def limited(scope: dict, receive: Callable, send: Callable) -> None:
         n_bytes, more = 0, True
 
         async def counted() -> dict:
             nonlocal n_bytes, more
             try:  # behind the body comes only word that the client is gone
-                message = await asyncio.wait_for(receive(), self.longest_s if more else None)
+                message = await asyncio.wait_for(receive(), longest_s if more else None)
             except TimeoutError:
-                raise HTTPException(408, f"the body did not come within {self.longest_s:g} s") from None
+                raise HTTPException(408, f"the body did not come within {longest_s:g} s") from None
             n_bytes += len(message.get("body", b""))
             more = message.get("more_body", False)
-            if n_bytes > self.most_bytes:
-                raise HTTPException(413, f"expected a body of at most {self.most_bytes} bytes")
+            if n_bytes > most_bytes:
+                raise HTTPException(413, f"expected a body of at most {most_bytes} bytes")
             return message
 
-        await self.app(scope, counted if scope["type"] == "http" else receive, send)
+        await app(scope, counted if scope["type"] == "http" else receive, send)
+
+    return limited
 
 
 async def _gone(request: Request) -> None:
     """Wait until the client is."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _adopted_scores(adopted: Adopted, scores: np.ndarray, first_stage: list[float]) -> np.ndarray:
-    """What `rdl adopt` chose, for one query's documents with the first stage's scores."""
-    ids = [*map(str, range(len(first_stage)))]
-    frame = pd.DataFrame({"query_id": "q", "doc_id": ids, "score": first_stage})
-    frame["rank"] = frame["score"].rank(ascending=False, method="first").astype(int)
-    run = adopted.apply(frame, scores).set_index("doc_id")["score"]
-    return run[frame["doc_id"]].to_numpy(float)
 
 
 def _refusal(status: int, message: str) -> Response:

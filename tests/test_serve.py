@@ -163,23 +163,22 @@ def test_a_key_is_asked_for_everywhere_but_for_health(monkeypatch):
 def test_broken_weights_are_no_stack_trace_and_too_many_waiting_are_told():
     async def ask(app, n):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://fox") as http,
-        ):
+        async with httpx.AsyncClient(transport=transport, base_url="http://fox") as http:
             body = {"query": QUERY, "documents": TEXTS}
             await http.get("/health")  # what is imported late would count as waiting
-            return await asyncio.gather(*(http.post("/rerank", json=body) for _ in range(n)))
+            answers = await asyncio.gather(*(http.post("/rerank", json=body) for _ in range(n)))
+            return *answers, await http.get("/metrics")
 
     original = STUDENT.score
     try:
         STUDENT.score = lambda *a, **b: time.sleep(3) or original(*a, **b)
         app = make_app(STUDENT, ServeConfig(student="fox", most_waiting=2, longest_wait_s=2))
-        codes = sorted({answer.status_code for answer in asyncio.run(ask(app, 9))})
-        assert codes == [429, 503]
+        *answers, _ = asyncio.run(ask(app, 9))
+        assert {answer.status_code for answer in answers} == {429, 503}
         STUDENT.score = lambda *a, **b: original(*a, **b) * float("nan")
         app = make_app(STUDENT, ServeConfig(student="fox"))
-        [answer] = asyncio.run(ask(app, 1))
+        answer, metrics = asyncio.run(ask(app, 1))
+        assert 'rdl_requests_total{path="/rerank",status="500"} 1.0' in metrics.text
         told = {"message": "scoring failed: see the server's log"}
         assert (answer.status_code, answer.json()) == (500, told)
     finally:
