@@ -52,7 +52,7 @@ class Adopted:
     def __str__(self) -> str:
         """The verdict in Markdown."""
         seen, systems = self.evidence, {"the student alone": "student", "both, as adopted": "adopted"}
-        lines = [
+        return "\n".join([
             f"{seen['measure']} on {seen['n_queries']:,} judged queries, each measured with what the "
             "others chose:\n",
             f"- the first stage alone: {seen['first_stage']:.3f}",
@@ -62,8 +62,7 @@ class Adopted:
             f"\nAdopted: weight {self.weight:g} for the first {self.depth} passages. Scores are "
             f"probabilities of relevance, {seen['ece']:.3f} off on average ({seen['ece_low']:.3f} to "
             f"{seen['ece_high']:.3f}).",
-        ]  # fmt: skip
-        return "\n".join(lines)
+        ])  # fmt: skip
 
 
 def adopt(
@@ -123,8 +122,7 @@ def adopt(
     harms = evidence["adopted"]["verdict"] == "harms"
     weight, depth = (0.0, deepest) if harms else _best(values, seed)
     slope, intercept = _platt(_blended(candidates, scores, weight, depth), relevant)
-    errors = _calibration_error(probability, relevant, candidates["query_id"], seed)
-    evidence |= dict(zip(("ece", "ece_low", "ece_high"), map(float, errors), strict=True))
+    evidence |= _calibration_error(probability, relevant, candidates["query_id"], seed)
     return Adopted(weight=weight, depth=depth, slope=slope, intercept=intercept, evidence=evidence)
 
 
@@ -179,7 +177,7 @@ def _platt(blended: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:
 
 def _calibration_error(
     probability: np.ndarray, relevant: np.ndarray, query_ids: pd.Series, seed: int
-) -> tuple[float, float, float]:
+) -> dict[str, float]:
     """Mean distance of probability and share of relevant passages over bins, and its 95 % interval."""
     known = ~np.isnan(probability)
     bins = np.minimum((probability[known] * _BINS).astype(int), _BINS - 1)
@@ -191,5 +189,5 @@ def _calibration_error(
     draws = np.random.default_rng(seed).multinomial(len(ids), [1 / len(ids)] * len(ids), _RESAMPLES)
     draws = np.vstack([np.ones(len(ids)), draws])
     errors = np.abs(draws @ gaps).sum(1) / (draws @ counts).sum(1)
-    low, high = np.quantile(errors[1:], [0.025, 0.975])
-    return errors[0], min(low, errors[0]), high  # drawing again adds noise, and so error
+    error, low, high = map(float, (errors[0], *np.quantile(errors[1:], [0.025, 0.975])))
+    return {"ece": error, "ece_low": min(low, error), "ece_high": high}  # resampling adds error

@@ -6,7 +6,7 @@ Other packages add commands by entry points ``rdl.commands``. What a command nee
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -105,10 +105,9 @@ def named_values(_: click.Context, __: click.Parameter, values: tuple[str, ...])
         name, equals, value = text.partition("=")
         if not equals:
             raise click.BadParameter(f"expected name=value, got {text!r}")
-        try:
-            pairs[name] = json.loads(value)
-        except json.JSONDecodeError:
-            pairs[name] = value
+        with suppress(json.JSONDecodeError):
+            value = json.loads(value)
+        pairs[name] = value
     return pairs
 
 
@@ -124,8 +123,7 @@ def refusals() -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             message = f"No such file: {error.filename}"
         elif re.search(r"No space left|quota exceeded|File too large|os error (27|28|122)", message):
-            remedy = "free some space and run the command again, which goes on"
-            message = f"{message}: the disk is full: {remedy}"
+            message += ": the disk is full: free some space and run the command again, which goes on"
         click.echo(f"error: {message}", err=True)
         raise click.exceptions.Exit(2) from None
 

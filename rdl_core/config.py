@@ -135,17 +135,15 @@ class _Shard:
 
     @model_validator(mode="after")
     def _is_a_shard(self) -> Self:
-        self.part  # noqa: B018 - refuses what is none
+        if not re.fullmatch(r"\d+/\d+", self.shard) or not 1 <= self.part[0] <= self.part[1]:
+            raise ValueError(f"shard: expected 1/N to N/N, such as 2/8; got {self.shard!r}")
         return self
 
     @property
     def part(self) -> tuple[int, int]:
         """Number of the shard, from 1, and how many there are."""
-        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
-        number, of = map(int, match.groups()) if match else (0, 0)
-        if not 1 <= number <= of:
-            raise ValueError(f"shard: expected 1/N to N/N, such as 2/8; got {self.shard!r}")
-        return number, of
+        number, of = self.shard.split("/")
+        return int(number), int(of)
 
 
 @config

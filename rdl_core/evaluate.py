@@ -53,13 +53,10 @@ def per_query(
     # gdeval (ERR) misreads query ids that are no numbers, and blanks. Passages' order decides ties.
     numbers = {x: str(n) for n, x in enumerate(sorted(set(qrels["query_id"])))}
     places = {x: f"{n:012d}" for n, x in enumerate(sorted({*qrels["doc_id"], *kept["doc_id"]}))}
-    judged, retrieved = (
-        {
-            numbers[query_id]: dict(zip(map(places.get, rows["doc_id"]), rows[name], strict=True))
-            for query_id, rows in frame.groupby("query_id")
-        }
-        for name, frame in (("relevance", qrels), ("score", kept))
-    )
+    judged, retrieved = {}, {}
+    for by_query, frame, name in ((judged, qrels, "relevance"), (retrieved, kept, "score")):
+        for query_id, doc_id, value in zip(*(frame[x].tolist() for x in (*_IDS, name)), strict=True):
+            by_query.setdefault(numbers[query_id], {})[places[doc_id]] = value
     table = pd.DataFrame({"query_id": list(numbers)})
     for name in names:  # one by one, as ir_measures 0.4.3 can confuse nDCG@10 and nDCG(gains=...)@10
         try:

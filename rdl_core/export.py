@@ -9,6 +9,7 @@ import random
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,8 @@ def export_files(config: ExportConfig) -> pd.DataFrame:
     student = CrossEncoder.from_pretrained(config.student, trained=True, **limits)
     if config.candidates:
         corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
-        first = corpus.candidates[:256]  # pairs
-        queries = corpus.queries.each(first["query_id"].tolist())
-        passages = corpus.passages.each(first["doc_id"].tolist())
-        own["pairs"] = list(zip(queries, passages, strict=True))
+        texts = replace(corpus, candidates=corpus.candidates[:256]).with_texts()
+        own["pairs"] = [*zip(texts["query"], texts["text"], strict=True)]
     differences = export(student, config.out, **own)
     if config.push:
         try:

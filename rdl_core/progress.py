@@ -1,7 +1,5 @@
 """Progress of long work, and messages on standard error."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -43,12 +43,10 @@ class Reranker(pt.Transformer):
             "query_id": inp["qid"].astype(str), "query": inp["query"],
             "doc_id": [*map(str, range(len(inp)))], "text": inp[self.text_field],
         })  # fmt: skip
-        frame["rank"] = frame.groupby("query_id").cumcount() + 1
-        if "score" in inp:
-            order = inp["score"].groupby(frame["query_id"]).rank(ascending=False, method="first")
-            frame = frame.assign(score=inp["score"], rank=order.astype(int))
-        queries = frame[["query_id", "query"]].drop_duplicates("query_id")
-        tokens = TokenCorpus.of(queries, frame, self.student.tokenizer)
+        scores = inp.get("score", pd.Series(0.0, inp.index))  # without any, rows are in order
+        ranks = scores.groupby(frame["query_id"]).rank(ascending=False, method="first")
+        frame = frame.assign(score=scores, rank=ranks.astype(int))
+        tokens = TokenCorpus.of(frame.drop_duplicates("query_id"), frame, self.student.tokenizer)
         adopted = self.adopted if "score" in inp else None
         run = rerank(self.student, frame, tokens, precision=self.precision, adopted=adopted)
         run = run if adopted else settle_ties(run, frame)

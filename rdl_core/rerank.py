@@ -1,7 +1,5 @@
 """Re-ranking: candidates in, run out; machines share it by shards of queries."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -52,21 +50,19 @@ def rerank(
         run = rerank(student, candidates[top], corpus, precision=precision, **own)
         return adopted.apply(candidates, candidates[_IDS].merge(run, "left", _IDS)["score"].to_numpy())
     lists = RankedLists.from_frame(candidates, corpus)
-    query_rows = lists.query_rows[:, None].expand_as(lists.mask)[lists.mask]
-    passage_rows = lists.passage_rows[lists.mask]
+    query_rows = lists.query_rows[:, None].expand_as(lists.mask)
+    rows = torch.stack([query_rows, lists.passage_rows])[:, lists.mask]  # of pairs
     queries, passages = (x.to(student.device) for x in (corpus.queries, corpus.passages))
-    starts = range(0, len(query_rows), _PAIRS_AT_ONCE)
+    starts = range(0, rows.shape[1], _PAIRS_AT_ONCE)
     scorer, scores = engine(student, precision), [torch.empty(0)]
     budget = token_budget or token_budget_of(student.device)
-    with torch.inference_mode():
-        for start in progress(starts, total=len(starts), what="re-ranking"):
-            pairs = slice(start, start + _PAIRS_AT_ONCE)
-            rows = (x[pairs].to(student.device) for x in (query_rows, passage_rows))
-            some, budget = fitting(partial(scorer.score, queries, passages, *rows), budget)
-            scores.append(some.cpu())
+    for start in progress(starts, total=len(starts), what="re-ranking"):
+        pairs = rows[:, start : start + _PAIRS_AT_ONCE].to(student.device)
+        some, budget = fitting(partial(scorer.score, queries, passages, *pairs), budget)
+        scores.append(some.cpu())
     score = torch.cat(scores).numpy()
-    query_ids = corpus.query_ids.to_numpy(object)[query_rows.numpy()]
-    doc_ids = corpus.doc_ids.to_numpy(object)[passage_rows.numpy()]
+    query_ids = corpus.query_ids.to_numpy(object)[rows[0].numpy()]
+    doc_ids = corpus.doc_ids.to_numpy(object)[rows[1].numpy()]
     if len(broken := query_ids[~np.isfinite(score)]):
         told = f"the student scored nan or infinity for query {broken[0]!r}"
         raise ValueError(f"{told}: its weights are broken; train it again with a lower learning rate")
@@ -110,13 +106,12 @@ def rerank_files(config: RerankConfig) -> None:
     write_run(pd.concat(ranked), out, tag=config.tag)
     if config.part[1] > 1:
         weights = Path(model_path(config.student), "model.safetensors")
-        identity = {
+        write_json(out.with_name(f"{out.name}.json"), {
             "student": content_hash(weights) if weights.is_file() else config.student,
             "candidates": fingerprint(every.candidates), "n_queries": len(every.ids("query_id")),
             "shard": list(config.part), "tag": config.tag, "precision": precision,
-            **student.limits, "adopted": adopted and asdict(adopted),
-        }  # fmt: skip
-        write_json(out.with_name(f"{out.name}.json"), identity | {"sha256": content_hash(out)})
+            **student.limits, "adopted": adopted and asdict(adopted), "sha256": content_hash(out),
+        })  # fmt: skip
 
 
 def open_student(config: RerankConfig | AdoptConfig | ServeConfig) -> tuple[CrossEncoder, str]:
@@ -171,8 +166,7 @@ def adopt_files(config: AdoptConfig) -> Adopted:
     # By the first stage's order, which takes seconds: what cannot be chosen from is refused here.
     adopt(corpus.candidates, -corpus.candidates["rank"].to_numpy(float), qrels, **options)
     student, precision = open_student(config)
-    parts = _parts(corpus, student)
-    scored = [rerank(student, frame, tokens, precision=precision) for frame, tokens in parts]
+    scored = [rerank(student, *part, precision=precision) for part in _parts(corpus, student)]
     scores = pd.concat(scored).rename(columns={"score": "student"})
     candidates = corpus.candidates.sort_values(["query_id", "rank"]).merge(scores, on=_IDS)
     adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **options)

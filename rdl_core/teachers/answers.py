@@ -23,18 +23,13 @@ __all__ = ["Answer", "Question", "Reading", "Window", "identifiers", "read_answe
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _IDENTIFIER = r"(?:\d+|[A-Za-z])"
-_BRACKETED = re.compile(  # also [3, 1, 2] and ["3", "1"]
-    rf"""\[\s*["']?({_IDENTIFIER}(?:[\s,;>"']+{_IDENTIFIER})*)["']?\s*\]"""
-)
+# Also [3, 1, 2] and ["3", "1"].
+_BRACKETED = re.compile(rf"""\[\s*["']?({_IDENTIFIER}(?:[\s,;>"']+{_IDENTIFIER})*)["']?\s*\]""")
 _NOUN = r"(?:passages?|documents?|docs?|texts?|then|rank)"
 # Between identifiers of one ranking: signs, numbers of a list, what is ranked; not a blank line alone.
 _JOINT = re.compile(rf"(?!\s*\n\s*\n\s*\Z)(?:[^\w\[\]]|[\d_]|\b{_NOUN}\b)*", re.IGNORECASE)
-_NUMBERED = re.compile(
-    rf"^\W*\d+[.):]\W*(?:{_NOUN}\W+)?{_BRACKETED.pattern}", re.IGNORECASE | re.MULTILINE
-)
-_BARE = re.compile(
-    rf"\b(?:{_NOUN} )?{_IDENTIFIER}(?:\W*?[>→≻»]\W*?(?:{_NOUN} )?{_IDENTIFIER}\b)+", re.IGNORECASE
-)
+_NUMBERED = re.compile(rf"(?im)^\W*\d+[.):]\W*(?:{_NOUN}\W+)?{_BRACKETED.pattern}")
+_BARE = re.compile(rf"(?i)\b(?:{_NOUN} )?{_IDENTIFIER}(?:\W*?[>→≻»]\W*?(?:{_NOUN} )?{_IDENTIFIER}\b)+")
 _TAG = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad)[^<>\[\]▷]*[>\]▷]"
 _END = rf"[<\[◁]\|?(?:/(?:\w+:)?|end_of_){_TAG}"
 _THOUGHT = re.compile(rf"[<\[◁]\|?(?:\w+:|begin_of_)?{_TAG}.*?(?:{_END}|\Z)", re.IGNORECASE | re.DOTALL)
@@ -129,9 +124,6 @@ class Question:
         """In the form of a window's."""
         content = json.dumps([self.template, self.query, self.passages])
         return self.query_id, 1, 0, self.attempt, hashlib.sha256(content.encode()).hexdigest()[:16]
-
-    def __len__(self) -> int:
-        return 1
 
     def prompt(self, *, max_words: int, letters: bool = False) -> str:
         """The question as text, each text of it in one line."""

@@ -69,10 +69,7 @@ class Endpoint:
     def _answer(self, window: Window, stop: threading.Event) -> Answer | None:
         """The answer; None if another thread stopped the run. An error stops all others."""
         try:
-            wait_s = 0.0
             for n_calls in count(1):
-                if stop.wait(wait_s):
-                    return None
                 with self._lock:  # take the next turn that per_minute allows
                     start_s = max(now_s := time.monotonic(), self._next_start_s)
                     self._next_start_s = start_s + 60.0 / (self.config.per_minute or float("inf"))
@@ -84,7 +81,7 @@ class Endpoint:
                     told = f"{getattr(error, 'code', None)} {error}"
                     if getattr(error, "status_code", None) == 400 and _FILTERED.search(told):
                         return Answer(text="", why=_HELD_BACK, n_calls=n_calls)
-                    wait_s = self._wait_s(window, error, n_calls)
+                    stop.wait(self._wait_s(window, error, n_calls))
         except Exception:
             stop.set()  # here, or this thread would begin another window before the error is read
             raise

@@ -1,7 +1,6 @@
 """Without labels: an LLM writes queries for passages (`ask`), and grades pairs from 0 to 3 (`judge`).
 
-Both work in a folder as `rdl_core.teachers.teach` does: every answer is kept as it comes, and nothing
-is asked twice. ``report.json`` counts what came and what was left out.
+Both work in a folder as `rdl_core.teachers.teach` does; ``report.json`` counts what was left out.
 
 Reference: Bonifacio et al. (InPars), SIGIR 2022; Dai et al. (Promptagator, whose filter is a round trip
 through retrieval), ICLR 2023; Thomas et al., SIGIR 2024 (grades by LLMs).
@@ -21,7 +20,7 @@ from rdl_core.config import AskConfig, JudgeConfig
 from rdl_core.data.collections import fingerprint, load, read_corpus, read_judgments
 from rdl_core.data.formats import check_run, read_candidates, read_qrels, write_requests
 from rdl_core.evaluate import per_query
-from rdl_core.files import partial, resumable, write_json
+from rdl_core.files import resumable, write_json
 from rdl_core.teachers.answers import Answer, Question
 from rdl_core.teachers.listwise import ask_all
 from rdl_core.teachers.replay import AnswerLog
@@ -60,15 +59,14 @@ def judge(config: JudgeConfig, folder: str | Path) -> dict:
             answers, grades = _answers(config, work.folder, questions)
             pairs = zip(candidates["query_id"], candidates["doc_id"], grades, strict=True)
             lines = [f"{q} 0 {d} {grade}\n" for q, d, grade in pairs if grade is not None]
-            with partial(work.folder / "qrels.txt") as beside:
-                beside.write_text("".join(lines))
+            (work.folder / "qrels.txt").write_text("".join(lines))
             report = {"n_asked": len(grades), "n_unusable": grades.count(None)}
             report["grades"] = {str(x): grades.count(x) for x in _GRADES}
             report |= _report(config, answers)
             write_json(work.folder / "report.json", report)
             work.finish()
     if human is not None:
-        qrels = read_qrels(Path(folder) / "qrels.txt")
+        qrels = read_qrels(work.folder / "qrels.txt")
         report["agreement"] = agreement(qrels, human, runs, config.measure)
     return report
 
@@ -114,33 +112,30 @@ def ask(config: AskConfig, folder: str | Path) -> dict:
             return report
         answers, written = _answers(config, work.folder, questions)
         report = {"n_asked": len(written), "n_unusable": written.count(None)}
-        pairs = zip(questions, written, strict=True)
-        rows = [(f"{x.query_id}.asked", query, x.query_id) for x, query in pairs]
-        readable = pd.DataFrame(rows, columns=["query_id", "query", "doc_id"]).dropna()
-        queries = readable.drop_duplicates("query", keep=False)
-        report["n_several"] = len(readable) - len(queries)
+        readable = pd.DataFrame({"doc_id": [x.query_id for x in questions], "query": written}).dropna()
+        unique = readable.drop_duplicates("query", keep=False)
+        unique = unique.assign(query_id=unique["doc_id"] + ".asked")
+        report["n_several"] = len(readable) - len(unique)
         passages = collection.passages
-        candidates = bm25(queries, passages, depth=max(config.depth, config.found_within))
-        own_ranks = candidates.merge(queries[["query_id", "doc_id"]])  # each query's passage alone
-        finding = own_ranks[own_ranks["rank"] <= config.found_within]["query_id"]
-        report["n_not_found"] = len(queries) - len(finding)
-        queries = queries[queries["query_id"].isin(finding)]
-        if config.least_grade:
+        candidates = bm25(unique, passages, depth=max(config.depth, config.found_within))
+        queries = unique.merge(candidates)  # each with the rank and score of its own passage
+        queries = queries[queries["rank"] <= config.found_within]
+        report["n_not_found"] = len(unique) - len(queries)
+        if config.least_grade and len(queries):
             texts = queries.merge(passages).itertuples()
             graded = [_grading(x.query_id, x.query, x.text) for x in texts]
             more_answers, grades = _answers(config, work.folder, graded)
-            enough = [grade is not None and grade >= config.least_grade for grade in grades]
-            report["n_not_answered"] = len(enough) - sum(enough)
-            queries, answers = queries[np.array(enough, dtype=bool)], [*answers, *more_answers]
+            enough = np.array(grades, dtype=float) >= config.least_grade  # None is NaN
+            report["n_not_answered"] = int((~enough).sum())
+            queries, answers = queries[enough], [*answers, *more_answers]
         report |= _report(config, answers)
         if queries.empty:
             raise ValueError(f"{folder}: no query is left of {len(questions)}: {report}: see {ANSWERS}")
         report["n_queries"] = len(queries)
         lists = candidates[candidates["rank"] <= config.depth].merge(queries[["query_id", "query"]])
         write_requests(lists.merge(passages), work.folder / "requests.jsonl")
-        queries[["query_id", "query"]].set_axis(["_id", "text"], axis=1).to_json(
-            work.folder / "queries.jsonl", orient="records", lines=True, force_ascii=False
-        )
+        texts = queries[["query_id", "query"]].set_axis(["_id", "text"], axis=1)
+        texts.to_json(work.folder / "queries.jsonl", orient="records", lines=True, force_ascii=False)
         (work.folder / "qrels").mkdir(exist_ok=True)
         judgments = queries[["query_id", "doc_id"]].set_axis(["query-id", "corpus-id"], axis=1)
         judgments.assign(score=1).to_csv(work.folder / "qrels" / "train.tsv", sep="\t", index=False)
@@ -203,22 +198,17 @@ def _answers(
     config: AskConfig | JudgeConfig, folder: Path, questions: Sequence[Question]
 ) -> tuple[list[Answer], list[Any]]:
     """All answers, and what the last one to each question says: perhaps None, though asked again."""
-    log, backend = AnswerLog(folder / ANSWERS, teacher=config.backend.name), None
-    answers, values, last = [], [None] * len(questions), {}
+    log = AnswerLog(folder / ANSWERS, teacher=config.backend.name)
+    answers, values, backend = [], dict.fromkeys(range(len(questions))), open_backend(config.backend)
     for attempt in range(1 + config.max_retries):
-        left = [i for i, value in enumerate(values) if value is None]
-        if not left:
-            break
-        backend = backend or open_backend(config.backend)
-        asked = [replace(questions[i], attempt=attempt) for i in left]
-        last = dict(zip(left, ask_all(asked, backend, log), strict=True))
-        answers += last.values()
-        for i, question in zip(left, asked, strict=True):
-            values[i] = question.value(last[i])
-    if questions and all(value is None for value in values):
+        asked = {i: replace(questions[i], attempt=attempt) for i in values if values[i] is None}
+        last = ask_all([*asked.values()], backend, log)
+        answers += last
+        values |= {i: asked[i].value(answer) for i, answer in zip(asked, last, strict=True)}
+    if set(values.values()) == {None}:
         why = last[0].why or repr(last[0].text)[:100]
         raise ValueError(f"{folder}: no answer could be read, the first: {why}: try another model")
-    return answers, values
+    return answers, [*values.values()]
 
 
 def _report(config: AskConfig | JudgeConfig, answers: Sequence[Answer]) -> dict:

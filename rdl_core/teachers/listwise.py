@@ -88,19 +88,17 @@ def rank_lists(
             asked = [replace(window, attempt=attempt) for window in asked]
             left = []
             for window, answer in zip(asked, ask_all(asked, backend, answers), strict=True):
-                reading, n = answer.read(len(window)), {"n_retries": int(attempt > 0)}
-                n |= {x: getattr(answer, x) for x in ("n_calls", "input_tokens", "output_tokens")}
+                reading, n = answer.read(len(window)), {"n_retries": int(attempt > 0), **vars(answer)}
                 if reading.status == "unusable" and attempt + 1 < n_tries:
                     left.append(window)
                 else:
-                    n |= {x: getattr(reading, x) for x in ("n_missing", "n_repeated", "n_unknown")}
-                    n |= {"n_windows": 1, f"n_{reading.status}": 1}
+                    n |= {"n_windows": 1, f"n_{reading.status}": 1, **vars(reading)}
                     rows = orders[window.query_id][window.start :][: len(window)]  # a view
                     rows[:] = rows[[*reading.order]]
                     if reading.status == "unusable":
                         why[window.query_id].append(answer.why or "no ranking in the answer")
-                for name, number in n.items():
-                    counts[window.query_id][name] += math.nan if number is None else number
+                for name in n.keys() & {*_COUNTS}:
+                    counts[window.query_id][name] += math.nan if n[name] is None else n[name]
             asked = left
     teacher_rank = np.zeros(len(frame), dtype="int64")
     for order in orders.values():

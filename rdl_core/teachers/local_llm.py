@@ -143,7 +143,7 @@ class LocalLLM(CausalLM):
         longest = len(self._encode(window.longest_answer))
         return 1 if self._letters else self.config.max_new_tokens or longest + _PREAMBLE_TOKENS
 
-    def _write(self, windows: list[Window], prompts: list[list[int]]) -> list[Answer]:
+    def _write(self, windows: list[Window], prompts: list[list[int]]) -> Iterator[Answer]:
         """Generated texts, greedy or, when asked again, sampled."""
         limits, options = [self._new_tokens(window) for window in windows], {}
         key, attempt = windows[0].key, windows[0].attempt  # the same attempt in all windows of a call
@@ -153,38 +153,35 @@ class LocalLLM(CausalLM):
         with torch.random.fork_rng(devices):
             torch.manual_seed(int(key[-1][:15], 16) + attempt)
             written = self._generate(prompts, max_new_tokens=max(limits), **options)
-        width, answers = max(map(len, prompts)), []
-        for prompt, tokens, limit in zip(prompts, written[:, width:].tolist(), limits, strict=True):
+        written = written[:, max(map(len, prompts)) :].tolist()
+        for prompt, tokens, limit in zip(prompts, written, limits, strict=True):
             tokens = tokens[:limit]  # its own, not the batch's: a window must not depend on others
             length = next((i for i, token in enumerate(tokens) if token in self._ends), len(tokens))
             # Special tokens stay: <think> may be one, which tells thoughts from the answer.
             text = self.tokenizer.decode(tokens[:length], skip_special_tokens=False)
-            counts = {"input_tokens": len(prompt), "output_tokens": min(length + 1, len(tokens))}
-            answers.append(Answer(text=text, **counts))
-        return answers
+            n_written = min(length + 1, len(tokens))
+            yield Answer(text=text, input_tokens=len(prompt), output_tokens=n_written)
 
-    def _rank(self, windows: list[Window], prompts: list[list[int]]) -> list[Answer]:
+    def _rank(self, windows: list[Window], prompts: list[list[int]]) -> Iterator[Answer]:
         """Orders of the letters' logits; equal ones keep the prompt's order."""
         options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
-        answers, [logits] = [], self._generate(prompts, **options).logits
+        [logits] = self._generate(prompts, **options).logits
         scores = logits[:, self._letter_tokens].float()
         for window, prompt, row in zip(windows, prompts, scores, strict=True):
             order = tuple(row[: len(window)].argsort(descending=True, stable=True).tolist())
-            answers.append(Answer(order=order, input_tokens=len(prompt), output_tokens=0))
-        return answers
+            yield Answer(order=order, input_tokens=len(prompt), output_tokens=0)
 
     @torch.inference_mode()
     def _generate(self, prompts: list[list[int]], **options: Any) -> Any:
         """What the model makes of prompts, padded on the left, with any token: it is masked."""
-        ids = [torch.tensor(tokens) for tokens in prompts]
-        both = ids, [torch.ones_like(tokens) for tokens in ids]
-        ids, mask = (pad_sequence(x, True, padding_side="left").to(self.model.device) for x in both)
+        ids = pad_sequence([*map(torch.tensor, prompts)], True, -1, "left").to(self.model.device)
         # A model's own configuration may set penalties, which push down identifiers the prompt names.
         config = GenerationConfig(**{
             "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
             "eos_token_id": self._ends, "pad_token_id": 0, "cache_implementation": self.cache,
         } | options)  # fmt: skip
-        return self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        own = {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long()}
+        return self.model.generate(**own, generation_config=config)
 
     @cached_property
     def _letter_tokens(self) -> Tensor:

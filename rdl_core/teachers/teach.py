@@ -10,7 +10,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -62,11 +62,10 @@ def estimate(config: TeachConfig, folder: str | Path, lists: pd.DataFrame | None
     Goes through a run in which what the log lacks keeps its order; `lists`: candidates, if read before.
     """
     log, new = AnswerLog(Path(folder) / ANSWERS, teacher=config.backend.name), []
-
-    def ask(windows: Sequence[Any]) -> list[tuple[int, Answer]]:  # equal scores keep the order
-        return [(i, Answer(scores=(0.0,) * len(x), input_tokens=0)) for i, x in enumerate(windows)]
-
-    backend = SimpleNamespace(ask=ask, can_retry=True)  # of unusable answers, the next is looked up
+    backend = SimpleNamespace(  # equal scores keep the order
+        ask=lambda windows: enumerate(Answer(scores=(0.0,) * len(x), input_tokens=0) for x in windows),
+        can_retry=True,  # of unusable answers, the next is looked up
+    )
     answers = SimpleNamespace(get=log.get, add=lambda window, _: new.append(window))
     _, table = _rank(config, _read(config)[0] if lists is None else lists, backend, answers)
     max_words = getattr(config.backend, "max_words", 300)
@@ -94,10 +93,9 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
         from torch.cuda import device_count
 
         if (n := min(device_count(), identity["n_queries"])) > 1:
-            shards = [f"{folder}.{i}of{n}" for i in range(1, n + 1)]
-            of_each = [replace(config, shard=f"{i}/{n}") for i in range(1, n + 1)]
-            each_on_a_gpu(teach, [*zip(of_each, shards, strict=True)])
-            return merge_lists(shards, folder)
+            shards = {f"{folder}.{i}of{n}": replace(config, shard=f"{i}/{n}") for i in range(1, n + 1)}
+            each_on_a_gpu(teach, [(each, shard) for shard, each in shards.items()])
+            return merge_lists([*shards], folder)
     with resumable(folder, identity, brought=ANSWERS) as work:
         if report := finished_report(work, config.backend):
             return report
@@ -123,20 +121,16 @@ def teach(config: TeachConfig, folder: str | Path) -> dict:
         usd = usd_of(config.backend, *table[["input_tokens", "output_tokens"]].sum(skipna=False))
         scores = ranked.get("teacher_score", -ranked["teacher_rank"].astype("float64"))
         ranked = ranked.assign(rank=ranked["teacher_rank"], score=scores)
-        report = _write(folder, lists, ranked, rows, usd)
-        work.finish(server=getattr(config.backend, "base_url", None))
-    return report
+        return _finish(work, lists, ranked, rows, usd, server=getattr(config.backend, "base_url", None))
 
 
 def finished_report(work: Work, backend: EndpointConfig | LocalConfig | ReplayConfig) -> dict | None:
     """The report of finished work; None, too, where a server may now answer what it did not."""
-    if work.manifest is None:
-        return None
-    report = read_json(work.folder / "report.json")
+    report = read_json(work.folder / "report.json") if work.manifest else {}
     if report.get("totals", report).get("n_unusable") and isinstance(backend, EndpointConfig):
         (work.folder / MANIFEST).unlink()
         return None
-    return report
+    return report or None
 
 
 def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
@@ -153,11 +147,6 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
     rows = in_turn([report["queries"] for report in reports])
     query_ids = [row["query_id"] for row in rows]
     check_once(query_ids, identity["n_queries"])
-
-    def together(name: str) -> pd.DataFrame:
-        lists = pd.concat([read_candidates(part / name) for part in parts])
-        return lists.set_index("query_id").loc[query_ids].reset_index()
-
     costs = [report["totals"]["usd"] for report in reports]
     usd = None if None in costs else round(sum(costs), 6)
     with resumable(folder, identity) as work:
@@ -166,9 +155,10 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
         log = AnswerLog(folder / ANSWERS, teacher=identity["teacher"])
         for part in parts:
             log.take(part / ANSWERS)
-        report = _write(folder, together("candidates.run"), together("requests.jsonl"), rows, usd)
-        work.finish(shards=[read_json(part / MANIFEST) for part in parts])
-    return report
+        names = "candidates.run", "requests.jsonl"
+        joined = (pd.concat([read_candidates(part / name) for part in parts]) for name in names)
+        lists = [x.set_index("query_id").loc[query_ids].reset_index() for x in joined]
+        return _finish(work, *lists, rows, usd, shards=[read_json(part / MANIFEST) for part in parts])
 
 
 def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
@@ -179,8 +169,7 @@ def _read(config: TeachConfig) -> tuple[pd.DataFrame, dict]:
     corpus = replace(corpus, candidates=frame[frame["rank"] <= (config.depth or len(frame))])
     windows = {} if getattr(config.backend, "pointwise", False) else config.windows
     identity = {"teacher": config.backend.name, "candidates": fingerprint(corpus.candidates)} | windows
-    identity |= {"depth": config.depth, "n_queries": len(corpus.ids("query_id"))}
-    identity |= {"shard": list(config.part)}
+    identity |= {"depth": config.depth, "n_queries": len(corpus.ids("query_id")), "shard": config.part}
     return corpus.shard(*config.part).with_texts(), identity
 
 
@@ -218,12 +207,12 @@ def usd_of(backend: EndpointConfig | LocalConfig | ReplayConfig, *tokens: int) -
     return round(sum(n * price for n, price in zip(tokens, prices, strict=True)) / 1e6, 6)
 
 
-def _write(
-    folder: Path, candidates: pd.DataFrame, ranked: pd.DataFrame, rows: Sequence[Mapping],
-    usd: float | None,
+def _finish(
+    work: Work, candidates: pd.DataFrame, ranked: pd.DataFrame, rows: list[dict], usd: float | None,
+    **more: Any,
 ) -> dict:  # fmt: skip
-    """Write candidates, ranked lists and their report, of which `rows` are each query's counts."""
-    lists = ranked[["query_id", "doc_id", "query", "text", "rank", "score"]]
+    """Write candidates, ranked lists, their report with `rows` of each query's counts, the manifest."""
+    folder, lists = work.folder, ranked[["query_id", "doc_id", "query", "text", "rank", "score"]]
     write_run(candidates[["query_id", "doc_id", "rank"]], folder / "candidates.run")
     write_run(lists.drop(columns="score"), folder / "teacher.run", tag="teacher")  # scores may tie
     write_parquet(lists, folder / "teacher.parquet")
@@ -231,6 +220,7 @@ def _write(
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("query_id", "why")}
     sums = {name: None if None in column else sum(column) for name, column in columns.items()}
     totals = {"n_queries": len(rows), "n_passages": len(lists)} | sums | {"usd": usd}
-    report = {"totals": totals, "queries": list(rows)}
+    report = {"totals": totals, "queries": rows}
     write_json(folder / "report.json", report)
+    work.finish(**more)
     return report
