@@ -87,10 +87,8 @@ print("torch" in sys.modules or "pandas" in sys.modules, time.process_time())
 
 def test_all_helps_are_quick_and_import_no_torch():
     words = [sys.executable, "-c", _HELP]
-    runs = [subprocess.check_output(words, text=True, env=child_environment()) for _ in range(2)]
-    heavy, cpu_s = zip(*map(str.split, runs), strict=True)  # the first may have to compile
-    assert heavy == ("False", "False")
-    assert min(map(float, cpu_s)) < 1.5
+    heavy, cpu_s = subprocess.check_output(words, text=True, env=child_environment()).split()
+    assert (heavy, float(cpu_s) < 1.5) == ("False", True), cpu_s
 
 
 def test_commands_work_on_files_and_options_come_before_the_yaml(rdl, files, tmp_path):
@@ -116,7 +114,7 @@ RERANK = "rerank student first.run out.run"
 DISTILL = "distill first.run out --collection beir --encoder student"
 REFUSALS = {
     "rerank student none.run out.run": r"none\.run", RERANK: r"first.run has no query .*--collection",
-    f"{RERANK} --collection biere": "'biere'", f"{RERANK} --collection rdl/pydocs/test": "such as 'q0'",
+    f"{RERANK} --collection biere": "'biere'",
     f"{RERANK} --collection beir --query-tokens 60": "at most 64 tokens",
     "rerank encoder first.run out.run --collection beir": "encoder: expected a trained",
     "evaluate qrels.txt first.run --measures nDGC@10": "'nDGC@10'",
@@ -125,10 +123,9 @@ REFUSALS = {
     f"{DISTILL} --loss rank": "loss: expected one of adr_mse, ",
     f"{DISTILL} --query-tokens 0": "the command line does not fit:\n  query_tokens: .*to 1, got '0'",
     f"{DISTILL} --targets judgments": "no passage is judged 1 or more",
-    f"{DISTILL} --targets scores --loss kl_div --sampler single_relevant": "judged 1 or more",
     "rerank student first.run beir --collection beir": "beir is a folder: name the file",
     DISTILL.replace("out", "qrels.txt"): "qrels.txt is a file: name a folder",
-    "export student beir": "beir", "fetch x": "'x'",
+    "fetch x": "'x'",
     "teach first.run out --model x --mode free":
         "backend endpoint does not fit:\n  mode: unknown key",
 }  # fmt: skip
@@ -144,10 +141,8 @@ def test_what_can_be_mended_is_one_message_and_exit_code_2(rdl, files, words, sa
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_told_and_a_bug_is_not_called_the_users(files, capsys):
-    words = f"{sys.executable} -m rdl_core.cli evaluate qrels.txt first.run --table /dev/full".split()
-    done = subprocess.run(words, cwd=files, env=child_environment(), capture_output=True, text=True)
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+def test_a_full_disk_is_told_and_a_bug_is_not_called_the_users(rdl, capsys):
+    done = rdl("evaluate", "qrels.txt", "first.run", "--table", "/dev/full", code=2)
     assert "No space left on device: the disk is full: free some space" in done.stderr
     with pytest.raises(click.exceptions.Exit), cli.refusals():
         raise SafetensorError("I/O error (os error 28)")

@@ -1,10 +1,8 @@
-"""Measures against hand arithmetic, runs without ties, tests against formulas, real figures."""
+"""Measures against hand arithmetic, runs without ties, tests against formulas."""
 
 import gzip
 import math
-import os
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,10 +10,8 @@ import pytest
 from scipy import stats
 
 from rdl_core.config import EvaluateConfig
-from rdl_core.data.formats import read_candidates, read_qrels
 from rdl_core.evaluate import compare, equivalence, evaluate_files, per_query, settle_ties
 
-MIRROR = os.environ.get("RDL_MIRROR")
 N_QUERIES = 43
 TINY, LOWEST = np.finfo(np.float32).tiny, np.finfo(np.float32).min
 
@@ -106,17 +102,6 @@ def test_a_measure_that_cannot_be_computed_is_named_with_an_example(measure, rea
 def test_frames_that_do_not_fit_are_refused(compute, frames, message):
     with pytest.raises(ValueError, match=f"expected .*{message}"):
         compute(*frames)
-
-
-def test_a_constant_scorer_gets_the_first_stage_and_no_more():
-    """Ties broken by document id have made constant scorers look good."""
-    qrels = frame("relevance", "1 z 3, 1 y 2")
-    first_stage = frame("rank", "1 a 1, 1 b 2, 1 y 3, 1 c 4, 1 z 5")
-    constant = first_stage[["query_id", "doc_id"]].assign(score=0.5)
-    assert by_query(per_query(qrels, constant)) == {"1": 1.0}  # gamed
-    settled = by_query(per_query(qrels, settle_ties(constant, first_stage)))
-    ideal = 3 / math.log2(2) + 2 / math.log2(3)
-    assert settled == pytest.approx({"1": (2 / math.log2(4) + 3 / math.log2(6)) / ideal})
 
 
 @pytest.mark.parametrize("other", [1.0, 1.0 - 1e-9], ids=["equal", "equal in float32"])
@@ -331,32 +316,19 @@ def test_runs_have_the_names_of_their_files_or_their_paths(tmp_path):
         assert title == "nDCG@10, 1 query, too few for tests"
         assert columns.split()[:3] == ["mean", "delta", "significant"]  # no tests
         assert [line.split()[0] for line in lines] == names
-    for runs, own, message in (
-        (paths[:1] * 2, {}, "expected each run once; got .*own.run.gz"),
-        (paths, {"baseline": "bm25"}, "systems among .*own.run.gz'.; got .'bm25'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            evaluate_files(_config(tmp_path, "7 0 x 1\n", runs, **own))
+    with pytest.raises(ValueError, match="expected each run once; got .*own.run.gz"):
+        evaluate_files(_config(tmp_path, "7 0 x 1\n", paths[:1] * 2))
 
 
-@pytest.mark.skipif(not MIRROR, reason="RDL_MIRROR is not set: it names the folder with trec-dl/")
-@pytest.mark.parametrize(("year", "figure", "n_queries"), [(2019, 0.7316, 43), (2020, 0.7254, 54)])
-def test_real_runs_whose_scores_tie_have_their_reference_ndcg(year, figure, n_queries):
-    [path] = Path(MIRROR, "trec-dl").glob(f"runs/__colbert__*-{year}-judged.run")
-    qrels = read_qrels(f"{MIRROR}/trec-dl/qrels/qrels.dl{year % 100}-passage.txt")
-    values = per_query(qrels, settle_ties(read_candidates(path)))["nDCG@10"]
-    assert (len(values), values.mean()) == (n_queries, pytest.approx(figure, abs=5e-5))
-
-
-@pytest.mark.parametrize("ids", ["clef-1,clef-2", "q1,q2", "7,8", "a b,a c", "é,-1"])
-@pytest.mark.parametrize("docs", ["x,y", "x y,x z", "d-1,d-2"])
-def test_measures_of_other_programs_are_right_whatever_the_ids_and_refused_grades_named(ids, docs):
+@pytest.mark.parametrize("docs", [["x", "y"], ["x y", "d-1"]])
+def test_measures_of_other_programs_are_right_whatever_the_ids_and_refused_grades_named(docs):
     """gdeval took ids such as clef-1 for 0 and gave a perfect run 0; q1 was a traceback."""
-    rows = list(product(ids.split(","), docs.split(",")))
-    run = pd.DataFrame(rows, columns=["query_id", "doc_id"], dtype="str").assign(score=[2.0, 1, 2, 1])
-    values = per_query(run.assign(relevance=[3, 0, 0, 1]), run, ["ERR@10", "nDCG@10"])
-    values = values.set_index("query_id").loc[ids.split(",")]
-    assert values["ERR@10"].tolist() == pytest.approx([7 / 16, 1 / 16 / 2], abs=1e-5)
-    assert values["nDCG@10"].tolist() == pytest.approx([1, 1 / math.log2(3)])
+    ids = ["clef-1", "clef-2", "q1", "q2", "7", "8", "a b", "a c", "é", "-1"]
+    run = pd.DataFrame(product(ids, docs), columns=["query_id", "doc_id"], dtype="str")
+    run = run.assign(score=[2.0, 1.0] * 10)
+    values = per_query(run.assign(relevance=[3, 0, 0, 1] * 5), run, ["ERR@10", "nDCG@10"])
+    values = values.set_index("query_id").loc[ids]
+    assert values["ERR@10"].tolist() == pytest.approx([7 / 16, 1 / 16 / 2] * 5, abs=1e-5)
+    assert values["nDCG@10"].tolist() == pytest.approx([1, 1 / math.log2(3)] * 5)
     with pytest.raises(ValueError, match="grades 1 to 5, .*; got 'ERR@10': .* from 0 to 4"):
-        per_query(run.assign(relevance=[1, 1, 1, 5]), run, "ERR@10")
+        per_query(run.assign(relevance=[1, 1, 1, 5] * 5), run, "ERR@10")

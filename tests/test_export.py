@@ -72,7 +72,6 @@ def scores_of(student, pairs=PAIRS):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """An exported student of each kind."""
     root = tmp_path_factory.mktemp("exported")
     for kind in KINDS:
         export(make_student(kind, dropout=0.3), root / kind)

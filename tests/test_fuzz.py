@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from test_formats import jsonl
 
 from rdl_core.config import DistillConfig
 from rdl_core.data import formats
@@ -137,10 +138,6 @@ def outcome(read, path):
     return frame
 
 
-def jsonl(values):
-    return "".join(f"{json.dumps(value)}\n" for value in values).encode()
-
-
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", TEXT)
 @fuzz
@@ -173,7 +170,7 @@ def test_json_that_is_damaged_or_of_any_values_is_read_or_refused(tmp_path, name
     path, whole = tmp_path / "file", data.draw(st.booleans())
     records = data.draw(replaced(records)) if whole else records
     by_line = data.draw(st.booleans()) and isinstance(records, list)
-    raw = jsonl(records) if by_line else json.dumps(records, indent=1).encode()
+    raw = jsonl(*records).encode() if by_line else json.dumps(records, indent=1).encode()
     path.write_bytes(raw if whole else data.draw(damaged(raw)))
     frame = outcome(read, path)
     if frame is not None and whole and by_line and name in ("rows", "passages", "queries"):
@@ -221,7 +218,8 @@ def test_parquet_that_is_damaged_or_of_any_types_is_read_or_refused(tmp_path, na
 @given(data=st.data())
 def test_candidates_of_any_kind_and_arbitrary_bytes_are_recognised_or_refused(tmp_path, data):
     path = tmp_path / data.draw(st.sampled_from(["file", "file.run", "file.gz"]))
-    valid = [raw for _, raw in TEXT.values()] + [jsonl(x) for x in (RANK_LLM, REQUESTS, LISTS, ROWS)]
+    valid = [raw for _, raw in TEXT.values()]
+    valid += [jsonl(*x).encode() for x in (RANK_LLM, REQUESTS, LISTS, ROWS)]
     path.write_bytes(data.draw(damaged(data.draw(st.sampled_from(valid)))))
     outcome(read_candidates, path)
     path.write_bytes(data.draw(st.binary(max_size=60)))

@@ -94,7 +94,6 @@ def test_a_marker_is_forgotten_when_a_run_of_its_is_gone(store, mini):
 @pytest.mark.parametrize(("command", "words", "says"), [
     (cli.book, "--executor cloud", "expected one of generic, kubernetes, slurm"),
     (cli.study, "--profile mini --page nope", "expected one of .*got 'nope'"),
-    (cli.study, "--profile mini --page loss -p losses=[nope]", "losses: .*nope"),
     (cli.run, "student-0", "expected one of .*'student-0'.*plan again"),
 ])  # fmt: skip
 def test_a_mistake_is_named_before_anything_runs(command, words, says, caplog):

@@ -51,7 +51,6 @@ def windows(sizes, words=4):
 
 
 def ask(windows, model=None, tokenizer=None, **own):
-    """A model's answers, in the order of the windows."""
     answers = dict(LocalLLM(model or llama(), tokenizer or bytes_tokenizer(), **own).ask(windows))
     return [answers[number] for number in range(len(windows))]
 

@@ -21,12 +21,6 @@ def text(name):
     return " ".join((ROOT / name).read_text().split())
 
 
-def means():
-    table = pd.read_csv(ROOT / "results" / "trec-dl" / "effectiveness.csv")
-    table = table[table["part"] == "bm25"]
-    return table.groupby(["system", "query_id"])["nDCG@10"].mean().groupby("system")
-
-
 def test_divergences_say_how_much_the_recorded_students_saw():
     page, profile = text("book/divergences.md"), load_profile("trec-dl")
     stages = (profile.stage1.training, profile.stage2.training)
@@ -60,9 +54,9 @@ def test_pages_on_teacher_and_data_count_as_the_code_does():
 
 
 def test_readme_says_what_was_recorded_and_raced():
-    readme, groups = text("README.md"), means()
-    mean = groups.mean().map(lambda value: f"{value:.3f}".lstrip("0"))
-    assert f"({groups.size()['student']} queries" in readme
+    readme, values = text("README.md"), tables.recorded("effectiveness", "bm25").values
+    mean = values.mean().map("{:.3f}".format).str[1:]
+    assert f"({len(values)} queries" in readme
     assert f"reaches nDCG@10 {mean['student']}; BM25 has {mean['first stage']}, RankVicuna" in readme
     assert f"RankVicuna {mean['teacher (rank_vicuna)']}, and the bi-encoder" in readme
     assert f"started from {mean['bi-encoder']}" in readme
@@ -75,8 +69,7 @@ def test_readme_says_what_was_recorded_and_raced():
     of_each = adopted.pivot(columns="system", index=["first_stage", "query_id"], values="nDCG@10")
     for _, values in of_each.groupby("first_stage"):
         assert compare(values.droplevel(0), "first stage").loc["adopted", "delta_high"] > 0
-    docs = tables.recorded("effectiveness", "bm25", "docs").values.mean()
-    docs = docs.map(lambda value: f"{value:.3f}".lstrip("0"))
+    docs = tables.recorded("effectiveness", "bm25", "docs").values.mean().map("{:.3f}".format).str[1:]
     gain = f"BM25's {docs['first stage']} to {docs['student']}; the LLM itself has {docs['smollm2']}"
     assert gain in readme
     assert f"level with the LLM ({docs['student + bi-encoder + first stage']}" in readme

@@ -9,12 +9,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import ir_datasets
-import pandas as pd
 import pytest
+import test_published
 from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrel
+from test_published import RANKED, TRAINED, rows, run_text
 
 from rdl_core.data.collections import load
-from rdl_study import graph, grid, lists
+from rdl_study import graph, grid
 from rdl_study.grid import rank, rankings, train
 from rdl_study.profile import load_profile
 from rdl_study.tables import published
@@ -90,35 +91,23 @@ def test_the_grid_is_the_papers_and_needs_neither_data_nor_network(tmp_path, mon
     assert all(name in ir_datasets.registry for name in tested)
 
 
-TRAINED = [str(100 + n) for n in range(12)]  # judged training queries
-RANKED = TRAINED[::2]  # those that RankZephyr ranked
-N = 48
+mirror = test_published.mirror
 
 
 @pytest.fixture
-def marco(monkeypatch):
+def marco(mirror, monkeypatch):
     """MS MARCO's training queries and a test, with ColBERTv2's lists and RankZephyr's order of some."""
+    name = "rank-distillm/__colbert__msmarco-passage-trec-dl-2019-judged.run"
+    (mirror / name).write_text(run_text(rows(["7000", "7001"], depth=30, seed=5), "\t", "0"))
     for name, ids in ((JUDGED, TRAINED), ("msmarco-passage/trec-dl-2019/judged", ["7000", "7001"])):
         has = dict.fromkeys(("has_docs", "has_queries", "has_qrels"), lambda: True)
         dataset = SimpleNamespace(
-            **has, docs_iter=lambda: (GenericDoc(str(n), f"fox number {n}") for n in range(N)),
+            **has, docs_iter=lambda: (GenericDoc(str(n), f"fox number {n}") for n in range(48)),
             queries_iter=lambda ids=ids: (GenericQuery(x, f"which fox is {x}") for x in ids),
             qrels_iter=lambda ids=ids: (TrecQrel(x, str(n % 4), 1, "0") for n, x in enumerate(ids)),
         )  # fmt: skip
         monkeypatch.setitem(ir_datasets.registry._registered, name, dataset)
     load.cache_clear()
-    frame = pd.DataFrame(
-        {"query_id": x, "doc_id": str((int(x) * 7 + n) % N), "rank": n + 1, "score": 30.0 - n}
-        for x in [*TRAINED, "7000", "7001"] for n in range(30)
-    )  # fmt: skip
-    orders = frame[frame["query_id"].isin(RANKED)].eval("teacher_rank = 31 - rank")
-    door = {
-        "first_stage": lambda c, name, depth, ids: frame[frame["query_id"].isin(ids)],
-        "ranked_queries": lambda c, first_stages, teacher: {"rank_zephyr": RANKED}.get(teacher),
-        "teacher_runs": lambda c, name, teacher: [orders[["query_id", "doc_id", "teacher_rank"]]],
-    }
-    for name, function in door.items():
-        monkeypatch.setattr(lists.published, name, function)
     yield
     load.cache_clear()
 
@@ -129,7 +118,8 @@ def test_both_stages_train_on_the_lists_and_rank_the_tests(runs, marco, encoder_
         for name, stage, n in (("stage1", PAPER.stage1, 3), ("stage2", PAPER.stage2, 2))
     }
     small = {"query_tokens": 8, "passage_tokens": 16, "precision": "float32"}
-    tiny = replace(PAPER, encoder=encoder_folder, **small, **cut)
+    test = replace(PAPER.test, first_stage="colbert")
+    tiny = replace(PAPER, encoder=encoder_folder, test=test, **small, **cut)
     run, first = train(tiny.student()), train(tiny.student(tiny.stage1))
     assert first.manifest["id"] in run.manifest["inputs"]
     assert first.manifest["n_lists"] == len(TRAINED)  # all judged queries, not RankZephyr's alone

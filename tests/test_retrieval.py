@@ -26,7 +26,6 @@ def frame(kind, texts):
 
 
 def words(text):
-    """Stems of lower-case words of two characters or more that are no stop words."""
     kept = [w for w in re.findall(r"\b\w\w+\b", text.lower()) if w not in "a and in is of the".split()]
     return Stemmer("english").stemWords(kept)
 

@@ -39,20 +39,9 @@ def test_whatever_can_change_the_result_changes_the_id(change):
     assert obtain(**change).manifest["id"] != obtain().manifest["id"]
 
 
-def test_a_failed_run_is_handed_its_folder_again_and_a_damaged_one_is_computed_again(tmp_path):
-    def fail(folder):
-        (folder / "checkpoint").write_text("half")
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        obtain(compute=fail)
-    assert not list(tmp_path.glob("runs/*/manifest.json"))
-    run = obtain(compute=lambda folder: {"found": (folder / "checkpoint").read_text()})
-    assert run.manifest["found"] == "half"
-    for name in ("checkpoint", "manifest.json", "config.json"):
-        obtain(compute=pytest.fail)
-        (run.folder / name).write_text("y")
-        obtain(compute=lambda folder: (folder / "checkpoint").write_text("again") and None)
+def test_a_damaged_run_is_computed_again():
+    (obtain().folder / "result").write_text("damaged")
+    assert (obtain().folder / "result").read_text() == "x"
 
 
 def test_code_hash_follows_imports_and_is_blind_to_prose(tmp_path, monkeypatch):

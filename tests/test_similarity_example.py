@@ -2,27 +2,21 @@
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
-from conftest import make_model, make_student, make_texts, make_tokenizer, module_of
+from conftest import PASSAGES, QUERIES, make_candidates, make_model, make_student, module_of
+from test_rerank import CORPUS
 from transformers import AutoModelForSequenceClassification
 
 from rdl_core.cpu import engine
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.distill import StageConfig, distill
-from rdl_core.lists import RankedLists
-from rdl_core.tokens import TokenCorpus
+from rdl_core.lists import RankedLists, rows_of
 
 example = module_of(Path(__file__).parents[1] / "examples" / "similarity_head.py")
-LIMITS = {"query_tokens": 5, "passage_tokens": 20}
-QUERIES, PASSAGES = make_texts(6, seed=1, longest=5), make_texts(12, seed=2, longest=20)
-ROWS = [torch.arange(6).repeat_interleave(4), torch.arange(24) * 5 % 12]
-CORPUS = TokenCorpus.of(
-    pd.DataFrame({"query_id": [f"q{i}" for i in range(6)], "query": QUERIES}),
-    pd.DataFrame({"doc_id": [f"d{i}" for i in range(12)], "text": PASSAGES}),
-    make_tokenizer("bert"),
-)
+LIMITS, FRAME = {"query_tokens": 8, "passage_tokens": 30}, make_candidates()
+IDS = ("query_id", CORPUS.query_ids), ("doc_id", CORPUS.doc_ids)
+ROWS = [torch.tensor(rows_of(FRAME[name], ids, name)) for name, ids in IDS]
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def score(scorer):
 
 
 def inputs(student):
-    texts = [QUERIES[i] for i in ROWS[0]], [PASSAGES[i] for i in ROWS[1]]
+    texts = FRAME["query_id"].map(QUERIES).tolist(), FRAME["doc_id"].map(PASSAGES).tolist()
     return student.tokenizer(*texts, padding=True, return_tensors="pt")
 
 
@@ -59,9 +53,7 @@ def test_before_training_the_score_is_the_cosine_of_the_two_means(student):
 
 def test_two_steps_train_it_and_the_saved_folder_scores_packed_as_padded(student, tmp_path):
     before = score(student)
-    frame = pd.DataFrame({"query_id": [f"q{i}" for i in ROWS[0]], "doc_id": [f"d{i}" for i in ROWS[1]]})
-    frame["rank"] = frame.groupby("query_id").cumcount() + 1
-    lists = RankedLists.from_frame(frame.assign(teacher_rank=5 - frame["rank"]), CORPUS)
+    lists = RankedLists.from_frame(FRAME.assign(teacher_rank=10 - FRAME["rank"]), CORPUS)
     stage = StageConfig(steps=2, queries_per_step=3, list_size=4, learning_rate=1e-3)
     distill(student, lists, stage, seed=0, folder=tmp_path / "own")
     assert student.model.classifier.weight.abs().max() > 5e-4  # it was zero
@@ -72,7 +64,7 @@ def test_two_steps_train_it_and_the_saved_folder_scores_packed_as_padded(student
         padded = plain(**inputs(student)).logits[:, 0]
     torch.testing.assert_close(trained, padded, atol=1e-5, rtol=0)
     again = CrossEncoder.from_pretrained(tmp_path / "own", trained=True).eval()
-    assert (again.query_tokens, again.passage_tokens) == (5, 20)
+    assert (again.query_tokens, again.passage_tokens) == (8, 30)
     torch.testing.assert_close(score(again), trained)
     torch.testing.assert_close(score(engine(again, "float32")), trained, atol=1e-4, rtol=0)
 

@@ -58,7 +58,6 @@ def test_published_figures_are_the_papers():
 
 @pytest.fixture(scope="module")
 def measured(runs, tiny):
-    """Two seeds of a tiny student beside BM25."""
     profile = replace(tiny, seeds=(0, 1), more_measures=("RR(rel=2)",))
     systems = {"BM25": "first_stage", "student": profile.student(profile.stage1)}
     return grid.measure(grid.Part(profile=profile, systems=systems, baseline="BM25"))
