@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from rdl_core.progress import log_plainly
 
-__all__ = ["check_once", "each_on_a_gpu", "in_turn", "whole"]
+__all__ = ["each_on_a_gpu", "in_turn", "whole"]
 
 _T = TypeVar("_T")
 
@@ -37,14 +37,6 @@ def whole(identities: Mapping[Path, Mapping]) -> dict:
 def in_turn(parts: Sequence[Sequence[_T]]) -> list[_T]:
     """Items of all shards in the order in which they were dealt: the first of each, the second, ..."""
     return [x for x in chain.from_iterable(zip_longest(*parts)) if x is not None]
-
-
-def check_once(query_ids: Sequence[str], n_queries: int) -> None:
-    """ValueError if a query is there twice, or one of `n_queries` is missing."""
-    n, different = len(query_ids), len(set(query_ids))
-    if not different == n == n_queries:
-        told = f"expected each of {n_queries} queries once, got {n}, {different} different"
-        raise ValueError(f"{told}: check that all shards were made of one file of candidates")
 
 
 def each_on_a_gpu(work: Callable[..., object], arguments: Sequence[tuple]) -> None:

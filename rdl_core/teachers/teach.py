@@ -24,7 +24,7 @@ from rdl_core.data.collections import fingerprint, read_corpus
 from rdl_core.data.formats import check_run, read_candidates, write_parquet, write_requests, write_run
 from rdl_core.files import CONFIG, MANIFEST, Work, read_json, resumable, write_json
 from rdl_core.progress import progress
-from rdl_core.shards import check_once, each_on_a_gpu, in_turn, whole
+from rdl_core.shards import each_on_a_gpu, in_turn, whole
 from rdl_core.teachers.answers import Answer
 from rdl_core.teachers.listwise import Backend, rank_lists
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
@@ -146,7 +146,6 @@ def merge_lists(shards: Sequence[str | Path], folder: str | Path) -> dict:
     reports = [read_json(part / "report.json") for part in parts]
     rows = in_turn([report["queries"] for report in reports])
     query_ids = [row["query_id"] for row in rows]
-    check_once(query_ids, identity["n_queries"])
     costs = [report["totals"]["usd"] for report in reports]
     usd = None if None in costs else round(sum(costs), 6)
     with resumable(folder, identity) as work:
