@@ -5,7 +5,7 @@ tokens of a language model as an English word.
 """
 
 import re
-from itertools import islice
+from itertools import islice, pairwise
 
 __all__ = ["bigrams", "first_words", "n_tokens_about", "n_words"]
 
@@ -37,4 +37,4 @@ def n_tokens_about(text: str) -> int:
 
 def bigrams(text: str) -> str:
     """The text with each run without spaces as pairs of neighbours, which a word index can find."""
-    return _RUN.sub(lambda run: f" {' '.join(map(''.join, zip(run[0], run[0][1:]))) or run[0]} ", text)
+    return _RUN.sub(lambda run: f" {' '.join(map(''.join, pairwise(run[0]))) or run[0]} ", text)
