@@ -8,7 +8,7 @@ import sys
 
 import click
 import pytest
-from conftest import child_environment
+from common import child_environment
 from safetensors import SafetensorError
 
 from rdl_core import cli

@@ -12,7 +12,7 @@ import ir_datasets
 import pandas as pd
 import pytest
 from bm25s.stopwords import STOPWORDS_EN_PLUS
-from conftest import child_environment
+from common import child_environment
 from hypothesis import given
 from hypothesis import strategies as st
 from ir_datasets.formats import BaseDocs, BaseQueries

@@ -6,7 +6,7 @@ from threading import get_ident
 
 import pytest
 import torch
-from conftest import make_student, moved, weights
+from common import make_student, moved, weights
 from test_cross_encoder import score
 
 from rdl_core import cpu

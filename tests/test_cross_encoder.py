@@ -8,15 +8,18 @@ from threading import Thread
 
 import pytest
 import torch
-from conftest import WORDS, make_model, make_student, make_tokenizer, weights
+from common import WORDS, make_model, make_student, make_tokenizer, weights
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder as Modules
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from torch import nn
-from transformers import AutoModelForSequenceClassification
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
 from rdl_core import attention, cross_encoder
 from rdl_core.cross_encoder import ARCHITECTURES, CrossEncoder, training_record

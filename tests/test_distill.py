@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import WORDS, make_candidates, make_student, make_tokenizer, moved, read_log, weights
+from common import WORDS, make_candidates, make_student, make_tokenizer, moved, read_log, weights
 from safetensors.torch import load_file
 from test_rerank import CORPUS
 

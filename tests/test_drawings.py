@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import module_of
+from common import module_of
 
 from rdl_study.store import project_folder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from conftest import child_environment
+from common import child_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 

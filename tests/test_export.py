@@ -13,7 +13,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from conftest import KINDS, make_student, make_texts
+from common import KINDS, make_student, make_texts
 from huggingface_hub import ModelCard, constants
 from transformers import AutoTokenizer
 

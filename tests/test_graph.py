@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from click.testing import CliRunner
-from conftest import child_environment
+from common import child_environment
 from tiny_notebooks import write_notebook
 
 from rdl_study import cli, graph, grid, notebook, pages

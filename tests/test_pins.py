@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import read_log
+from common import read_log
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from rdl_core.config import RerankConfig, StageConfig

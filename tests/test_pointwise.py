@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_local_llm import bytes_tokenizer, llama, words_tokenizer
 
 from rdl_core.config import PROMPTS, LocalConfig, TeachConfig
 from rdl_core.data.collections import load
@@ -17,7 +18,6 @@ from rdl_core.teachers.local_llm import load_llm
 from rdl_core.teachers.pointwise import PointwiseLLM, plan_groups, score_lists
 from rdl_core.teachers.replay import AnswerLog
 from rdl_study.lists import llm_settings
-from test_local_llm import bytes_tokenizer, llama, words_tokenizer
 
 modes = pytest.mark.parametrize("mode", [*PROMPTS])
 WORDS = ["Passage:", "Query:", "red", "green", "blue", "yes", "no", "Answer:"]

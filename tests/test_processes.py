@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import child_environment, make_student, make_texts, make_tokenizer, read_log
+from common import child_environment, make_student, make_texts, make_tokenizer, read_log
 from safetensors.torch import load_file
 
 from rdl_core.config import StageConfig

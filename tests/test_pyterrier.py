@@ -7,7 +7,7 @@ import ir_measures
 import pandas as pd
 import pyterrier as pt
 import pytest
-from conftest import PASSAGES, QUERIES, make_candidates, make_student
+from common import PASSAGES, QUERIES, make_candidates, make_student
 from pyterrier.testing import transformer_test_class
 
 from rdl_core.adopt import Adopted

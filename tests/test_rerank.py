@@ -5,7 +5,7 @@ import gzip
 import pandas as pd
 import pytest
 import torch
-from conftest import PASSAGES, QUERIES, make_candidates, make_model, make_student, make_tokenizer
+from common import PASSAGES, QUERIES, make_candidates, make_model, make_student, make_tokenizer
 
 from rdl_core import rerank as module
 from rdl_core.config import RerankConfig

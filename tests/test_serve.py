@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import schemathesis
 import torch
-from conftest import WORDS, child_environment, make_student
+from common import WORDS, child_environment, make_student
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
 from scipy.special import expit

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PASSAGES, QUERIES, make_candidates, make_model, make_student, module_of
+from common import PASSAGES, QUERIES, make_candidates, make_model, make_student, module_of
 from test_rerank import CORPUS
 from transformers import AutoModelForSequenceClassification
 
