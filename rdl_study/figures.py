@@ -22,8 +22,8 @@ _LABEL = 36  # characters in a line of a row's name
 _WORDS = {
     "rank_vicuna_unaugmented": "RankVicuna, no augmentation", "rank_vicuna": "RankVicuna",
     "rank_vicuna_early": "RankVicuna, early", "rank_zephyr": "RankZephyr", "gpt_3.5": "GPT-3.5",
-    "gpt_3.5_mean": "GPT-3.5, mean of five",
-    "vicuna_7b": "Vicuna 7B", "vicuna_13b": "Vicuna 13B", "smollm2": "SmolLM2",
+    "gpt_3.5_mean": "GPT-3.5, mean of five", "vicuna_7b": "Vicuna 7B", "vicuna_13b": "Vicuna 13B",
+    "smollm2": "SmolLM2", "smollm2_yes_no": "SmolLM2, yes", "smollm2_windows": "SmolLM2, windows",
     "smollm2_fused": "SmolLM2 + bi-encoder + first stage", "fused": "bi-encoder + first stage",
     "bi_encoder": "bi-encoder", "first_stage": "first stage", "bm25_rm3": "BM25+RM3", "bm25": "BM25",
     "splade": "SPLADE++", "tas_b": "TAS-B", "ada2": "Ada-2", "colbert": "ColBERTv2",

@@ -69,8 +69,9 @@ def sentence(table: pd.DataFrame, results: Results | Recorded) -> Markdown:
     of, best = getattr(results, "profile", results), table["mean"].idxmax()
     baseline = table.index[table["p_value"].isna()][0]
     row, differ = table.loc[best], table.index[table["significant"].fillna(False).astype(bool)]
+    trained = f" with {as_seeds(len(of.seeds))}," if of.seeds else ""
     head = (
-        f"On {len(results.values)} queries of {_tested_on(of)}, with {as_seeds(len(of.seeds))}, "
+        f"On {len(results.values)} queries of {_tested_on(of)},{trained} "
         f"**{best}** has the highest {of.measure}: {row['mean']:.3f} (95 % interval "
         f"{row['ci_low']:.3f} to {row['ci_high']:.3f})."
     )
