@@ -31,7 +31,7 @@ from transformers import BertModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where pytest finds them by itself
 from chat_server import ChatServer
-from conftest import make_model, make_student, make_tokenizer
+from common import make_model, make_student, make_tokenizer
 
 from rdl_core import tokens
 from rdl_core.cli import app
