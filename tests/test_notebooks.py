@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cache
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,8 +22,15 @@ FOLDER = project_folder() / "notebooks"
 MINI = study.load_profile("mini")
 VARIED = ("effectiveness", "negatives", "depth", "loss", "teacher")
 MEASURED = (*VARIED, "out_of_domain")
-NOTEBOOKS = {name: nbformat.read(FOLDER / f"{name}.ipynb", as_version=4) for name in notebooks()}
+NOTEBOOKS = notebooks()
 pytestmark = pytest.mark.usefixtures("runs")
+
+
+@cache
+def read(name):
+    import nbformat  # takes longer than torch, and other workers need none
+
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
 def code(notebook, tag=None):
@@ -76,7 +82,7 @@ def pages(runs, tiny, corpus):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_is_stored_without_outputs_and_can_be_read_through(name):
-    content = NOTEBOOKS[name]
+    content = read(name)
     assert content.metadata.kernelspec.name == "python3"
     assert not any(cell.outputs or cell.execution_count for cell in code(content))
     assert code(content, "parameters") == code(content)[:1]
@@ -94,7 +100,7 @@ def test_a_notebook_is_stored_without_outputs_and_can_be_read_through(name):
 
 
 def test_figures_have_alternative_texts_captions_and_names_of_their_own():
-    all_cells = [cell for content in NOTEBOOKS.values() for cell in code(content)]
+    all_cells = [cell for name in NOTEBOOKS for cell in code(read(name))]
     drawn = [cell for cell in all_cells if re.search(r"(?m)^figure\b.* = ", cell.source)]
     figures = [cell.metadata["mystnb"] for cell in drawn]
     texts = [text for x in figures for text in (x["image"]["alt"], x["figure"]["caption"])]
@@ -105,7 +111,7 @@ def test_figures_have_alternative_texts_captions_and_names_of_their_own():
 
 def test_every_notebook_takes_what_every_profile_gives_it():
     for path in project_folder().glob("profiles/*.yaml"):
-        assert declarations(path.stem).keys() == NOTEBOOKS.keys()
+        assert declarations(path.stem).keys() == {*NOTEBOOKS}
 
 
 @pytest.mark.parametrize(("profile", "name"), [
@@ -139,7 +145,7 @@ def test_students_differ_in_what_the_page_is_about():
 @pytest.mark.parametrize("name", [x for x in NOTEBOOKS if x not in ("start", "costs")])
 def test_what_a_page_asks_to_change_can_be_changed(name):
     """The negatives page once asked for a first stage without which it had no baseline."""
-    text = "\n".join(x.source for x in NOTEBOOKS[name].cells if x.cell_type == "markdown")
+    text = "\n".join(x.source for x in read(name).cells if x.cell_type == "markdown")
     text = text.partition("## Change one thing")[2].partition("\n## ")[0]
     values = {name: ast.literal_eval(x) for name, x in re.findall(r"`(\w+) = ([^`]+)`", text)}
     values |= {name: yaml.safe_load(x) for name, x in re.findall(r"-p (\w+) \"(\[[^\"]+)\"", text)}

@@ -1,8 +1,5 @@
 """Notebooks that tests write in place of the study's."""
 
-import nbformat
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 SETUP = """
 import rdl_study as study
@@ -24,6 +21,9 @@ parts = {"losses": study.Part(profile=profile, systems=students, baseline=losses
 
 def write_notebook(root, name, *sources, parameters=PARAMETERS, setup=SETUP, systems=SYSTEMS):
     """A notebook in ``notebooks/`` of `root`; sources are of untagged cells behind the others."""
+    import nbformat  # takes longer than torch
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
     tagged = {"parameters": parameters, "setup": setup.format(name=name), "systems": systems}
     cells = [new_code_cell(x, metadata={"tags": [tag]}) for tag, x in tagged.items() if x]
     cells = [new_markdown_cell("# Title"), *cells, *map(new_code_cell, sources)]
