@@ -244,7 +244,7 @@ def _append_missing(frame: pd.DataFrame, qrels: pd.DataFrame) -> pd.DataFrame:
     relevant = qrels[(qrels["relevance"] > 0) & qrels["query_id"].isin(frame["query_id"])]
     listed = pd.MultiIndex.from_frame(frame[_IDS])
     missing = relevant[~pd.MultiIndex.from_frame(relevant[_IDS]).isin(listed)]
-    last = missing["query_id"].map(frame.groupby("query_id")["rank"].max())
+    last = frame.groupby("query_id")["rank"].max()[missing["query_id"]].to_numpy()
     place = missing.groupby("query_id").cumcount() + 1
     return pd.concat([frame, missing.assign(rank=last + place)], ignore_index=True)
 

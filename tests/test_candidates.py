@@ -105,6 +105,8 @@ def test_lists_are_cut_and_missing_positives_come_behind(first_stage):
     assert len(behind) > 0
     assert (behind["relevance"] > 0).all()
     bare = lists(replace(config, add_relevant=False))
+    whole = replace(config, collection=f"{DEV.collection}/crops", first_stage="bm25", n_queries=3)
+    pd.testing.assert_frame_equal(lists(whole), lists(replace(whole, add_relevant=False)))  # none missed
     assert bare.groupby("query_id").size().max() == 3 == bare["rank"].max()
     near = lists(replace(DEV, depth=100)).merge(bare, on=IDS)
     assert (len(near) == len(bare)) == (first_stage == "bm25")  # random ones are far from the query

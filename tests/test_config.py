@@ -69,13 +69,14 @@ def test_a_value_that_cannot_be_is_refused_by_name(kind, values, says):
 
 
 @pytest.mark.parametrize("kind", REQUIRED)
-def test_configurations_are_whole_and_frozen(kind):
+def test_configurations_are_whole_frozen_and_explained(kind):
     made = checked(kind, REQUIRED[kind], what="here")
     for name in REQUIRED[kind]:
         with pytest.raises(ValueError, match=f"\n  {name}: missing"):
             checked(kind, {x: v for x, v in REQUIRED[kind].items() if x != name}, what="here")
     with pytest.raises(FrozenInstanceError):
         setattr(made, next(iter(kind.__pydantic_fields__)), 1)
+    assert all(kind.__pydantic_fields__[x].description for x in vars(kind)["__annotations__"])
 
 
 def test_an_endpoints_name_has_what_changes_answers_and_a_price_its_tokens():

@@ -1,8 +1,10 @@
-"""Measures against hand arithmetic, runs without ties, tests against formulas."""
+"""Measures against hand arithmetic, runs without ties, tests against formulas, real figures."""
 
 import gzip
 import math
+import os
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,10 @@ import pytest
 from scipy import stats
 
 from rdl_core.config import EvaluateConfig
+from rdl_core.data.formats import read_candidates, read_qrels
 from rdl_core.evaluate import compare, equivalence, evaluate_files, per_query, settle_ties
 
+MIRROR = os.environ.get("RDL_MIRROR")
 N_QUERIES = 43
 TINY, LOWEST = np.finfo(np.float32).tiny, np.finfo(np.float32).min
 
@@ -318,6 +322,15 @@ def test_runs_have_the_names_of_their_files_or_their_paths(tmp_path):
         assert [line.split()[0] for line in lines] == names
     with pytest.raises(ValueError, match="expected each run once; got .*own.run.gz"):
         evaluate_files(_config(tmp_path, "7 0 x 1\n", paths[:1] * 2))
+
+
+@pytest.mark.skipif(not MIRROR, reason="RDL_MIRROR is not set: it names the folder with trec-dl/")
+@pytest.mark.parametrize(("year", "figure", "n_queries"), [(2019, 0.7316, 43), (2020, 0.7254, 54)])
+def test_real_runs_whose_scores_tie_have_their_reference_ndcg(year, figure, n_queries):
+    [path] = Path(MIRROR, "trec-dl").glob(f"runs/__colbert__*-{year}-judged.run")
+    qrels = read_qrels(f"{MIRROR}/trec-dl/qrels/qrels.dl{year % 100}-passage.txt")
+    values = per_query(qrels, settle_ties(read_candidates(path)))["nDCG@10"]
+    assert (len(values), values.mean()) == (n_queries, pytest.approx(figure, abs=5e-5))
 
 
 @pytest.mark.parametrize("docs", [["x", "y"], ["x y", "d-1"]])

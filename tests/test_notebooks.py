@@ -76,7 +76,7 @@ def pages(runs, tiny, corpus):
     teachers = ["fused", "first_stage", "judgments"]  # no LLM is asked
     corpus = {"collection": corpus, "n_train": 28, "n_passes": 1}
     own = {"your_corpus": corpus, "teacher": {"teachers": teachers}}
-    own["negatives"] = {"first_stages": ["bm25"]}
+    own["negatives"] = {"first_stages": ["bm25"], "starts": ["none", "crops", "judgments"]}
     return cache(lambda name: executed(name, profile=tiny, **own.get(name, {})))
 
 
