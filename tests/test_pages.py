@@ -10,6 +10,7 @@ from rdl_core.evaluate import compare
 from rdl_core.teachers.listwise import plan_windows
 from rdl_study import tables
 from rdl_study.bench.race import ratios, recorded, summary
+from rdl_study.notebook import cells, notebooks
 from rdl_study.profile import load_profile
 from rdl_study.store import project_folder
 from rdl_study.tables import published
@@ -19,6 +20,15 @@ ROOT = project_folder()
 
 def text(name):
     return " ".join((ROOT / name).read_text().split())
+
+
+def test_every_parameter_of_a_notebook_is_in_the_table():
+    page = (ROOT / "book/run_it_yourself.md").read_text()
+    for name in notebooks():
+        row = re.search(rf"^\| `{name}` \| (.+) \|$", page, re.MULTILINE)[1]
+        source = next(source for tags, source in cells(name) if "parameters" in tags)
+        names = set(re.findall(r"^(\w+) =", source, re.MULTILINE)) - {"profile"}
+        assert names <= set(re.findall(r"`(\w+)`", row)), name
 
 
 def test_divergences_say_how_much_the_recorded_students_saw():
