@@ -80,15 +80,13 @@ def means(
 
 
 def in_words(label: str) -> str:
-    """A system's label as people say it: ``teacher (rank_vicuna)`` is ``teacher (RankVicuna)``."""
-    return _NAMED.sub(lambda name: _WORDS[name[0]], label)
+    """A system's label as people say it: ``lists from bm25+tas_b`` is ``lists from BM25 and TAS-B``."""
+    return _NAMED.sub(lambda name: _WORDS[name[0]], re.sub(r"(?<=\w)\+(?=[a-z])", " and ", label))
 
 
 def name_rows(axes: Axes, names: list[str], title: str) -> None:
     """Label rows from the top; long names, such as of several first stages, take several lines."""
-    labels = [in_words(name).replace("+", "+ ") for name in names]
-    lines = ["\n".join(wrap(label, _LABEL)).replace("+ ", "+") for label in labels]
-    axes.set_yticks(range(len(names)), lines)
+    axes.set_yticks(range(len(names)), ["\n".join(wrap(in_words(name), _LABEL)) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_title(title, fontsize="medium")
     axes.grid(axis="y", visible=False)

@@ -20,7 +20,8 @@ def test_pages_name_the_best_what_differs_and_the_runs_and_markup_is_text(tmp_pa
     queries = pd.Index([f"q{i}" for i in range(8)], name="query_id")
     base = pd.Series([0.1, 0.5, 0.3, 0.9, 0.2, 0.4, 0.6, 0.0], queries)
     noise = pd.Series([0.01, -0.02, 0.02, 0.0, 0.01, -0.01, 0.0, 0.01], queries)
-    values = pd.DataFrame({"BM25": base, "good": base * 0.9 + 0.1 + noise, "same": base + noise})
+    good = base * 0.9 + 0.1 + noise
+    values = pd.DataFrame({"BM25": base, "of bm25+bm25_rm3": good, "same": base + noise})
     manifest = {
         "id": "rank-1", "inputs": ["train-1"], "wall_s": 2.0, "device": "<b>CPU</b>", "threads": 2,
         "versions": {"torch": "2"}, "commit": None,
@@ -30,8 +31,9 @@ def test_pages_name_the_best_what_differs_and_the_runs_and_markup_is_text(tmp_pa
     statistics = compare(values, "BM25")
     text = tables.sentence(statistics, results).data
     for expected in (
-        "On 8 queries of `rdl/pydocs/test`, with 1 seed, **good** has the highest", "nDCG@10: 0.440",
-        "Significantly different from BM25 (p < .05 after Holm): good (+0.065).",
+        "On 8 queries of `rdl/pydocs/test`, with 1 seed, **of BM25 and BM25+RM3** has the highest",
+        "nDCG@10: 0.440",
+        "Significantly different from BM25 (p < .05 after Holm): of BM25 and BM25+RM3 (+0.065).",
     ):  # fmt: skip
         assert expected in text
     assert "same (" not in text
