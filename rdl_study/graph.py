@@ -1,10 +1,11 @@
 """The study as a graph of jobs, which Snakemake orders and spreads over machines.
 
 A node names work that `rdl_study.store.obtain` does or finds done: a training stage with the rankings
-of its student, as starting a process takes longer than most rankings; a collection's lists, tokens and
-rankings without a student, behind a node for each shard of an LLM that is asked; a page, behind all
-that it compares. A node's name ends with a hash of its configuration, code and libraries, so that a
-change of these makes new nodes. A finished node has a marker, which names its runs.
+of its student, as starting a process takes longer than most rankings, or several short stages; a
+collection's lists, tokens and rankings without a student, behind a node for each shard of an LLM that
+is asked; a page, behind all that it compares. A node's name ends with a hash of its configuration, code
+and libraries, so that a change of these makes new nodes. A finished node has a marker, which names its
+runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rdl_core.data import pydocs
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import fetch_group, registry
 from rdl_core.files import content_hash, read_json, read_settings, write_json
-from rdl_study.grid import Part, RankingConfig, rank, rankings, train
+from rdl_study.grid import Part, RankingConfig, StudentConfig, rank, rankings, train
 from rdl_study.lists import ListsConfig, LLMTeacher, ask_shard, candidates_of, corpus, lists
 from rdl_study.notebook import declared, notebooks
 from rdl_study.pages import page, page_code, shown_in
@@ -36,6 +37,7 @@ from rdl_study.store import code_hash, libraries, noted, runs_folder, short_hash
 
 __all__ = ["Node", "declarations", "jobs", "marker", "nodes", "plan", "run"]
 
+_SHORT = 1_000  # passages: trainings no longer than that, from the same student, share a job
 _TIMING, _LAST = "efficiency", ("costs", "start")  # nothing runs beside it; these sum up all pages
 _VERSIONS = [metadata.version("scikit-learn" if x == "sklearn" else x) for x in pydocs.PACKAGES]
 _Work = tuple[Callable[..., object], tuple]
@@ -98,7 +100,9 @@ def jobs(parts: Mapping[str, Iterable[Part]]) -> tuple[dict[str, Node], dict[str
         (student,), before = next(iter(work.values()))[1], [names[x] for x in names if x in needs[key]]
         last, n, seed = student.stages[-1], len(student.stages), student.seed
         learnt = f"{last.training.loss} from {last.lists.teacher}, {last.lists.first_stage}"
+        also = sum(do is train for do, _ in work.values()) - 1
         what = f"stage {n} of a student: {learnt} top {last.lists.depth}, seed {seed}"
+        what += f", and of {also} more" * (also > 0)
         names[key] = _node(graph, "student", what, before, work.values())
     return graph, {page: [names[x] for x in names if x in needs[page]] for page in parts}
 
@@ -161,8 +165,8 @@ def _add(
             listed[wanted.collection][_id(wanted)] = (lists, (wanted,))
             before.add(wanted.collection)
         student = replace(config.system, stages=config.system.stages[:number])
-        needs[key := _id(student)] |= before
-        trained[key].setdefault(key, (train, (student,)))
+        needs[key := _job(student)] |= before
+        trained[key].setdefault(_id(student), (train, (student,)))
         before.add(key)
     for name in {tested, *before} & listed.keys():
         texts = (name, config.system.encoder)
@@ -218,6 +222,12 @@ def _node(
     node = Node(kind=kind, key=key, what=what, needs=tuple(needs), work=work)
     graph[node.name] = node
     return node.name
+
+
+def _job(student: StudentConfig) -> str:
+    *earlier, last = student.stages
+    drawn = last.training.steps * last.training.queries_per_step * last.training.list_size
+    return _id(student if drawn > _SHORT else [student.seed, *earlier])
 
 
 def _id(config: object) -> str:

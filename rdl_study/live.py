@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pandas as pd
 from bm25s.stopwords import STOPWORDS_EN
+from onnxruntime import InferenceSession
 
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
@@ -71,7 +71,7 @@ def _run(system: StudentConfig) -> Run:
             exported = Path(temporary) / "student"
             export(model, exported, quantise=True)
             small = exported / "onnx" / "model_int8.onnx"
-            session = onnxruntime.InferenceSession(small, providers=["CPUExecutionProvider"])
+            session = InferenceSession(small, providers=["CPUExecutionProvider"])
             _pack(small.read_bytes(), folder / "model.onnx.gz")
             _pack((exported / "tokenizer.json").read_bytes(), folder / "tokenizer.json.gz")
         passages = collection.passages[["doc_id", "text"]].to_numpy().tolist()
@@ -93,7 +93,7 @@ def _pack(content: bytes, target: Path) -> None:
     target.write_bytes(gzip.compress(content, mtime=0))
 
 
-def _examples(model: CrossEncoder, session: onnxruntime.InferenceSession) -> list[dict[str, Any]]:
+def _examples(model: CrossEncoder, session: InferenceSession) -> list[dict[str, Any]]:
     """Test queries whose own passage gains most places over BM25's (three), the median, and least."""
     collection = load(_SEARCHED.collection)
     queries = collection.queries[collection.queries["query_id"].isin(chosen_queries(_SEARCHED))]
@@ -124,9 +124,7 @@ def _candidates(queries: pd.DataFrame, passages: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns="place").assign(rank=rank)[rank <= _SEARCHED.depth]
 
 
-def _score(
-    model: CrossEncoder, session: onnxruntime.InferenceSession, query: str, passage: str
-) -> float:
+def _score(model: CrossEncoder, session: InferenceSession, query: str, passage: str) -> float:
     """Of one pair, alone in its batch, as ``worker.js`` asks for it."""
     template = model.template
     query_ids, passage_ids = (

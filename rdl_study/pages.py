@@ -117,22 +117,17 @@ def write_downloads(name: str, parts: Mapping[str, Part], folder: Path) -> list[
     results = {part: measure(parts[part]) for part in parts}
     values = record(name, results, folder)
     archive = folder / f"{name}-runs.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(archive, "w") as file, tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "one.run"
         for part, result in results.items():
             for system, run in ((system, run) for system, runs in result.runs.items() for run in runs):
                 config, tag = run.manifest["config"], _slug(system)
                 seed = f"-seed{config['system']['seed']}" if isinstance(config["system"], dict) else ""
                 end = f"{_slug(config['candidates']['collection'])}{seed}.run"
                 entry = zipfile.ZipInfo(f"{_slug(part)}/{tag}-{end}", (1980, 1, 1, 0, 0, 0))  # no clock
-                file.writestr(entry, _trec(run, tag), zipfile.ZIP_DEFLATED)
+                write_run(pd.read_parquet(run.folder / "run.parquet"), path, tag=tag)
+                file.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
     return [values, values.with_suffix(".json"), archive]
-
-
-def _trec(run: Run, tag: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "one.run"
-        write_run(pd.read_parquet(run.folder / "run.parquet"), path, tag=tag)
-        return path.read_text()
 
 
 def _slug(label: str) -> str:
