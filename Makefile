@@ -21,7 +21,7 @@ book: $(READY)
 # No test asks a hub; offline, names that are none are refused at once. Two at a time, as much of a
 # test is starting processes; a file's tests share what they set up.
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The built book in a browser; needs chromium.
 check: $(READY)
