@@ -18,8 +18,8 @@ PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 book: $(READY)
 	$(BIN)/rdl book --profile $(PROFILE)
 
-# No test asks a hub; offline, names that are none are refused at once. Two at a time, as much of a
-# test is starting processes; a file's tests share what they set up.
+# No test asks a hub; offline, names that are none are refused at once. Three at a time, even
+# on two cores, as tests wait for servers and processes; a file's tests share what they set up.
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
