@@ -10,10 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import rdl_study as study
 from rdl_core.data.collections import load
+from rdl_core.losses import LOSSES
 from rdl_study.graph import declarations
 from rdl_study.notebook import cells, declared, notebooks
 from rdl_study.store import project_folder
@@ -140,6 +142,19 @@ def test_students_differ_in_what_the_page_is_about():
     negatives = declared("negatives", {"first_stages": ["bm25", "random"]})["first stages"].systems
     stages = negatives["dual, lists from random"].stages
     assert [stage.lists.first_stage for stage in stages] == ["bm25+bi_encoder", "random"]
+
+
+def test_losses_of_the_order_alone_get_one_student_and_step_sizes_see_as_many_passages(pages):
+    scores, targets = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    ranked = targets.argsort(1).argsort(1).float()
+    alike = {name for name, x in LOSSES.items() if torch.equal(x(scores, targets), x(scores, ranked))}
+    assert pages("loss")["ORDER_ALONE"] == alike
+    values = {"profile": replace(MINI, ablation_steps=64), "targets": ["scores", "teacher"]}
+    parts = declared("loss", {**values, "losses": ["kl_div", "bce"], "tournament": ["kl_div", "bce"]})
+    assert list(parts["losses"].systems) == ["kl_div, scores", "kl_div", "bce"]
+    one, many = (parts["tournament"].systems[f"bce, {n} a step"].stages[1].training for n in (1, 32))
+    assert one.steps == 32 * many.steps
+    assert many.learning_rate == pytest.approx(one.learning_rate * 32**0.5)
 
 
 @pytest.mark.parametrize("name", [x for x in NOTEBOOKS if x not in ("start", "costs")])
