@@ -3,7 +3,8 @@
 Texts are tokenised as requests come; one thread scores all that wait together, in batches of a token
 budget. Scores are logistic functions of the student's logits, which order the passages of a query.
 Where the documents of a request bring the first stage's ``score``, what `rdl adopt` chose counts:
-``relevance_score`` is then a probability of relevance. Texts are never logged.
+``relevance_score`` is then a probability of relevance, and 0 for documents below the adopted depth,
+which are not read and keep their order. Texts are never logged.
 """
 
 import asyncio
@@ -180,13 +181,15 @@ def make_app(
     async def broken(_: Request, error: Exception) -> Response:
         return _refusal(500, "scoring failed: see the server's log")
 
+    def check_number(texts: list) -> None:
+        if len(texts) > config.most_documents:
+            raise HTTPException(413, f"expected at most {config.most_documents} documents")
+
     async def logits(
         request: Request, queries: list[str], passages: list[str], *, cut: int | None = None,
         truncate: bool = True,
     ) -> tuple[np.ndarray, int]:  # fmt: skip
         """Logits of pairs, or of one query's, and how many tokens they have."""
-        if len(passages) > config.most_documents:
-            raise HTTPException(413, f"expected at most {config.most_documents} documents")
         if scorer.n_asked >= config.most_waiting:
             raise HTTPException(429, f"{config.most_waiting} requests wait already: try again later")
         scorer.n_asked += 1
@@ -222,17 +225,24 @@ def make_app(
             raise HTTPException(422, "documents: expected documents or texts, one of the two")
         documents = [x if isinstance(x, Document) else Document(text=x)
                      for x in body.documents or body.texts]  # fmt: skip
+        check_number(documents)
         texts, first_stage = [x.text for x in documents], [x.score for x in documents]
         options = {"cut": body.max_tokens_per_doc, "truncate": body.truncate}
-        scores, n_tokens = await logits(request, [body.query], texts, **options)
+        read, frame = np.arange(len(texts)), None
         if adopted and None not in first_stage:
-            ids = [*map(str, range(len(texts)))]
+            ids = [*map(str, read)]
             frame = pd.DataFrame({"query_id": "q", "doc_id": ids, "score": first_stage})
             frame["rank"] = frame["score"].rank(ascending=False, method="first").astype(int)
+            read = np.flatnonzero(frame["rank"] <= adopted.depth)
+        scores = np.full(len(texts), np.nan)
+        scores[read], n_tokens = await logits(request, [body.query], [texts[i] for i in read], **options)
+        if frame is not None:
             scores = adopted.apply(frame, scores).set_index("doc_id")["score"][ids].to_numpy(float)
         elif not body.raw_scores:
             scores = expit(scores)
         order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
+        if frame is not None:  # what was not read has minus its rank; clients expect 0 to 1
+            scores = scores.clip(min=0)
         if body.texts is not None:
             results = [{"index": i, "score": float(scores[i])} for i in order]
             return [x | {"text": texts[x["index"]]} if body.return_text else x for x in results]
@@ -248,6 +258,7 @@ def make_app(
     @app.post("/v1/score")
     async def score(body: ScoreRequest, request: Request) -> Any:
         left, right = ([x] if isinstance(x, str) else x for x in (body.text_1, body.text_2))
+        check_number(right)
         if len(left) not in (1, len(right)):
             expected = f"one text, or as many as text_2 has, {len(right)}"
             raise HTTPException(422, f"text_1: expected {expected}; got {len(left)}")

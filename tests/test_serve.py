@@ -123,9 +123,11 @@ def test_what_was_adopted_counts_where_documents_bring_the_first_stages_scores()
         plain = ask.post("/rerank", json={"query": QUERY, "documents": TEXTS}).json()["results"]
         assert by_index(plain, "relevance_score") == pytest.approx(expit(logits()), abs=1e-6)
         answer = ask.post("/rerank", json={"query": QUERY, "documents": documents}).json()["results"]
-    top = [0, 1, 3, 4]  # the first stage's worst is not re-ranked
+        told = ask.get("/metrics").text
+    assert "rdl_pairs_total 9.0" in told  # the first stage's worst is not read
+    top = [0, 1, 3, 4]
     parts = [(x[top] - x[top].mean()) / x[top].std() for x in (logits(), np.array(first))]
-    expected = np.full(5, -5.0)
+    expected = np.zeros(5)
     expected[top] = expit(2 * (0.5 * parts[0] + 0.5 * parts[1]) - 1)
     assert by_index(answer, "relevance_score") == pytest.approx(expected, abs=1e-5)
 
