@@ -9,6 +9,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from Stemmer import Stemmer
 
+from rdl_core.data import retrieval
 from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.data.retrieval import bm25, dense, encode, random_candidates
 
@@ -83,7 +84,8 @@ def test_texts_without_words_or_spaces_and_other_forms_of_a_word(query, texts, f
 
 
 @pytest.mark.parametrize("depth", [1, 4, 50])
-def test_dense_is_brute_force(depth):
+def test_dense_is_brute_force_a_few_queries_at_a_time(depth, monkeypatch):
+    monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", 2 * 12)
     numbers = np.random.default_rng(0)
     q, p = numbers.normal(size=(5, 8)).astype("f4"), numbers.normal(size=(12, 8)).astype("f4")
     found = dense(frame("query", ["x"] * 5), frame("doc", ["y"] * 12), q, p, depth=depth)

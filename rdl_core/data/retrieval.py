@@ -24,6 +24,7 @@ from rdl_core.words import bigrams
 
 __all__ = ["bm25", "dense", "encode", "random_candidates"]
 
+_SCORES_AT_ONCE = 2**28  # of queries and all passages: 1 GiB
 _log = logging.getLogger(__name__)
 
 
@@ -87,9 +88,10 @@ def dense(
     passage_vectors: np.ndarray, *, depth: int,
 ) -> pd.DataFrame:  # fmt: skip
     """Candidates by the inner product of vectors, float32 ``[n, dim]``; exact, no index."""
-    scores = torch.from_numpy(query_vectors) @ torch.from_numpy(passage_vectors).T
-    best = scores.topk(min(depth, len(passages)), dim=1)
-    return _candidates(queries, passages, best.indices.numpy(), best.values.numpy())
+    of_passages, k = torch.from_numpy(passage_vectors).T, min(depth, len(passages))
+    some = torch.from_numpy(query_vectors).split(max(1, _SCORES_AT_ONCE // max(1, len(passages))))
+    scores, rows = (torch.cat(x) for x in zip(*((x @ of_passages).topk(k) for x in some), strict=True))
+    return _candidates(queries, passages, rows.numpy(), scores.numpy())
 
 
 def _candidates(
