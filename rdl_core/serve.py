@@ -234,8 +234,9 @@ def make_app(
             frame = pd.DataFrame({"query_id": "q", "doc_id": ids, "score": first_stage})
             frame["rank"] = frame["score"].rank(ascending=False, method="first").astype(int)
             read = np.flatnonzero(frame["rank"] <= adopted.depth)
+        own = [texts[i] for i in read]
         scores = np.full(len(texts), np.nan)
-        scores[read], n_tokens = await logits(request, [body.query], [texts[i] for i in read], **options)
+        scores[read], n_tokens = await logits(request, [body.query], own, **options)
         if frame is not None:
             scores = adopted.apply(frame, scores).set_index("doc_id")["score"][ids].to_numpy(float)
         elif not body.raw_scores:
