@@ -1,6 +1,8 @@
 """Numbers in the prose are those of the profiles, the recorded runs and the published tables."""
 
 import re
+from importlib import import_module
+from inspect import ismodule
 
 import pandas as pd
 
@@ -20,6 +22,15 @@ ROOT = project_folder()
 
 def text(name):
     return " ".join((ROOT / name).read_text().split())
+
+
+def test_what_examples_import_is_there_and_no_module_of_that_name():
+    imported = []
+    for page in (ROOT / "README.md", *ROOT.glob("book/**/*.md")):
+        for module, names in re.findall(r"(?m)^from (rdl_[\w.]+) import (.+)$", page.read_text()):
+            imported += [getattr(import_module(module), name) for name in names.split(", ")]
+    assert len(imported) > 10
+    assert not [x for x in imported if ismodule(x)]
 
 
 def test_every_parameter_of_a_notebook_is_in_the_table():
