@@ -228,21 +228,20 @@ def make_app(
         check_number(documents)
         texts, first_stage = [x.text for x in documents], [x.score for x in documents]
         options = {"cut": body.max_tokens_per_doc, "truncate": body.truncate}
-        read, frame = np.arange(len(texts)), None
+        scored, frame = np.arange(len(texts)), None
         if adopted and None not in first_stage:
-            ids = [*map(str, read)]
+            ids = [*map(str, scored)]
             frame = pd.DataFrame({"query_id": "q", "doc_id": ids, "score": first_stage})
             frame["rank"] = frame["score"].rank(ascending=False, method="first").astype(int)
-            read = np.flatnonzero(frame["rank"] <= adopted.depth)
-        own = [texts[i] for i in read]
-        scores = np.full(len(texts), np.nan)
-        scores[read], n_tokens = await logits(request, [body.query], own, **options)
+            scored = np.flatnonzero(frame["rank"] <= adopted.depth)
+        passages, scores = [texts[i] for i in scored], np.full(len(texts), np.nan)
+        scores[scored], n_tokens = await logits(request, [body.query], passages, **options)
         if frame is not None:
             scores = adopted.apply(frame, scores).set_index("doc_id")["score"][ids].to_numpy(float)
         elif not body.raw_scores:
             scores = expit(scores)
         order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
-        if frame is not None:  # what was not read has minus its rank; clients expect 0 to 1
+        if frame is not None:  # what was not scored has minus its rank; clients expect 0 to 1
             scores = scores.clip(min=0)
         if body.texts is not None:
             results = [{"index": i, "score": float(scores[i])} for i in order]

@@ -89,8 +89,9 @@ def dense(
 ) -> pd.DataFrame:  # fmt: skip
     """Candidates by the inner product of vectors, float32 ``[n, dim]``; exact, no index."""
     of_passages, k = torch.from_numpy(passage_vectors).T, min(depth, len(passages))
-    some = torch.from_numpy(query_vectors).split(max(1, _SCORES_AT_ONCE // max(1, len(passages))))
-    scores, rows = (torch.cat(x) for x in zip(*((x @ of_passages).topk(k) for x in some), strict=True))
+    n_queries = max(1, _SCORES_AT_ONCE // max(1, len(passages)))
+    best = [(x @ of_passages).topk(k) for x in torch.from_numpy(query_vectors).split(n_queries)]
+    scores, rows = map(torch.cat, zip(*best, strict=True))
     return _candidates(queries, passages, rows.numpy(), scores.numpy())
 
 
