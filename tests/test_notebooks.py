@@ -157,6 +157,13 @@ def test_losses_of_the_order_alone_get_one_student_and_step_sizes_see_as_many_pa
     assert many.learning_rate == pytest.approx(one.learning_rate * 32**0.5)
 
 
+def test_learning_rates_are_compared_on_dev_queries():
+    rates = declared("loss", {"profile": MINI, "learning_rates": [1e-4, 3e-4]})["rates"]
+    assert rates.profile.test.collection == "rdl/pydocs/dev"
+    assert len(rates.systems) == 2 * len(declared("loss", {"profile": MINI})["losses"].systems)
+    assert rates.systems["ranknet, 0.0003"].stages[-1].training.learning_rate == 3e-4
+
+
 @pytest.mark.parametrize("name", [x for x in NOTEBOOKS if x not in ("start", "costs")])
 def test_what_a_page_asks_to_change_can_be_changed(name):
     """The negatives page once asked for a first stage without which it had no baseline."""
