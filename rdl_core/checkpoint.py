@@ -49,8 +49,7 @@ def load(
                 weight.copy_(tensors[f"weight.{name}"])
                 if optimiser and f"step.{name}" in tensors:
                     for key in ("step", "exp_avg", "exp_avg_sq"):
-                        device = "cpu" if key == "step" else weight.device
-                        optimiser.state[weight][key] = tensors[f"{key}.{name}"].to(device)
+                        optimiser.state[weight][key] = tensors[f"{key}.{name}"].to(weight.device)
     except Exception as error:  # safetensors has errors of its own, and others for a cut file
         told = f"{path} is no whole checkpoint ({error}): delete it, and the stage begins again"
         raise ValueError(told) from error

@@ -160,7 +160,7 @@ class Training:
             {"params": [w for n, w in self.weights.items() if n not in head], "multiple": 1.0},
             {"params": [w for n, w in self.weights.items() if n in head], "multiple": config.head_rate},
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
+        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         # Steps done, the best dev measure so far, and how many measures ago that was.
         self.progress = {"step": 0, "best": -math.inf, "worse_since": 0}
         self._token_budget = config.token_budget
