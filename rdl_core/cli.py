@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from rdl_core import config as c
 from rdl_core.files import checked, read_yaml
-from rdl_core.progress import log_plainly
+from rdl_core.progress import set_up_process
 
 __all__ = ["app", "command", "named_values", "refusals"]
 
@@ -47,7 +47,7 @@ def command(
                 fields = {**fields, **_fields(each), **fields}  # the first of a name counts
 
         def run(**values: Any) -> None:
-            log_plainly()
+            set_up_process()
             arguments = {parameter.name: values.pop(parameter.name) for parameter in more}
             given = {name: x for name, x in values.items() if x not in (None, (), {})}
             settings = {name: given.pop(name) for name in _fields(kind) if name in given}

@@ -1,5 +1,7 @@
 """Progress of long work, and messages on standard error."""
 
+import atexit
+import gc
 import logging
 import os
 import re
@@ -9,7 +11,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["log_plainly", "progress"]
+__all__ = ["progress", "set_up_process"]
 
 _NOTHING = re.compile(r"\s*$|(Executing|Ending) Cell")  # papermill's lines around cells
 _T = TypeVar("_T")
@@ -22,8 +24,12 @@ def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> It
     yield from tqdm(items, total=total, initial=done, desc=what, dynamic_ncols=True, **pace)
 
 
-def log_plainly() -> None:
-    """Show messages of this project, and of notebooks it runs, on standard error; to call once."""
+def set_up_process() -> None:
+    """Of a command or a notebook: messages, also of notebooks it runs, go to standard error."""
+    # torch and transformers make a million objects that stay. Looking through them for garbage, most of
+    # all at exit, took a third of a short command's time.
+    gc.set_threshold(100_000, 20, 100)
+    atexit.register(gc.freeze)
     for name in ("rdl_core", "rdl_study", "papermill"):
         handler, logger = logging.StreamHandler(), logging.getLogger(name)
         form = "%(message)s" if name == "papermill" else "%(asctime)s %(message)s"

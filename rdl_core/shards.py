@@ -7,7 +7,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rdl_core.progress import log_plainly
+from rdl_core.progress import set_up_process
 
 __all__ = ["each_on_a_gpu", "in_turn", "whole"]
 
@@ -59,5 +59,5 @@ def each_on_a_gpu(work: Callable[..., object], arguments: Sequence[tuple]) -> No
 
 def _on_gpu(gpu: str, work: Callable[..., object], own: tuple[Any, ...]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is asked for the first time
-    log_plainly()
+    set_up_process()
     work(*own)

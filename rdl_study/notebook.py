@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rdl_core.progress import log_plainly
+from rdl_core.progress import set_up_process
 from rdl_study.grid import Part
 from rdl_study.profile import Profile, load_profile
 from rdl_study.store import project_folder
@@ -66,7 +66,7 @@ def parameters(notebook: str, namespace: MutableMapping[str, Any], **choices: Co
     A list may be the text that papermill's ``-p`` makes of it. `choices` are valid values of some
     parameters: a list must have one or more different ones; text may be several with ``+`` between.
     """
-    log_plainly()
+    set_up_process()
     defaults = _defaults(notebook)
     names = {
         name for name, value in namespace.items()

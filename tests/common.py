@@ -1,5 +1,6 @@
 """Tiny encoders, token stores and files, made from configurations: no test needs a network."""
 
+import gc
 import importlib.util
 import json
 import logging
@@ -27,6 +28,7 @@ from rdl_core.tokens import TokenStore
 from rdl_study.profile import load_profile
 
 torch.set_num_threads(1)
+gc.set_threshold(100_000, 20, 100)  # a tenth of many tests' CPU time
 
 WORDS = [f"w{i}" for i in range(40)]
 KINDS = ("bert", "electra", "roberta", "modernbert")
@@ -219,7 +221,7 @@ def files(tmp_path_factory):
 @pytest.fixture
 def rdl(files, monkeypatch):
     """Run a command in the folder of the files; gives its result."""
-    monkeypatch.setattr(cli, "log_plainly", transformers_logging.disable_progress_bar)
+    monkeypatch.setattr(cli, "set_up_process", transformers_logging.disable_progress_bar)
     monkeypatch.chdir(files)
 
     def run(*words, code=0):

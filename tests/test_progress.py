@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from rdl_core.progress import log_plainly, progress
+from rdl_core.progress import progress, set_up_process
 
 
 @pytest.mark.parametrize(("terminal", "step_s", "shown"), [(True, 1, 4), (False, 1, 0), (False, 20, 2)])
@@ -25,8 +25,8 @@ def test_every_item_is_passed_on_and_shown_where_one_watches(monkeypatch, termin
 
 def test_lines_are_seen_once_even_when_switched_on_twice(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    log_plainly()
-    log_plainly()
+    set_up_process()
+    set_up_process()
     logging.getLogger("rdl_core.progress").info("half-way")
     logging.getLogger("elsewhere").info("not ours")
     assert sys.stderr.getvalue().count("half-way") == 1
