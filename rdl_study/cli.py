@@ -160,6 +160,7 @@ def build(config: ProfileConfig) -> None:
             jupyter_book(words, standalone_mode=False)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
+    logging.getLogger().handlers.clear()  # a package of its theme's shows the messages of all others
     built = fresh / "_build" / "html"
     index = built / "index.html"  # leads on: a browser shall not ask for its icon meanwhile
     index.write_text(f'<link rel="icon" href="data:,">\n{index.read_text()}')
@@ -209,9 +210,9 @@ def snakemake(config: BookConfig) -> list[str]:
         marker = graph.marker(node["name"])
         log = marker.parent / "logs" / f"{node['name']}.log"
         if log.exists() and log.stat().st_mtime >= started and not marker.exists():
-            lines = [x for x in log.read_text(errors="replace").split("\n") if x.strip()]
-            last = lines[-1].removeprefix("error: ") if lines else "the log is empty"
-            failures.append(f"{node['what']}: {last} (log: {log})")
+            lines = filter(str.strip, log.read_text(errors="replace").split("\n"))
+            *_, last = "the log is empty", *lines
+            failures.append(f"{node['what']}: {last.removeprefix('error: ')} (log: {log})")
     return failures or ["the graph stopped; see Snakemake's messages above"]
 
 

@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +38,7 @@ from rdl_study.store import code_hash, libraries, noted, runs_folder, short_hash
 __all__ = ["Node", "declarations", "jobs", "marker", "nodes", "plan", "run"]
 
 _SHORT = 1_000  # passages: trainings no longer than that, from the same student, share a job
-_TIMING, _LAST = "efficiency", ("costs", "start")  # nothing runs beside it; these sum up all pages
+_TIMING, _LAST = "efficiency", ("costs", "start")  # nothing runs beside it; these sum up all others
 _VERSIONS = [metadata.version("scikit-learn" if x == "sklearn" else x) for x in pydocs.PACKAGES]
 _Work = tuple[Callable[..., object], tuple]
 
@@ -59,22 +59,21 @@ class Node:
         return f"{self.kind}-{self.key}"
 
 
-def declarations(profile_name: str, pages: Iterable[str] = (), changes: Mapping | None = None) -> dict:
+def declarations(profile_name: str, pages: Sequence[str] = (), changes: Mapping | None = None) -> dict:
     """Parts by notebook at a profile: of some `pages` or all, with `changes` of their parameters."""
     given = load_profile(profile_name).notebooks
     if unknown := ", ".join(given.keys() - set(notebooks())):
         raise ValueError(f"notebooks: expected some of {', '.join(notebooks())}; got {unknown}")
     base, changes = {"profile": profile_name}, dict(changes or {})
-    names = list(pages) or notebooks()
-    return {name: declared(name, base | given.get(name, {}) | changes) for name in names}
+    return {x: declared(x, base | given.get(x, {}) | changes) for x in pages or notebooks()}
 
 
 def nodes(profile_name: str) -> dict[str, Node]:
     """All nodes of a profile by name, each behind those that it needs."""
     profile, parts = load_profile(profile_name), declarations(profile_name)
     graph, of_page = jobs({name: each.values() for name, each in parts.items()})
-    for name in [*(x for x in parts if x not in _LAST), *_LAST]:
-        others = [x for x in graph if name in _LAST and x.startswith("page-")]
+    for name in sorted(parts, key=_LAST.__contains__):
+        others = [x for x in graph if name in _LAST and x.startswith("page-") and "-costs-" not in x]
         made_of = [_code(*page_code(name)), _plain(profile), profile_name, shown_in(name)]
         key, work = f"{name}-{short_hash(made_of)}", [(page, (profile_name, name))]
         _node(graph, "page", f"page {name}", [*of_page[name], *others], work, key=key)

@@ -26,7 +26,6 @@ from rdl_study.grid import Part, measure
 from rdl_study.notebook import cells, declared, notebooks
 from rdl_study.profile import load_profile
 from rdl_study.store import Run, obtain, own_imports, project_folder
-from rdl_study.tables import record
 
 __all__ = ["page", "page_code", "publish", "shown_in", "write_downloads"]
 
@@ -114,6 +113,8 @@ def _cleaned(notebook: Any) -> Any:
 
 def write_downloads(name: str, parts: Mapping[str, Part], folder: Path) -> list[Path]:
     """Write a page's values and manifests, as `record` does, and its rankings, ``<name>-runs.zip``."""
+    from rdl_study.tables import record  # and with it seaborn, which most jobs do not need
+
     results = {part: measure(parts[part]) for part in parts}
     values = record(name, results, folder)
     archive = folder / f"{name}-runs.zip"
