@@ -25,7 +25,7 @@ def progress(items: Iterable[_T], *, total: int, what: str, done: int = 0) -> It
 
 
 def set_up_process() -> None:
-    """Of a command or a notebook: messages, also of notebooks it runs, go to standard error."""
+    """For a command or a notebook: show messages on standard error, and seldom collect garbage."""
     # torch and transformers make a million objects that stay. Looking through them for garbage, most of
     # all at exit, took a third of a short command's time.
     gc.set_threshold(100_000, 20, 100)

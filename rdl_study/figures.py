@@ -67,12 +67,12 @@ def means(
     for axes, (title, table) in zip(grid, panels.items(), strict=True):
         places = range(len(table))
         if table is paper:
-            axes.plot(paper.to_numpy(), places, "D", color=PAPER, ms=7)
+            axes.plot(paper.to_numpy(), places, "D", color=PAPER, markersize=7)
         else:
-            spread = [table["mean"] - table["ci_low"], table["ci_high"] - table["mean"]]
-            axes.errorbar(table["mean"], places, xerr=spread, fmt="o", color=OURS, ms=7, capsize=4)
-            baseline = table.loc[table["p_value"].isna(), "mean"].iloc[0]
-            axes.axvline(baseline, color=INK, linewidth=1, linestyle=":")
+            mean = table["mean"]
+            spread = [mean - table["ci_low"], table["ci_high"] - mean]
+            axes.errorbar(mean, places, xerr=spread, fmt="o", color=OURS, markersize=7, capsize=4)
+            axes.axvline(mean[table["p_value"].isna()].iloc[0], color=INK, linewidth=1, linestyle=":")
         name_rows(axes, list(table.index), title)
     return figure
 
