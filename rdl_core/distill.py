@@ -1,4 +1,4 @@
-"""Distillation, top down: the recipe (`two_stages`), a stage (`distill`), a step, and from files.
+"""Distillation, top down: the recipe (`two_stages`), a stage (`distill`), a step.
 
 Every random draw is seeded from the stage's seed and its own place. So a resumed run ends with the same
 weights, byte for byte on a CPU, and a step's lists do not depend on the number of processes.
@@ -24,19 +24,17 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rdl_core import checkpoint
-from rdl_core.config import DistillConfig, StageConfig
-from rdl_core.cross_encoder import LIMITS, CrossEncoder, best_of, model_path, training_record
-from rdl_core.data.collections import Corpus, fingerprint, read_corpus, read_judgments
-from rdl_core.devices import default_device, device_name, fitting, processes, resolve_precision
-from rdl_core.files import MANIFEST, Work, checked, content_hash, read_json, resumable
+from rdl_core.config import StageConfig
+from rdl_core.cross_encoder import CrossEncoder, best_of
+from rdl_core.devices import fitting, processes, resolve_precision
+from rdl_core.files import MANIFEST, Work, read_json, resumable
 from rdl_core.lists import RankedLists
 from rdl_core.losses import LOSSES, has_preference, targets_from_ranks
 from rdl_core.progress import progress
-from rdl_core.rerank import dev_measure, tokens_of
 from rdl_core.samplers import SAMPLERS, SampledLists, needs
-from rdl_core.tokens import TokenCorpus, TokenStore, plan_batches
+from rdl_core.tokens import plan_batches
 
-__all__ = ["CONTRASTIVE", "LISTWISE", "StageConfig", "Training", "distill", "distill_files", "draw",
+__all__ = ["CONTRASTIVE", "LISTWISE", "StageConfig", "Training", "check", "distill", "draw", "held",
            "targets", "two_stages"]  # fmt: skip
 
 #: Stage 1 of the paper: the relevant passage against seven hard negatives of the first stage.
@@ -67,7 +65,7 @@ def two_stages(
         tables = ("query_rows", "passage_rows", "teacher_rank", "teacher_score", "relevance")
         data = checkpoint.digest("", {table: getattr(lists, table) for table in tables})
         identity = {"stage": asdict(config), "seed": seed, "lists": data}
-        with _held(Path(folder) / name, identity) as work:
+        with held(Path(folder) / name, identity) as work:
             if work.manifest is None:
                 distill(student, lists, config, seed=seed, folder=work.folder)
                 if processes().is_main_process:
@@ -92,7 +90,7 @@ def distill(
     ValueError where the lists lack what the stage needs. FloatingPointError for a loss or gradient that
     is not finite names step and queries; state and lists go to ``nonfinite.safetensors``.
     """
-    _check(lists, config, dev)
+    check(lists, config, dev)
     folder.mkdir(parents=True, exist_ok=True)
     training, lists = Training(student, config, folder), lists.to(student.device)
     start, total = training.progress["step"], config.steps
@@ -319,7 +317,8 @@ def _log_of_steps(folder: Path, start: int) -> TextIO:
     return log
 
 
-def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> None:
+def check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> None:
+    """ValueError where lists, options or `dev` are not what a stage needs; reads no text."""
     unscored = lists.mask & ~lists.teacher_score.isfinite()
     by_judgments = config.targets == "judgments" or "relevant" in needs(config.sampler)
     n_processes, n_lists = processes().num_processes, config.queries_per_step
@@ -354,79 +353,8 @@ def _check(lists: RankedLists, config: StageConfig, dev: Callable | None) -> Non
         raise ValueError(f"{told}; check what ranked or judged them")
 
 
-def distill_files(config: DistillConfig, folder: str | Path) -> CrossEncoder:
-    """Train a student on a file of ranked lists, or go on with it, or give it if it is finished.
-
-    `folder` is new, empty, or was begun with the same configuration and data, else ValueError. It gets
-    the texts' tokens, what `distill` writes, and the files of `resumable`.
-    """
-    folder = Path(folder)
-    corpus = read_corpus(config.lists, format=config.format, collection=config.collection)
-    torch.manual_seed(config.seed)  # the head's first weights
-    limits = {name: getattr(config, name) for name in LIMITS}
-    student = CrossEncoder.from_pretrained(config.encoder, **limits).to(default_device())
-    stage = checked(StageConfig, {"precision": "auto"} | config.training, what="training")
-    dev, dev_prints = _dev_of(config, stage, student, corpus)
-    if "steps" not in config.training:  # every list three times
-        steps = math.ceil(3 * len(corpus.ids("query_id")) / stage.queries_per_step)
-        stage = replace(stage, steps=steps)
-    stage = replace(stage, precision=resolve_precision(stage.precision, student.device))
-    candidates = corpus.candidates
-    if "teacher_rank" not in candidates:  # the file's own order and scores teach
-        names = {"rank": "teacher_rank", "score": "teacher_score"}
-        candidates = candidates.join(candidates.filter([*names]).rename(columns=names))
-    query_ids, doc_ids = corpus.ids("query_id"), corpus.ids("doc_id")
-    texts = TokenCorpus(query_ids, None, doc_ids, None)  # which take longest, and are not read before
-    lists = RankedLists.from_frame(candidates, texts)
-    _check(lists, stage, dev)
-    with _held(folder, _identity(config, stage, student, corpus, dev_prints)) as work:
-        if work.manifest is not None:
-            _log.info("%s: finished before", folder)
-            return CrossEncoder.from_pretrained(folder).eval()
-        stores = {}
-        with processes().main_process_first():
-            for name, ids, texts, limit in (
-                ("queries", query_ids, corpus.queries, student.query_tokens),
-                ("passages", doc_ids, corpus.passages, student.passage_tokens * student.chunks),
-            ):
-                with resumable(folder / "tokens" / texts.what, work.identity, shared=True) as tokens:
-                    if tokens.manifest is None:
-                        size = {"max_tokens": limit, "total": len(ids)}
-                        TokenStore.build(texts.each(ids), student.tokenizer, tokens.folder, **size)
-                        tokens.finish()
-                stores[name] = TokenStore.open(tokens.folder)
-        distill(student, replace(lists, **stores), stage, seed=config.seed, folder=folder, dev=dev)
-        if processes().is_main_process:
-            work.finish(n_lists=len(lists), device=device_name(student.device))
-    return student
-
-
-def _dev_of(
-    config: DistillConfig, stage: StageConfig, student: CrossEncoder, trained: Corpus
-) -> tuple[Callable[[CrossEncoder], float] | None, list[str]]:
-    """The measure of the dev queries, and fingerprints of what decides it; None without any."""
-    if (config.dev is None) != (stage.dev_every == 0):
-        got = f"got dev {config.dev} and dev_every {stage.dev_every}"
-        raise ValueError(f"dev, dev_every: expected both or neither, {got}: give or leave out both")
-    if config.dev is None:
-        return None, []
-    corpus = read_corpus(config.dev, format=config.format, collection=config.collection)
-    candidates, query_ids = corpus.candidates, corpus.ids("query_id")
-    if len(shared := query_ids.intersection(trained.ids("query_id"))):
-        raise ValueError(f"dev: expected other queries than {config.lists} has; got {shared[0]!r}, too")
-    if config.dev_qrels:
-        qrels = read_judgments(config.dev_qrels)
-        qrels = qrels[qrels["query_id"].isin(query_ids)]
-    else:  # the teacher's first has grade 10
-        ranks = candidates.get("teacher_rank", candidates["rank"]).fillna(0).astype("int64")
-        grades = (11 - ranks.where(ranks > 0, 11)).clip(lower=0)
-        qrels = candidates[["query_id", "doc_id"]].assign(relevance=grades)
-    measure = dev_measure(candidates, qrels, tokens_of(corpus, student), stage.precision)
-    return measure, [fingerprint(candidates), fingerprint(qrels)]
-
-
 @contextmanager
-def _held(folder: Path, identity: dict) -> Iterator[Work]:
+def held(folder: Path, identity: dict) -> Iterator[Work]:
     """`resumable`; of several processes of one launch, the first one holds the folder for all."""
     if processes().is_main_process:
         with resumable(folder, identity) as work:
@@ -436,22 +364,3 @@ def _held(folder: Path, identity: dict) -> Iterator[Work]:
         processes().wait_for_everyone()
         path = folder / MANIFEST
         yield Work(folder, identity, read_json(path) if path.exists() else None)
-
-
-def _identity(
-    config: DistillConfig, stage: StageConfig, student: CrossEncoder, corpus: Corpus,
-    dev_prints: list[str],
-) -> dict:  # fmt: skip
-    """All that decides what the student becomes, earlier stages included."""
-    earlier = training_record(config.encoder).get("config", {})
-    lists = {
-        "file": Path(config.lists).name, "collection": config.collection, "teacher": config.teacher,
-        "n_queries": len(corpus.ids("query_id")), "n_passages": len(corpus.candidates),
-    }  # fmt: skip
-    settings = {
-        "encoder": earlier.get("encoder", config.encoder), **student.limits, "seed": config.seed,
-        "stages": [*earlier.get("stages", ()), {"lists": lists, "training": asdict(stage)}],
-    }  # fmt: skip
-    weights = sorted(Path(model_path(config.encoder)).glob("**/*.safetensors"))
-    data = [fingerprint(corpus.candidates), *dev_prints, *map(content_hash, weights)]
-    return {"kind": "distill", "config": settings, "data": "-".join(data)}

@@ -9,7 +9,6 @@ Scandinavian Journal of Statistics 1979; Schuirmann, J. Pharmacokinetics and Bio
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from subprocess import CalledProcessError
 from typing import NamedTuple
 
@@ -19,11 +18,7 @@ import pandas as pd
 import scipy  # scipy.stats takes a second to load, and loads when it is first used
 from pandas.api.types import is_integer_dtype, is_string_dtype
 
-from rdl_core.config import EvaluateConfig
-from rdl_core.data.collections import read_judgments
-from rdl_core.data.formats import read_candidates
-
-__all__ = ["Equivalence", "compare", "equivalence", "evaluate_files", "per_query", "settle_ties"]
+__all__ = ["Equivalence", "compare", "equivalence", "per_query", "settle_ties"]
 
 _IDS = ["query_id", "doc_id"]
 _DECIMALS = 12  # smaller differences are rounding (seeds averaged in another order), not effects
@@ -162,39 +157,6 @@ def equivalence(
         p_value = max(test(differences, x, alternative=side).pvalue for side, x in sides.items())
         low, high = test(differences, 0.0).confidence_interval(1 - 2 * alpha)
     return Equivalence(*map(float, (delta, low, high, p_value)), margin, bool(p_value < alpha))
-
-
-def evaluate_files(config: EvaluateConfig) -> str:
-    """`rdl evaluate`: measure runs in files and compare them with one of them, by default the first.
-
-    Returns `compare`'s table with ``p_tost`` and ``equivalent`` for each measure. Runs are named by
-    their files, or paths where names repeat. Ranks count, not scores that a file may have kept.
-    """
-    names = [Path(path.removesuffix(".gz")).stem for path in config.runs]
-    if len(set(names)) < len(names):
-        names = list(config.runs)
-    _expect(len(set(names)) == len(names), "each run once", names, "name it once")
-    baseline, qrels, measured = config.baseline or names[0], read_judgments(config.qrels), {}
-    for name, path in zip(names, config.runs, strict=True):
-        run = read_candidates(path, config.format).eval("score = -rank")
-        measured[name] = per_query(qrels, run, config.measures)
-    values = pd.concat(measured, names=["system"]).reset_index("system")
-    tables, texts = {}, []
-    for measure in config.measures:
-        wide = values.pivot(index="query_id", columns="system", values=measure)[names]
-        tables[measure] = table = compare(wide, baseline, alpha=config.alpha)
-        for name in table.index.drop(baseline):
-            test = equivalence(wide, name, baseline, margin=config.margin, alpha=config.alpha)
-            table.loc[name, ["p_tost", "equivalent"]] = test.p_value, test.equivalent
-        shown = table.drop(columns="n_queries").dropna(axis=1, how="all")
-        text = shown.to_string(float_format="{:.4f}".format, na_rep="")
-        count = "1 query, too few for tests" if len(wide) == 1 else f"{len(wide)} queries"
-        texts.append(f"{measure}, {count}\n{text}")
-    if config.per_query:
-        values.to_csv(config.per_query, index=False)
-    if config.table:
-        pd.concat(tables, names=["measure"]).to_csv(config.table)
-    return "\n\n".join(texts)
 
 
 def _numbers(name: str, frame: pd.DataFrame, column: str) -> np.ndarray:

@@ -30,7 +30,7 @@ def set_up_process() -> None:
     # all at exit, took a third of a short command's time.
     gc.set_threshold(100_000, 20, 100)
     atexit.register(gc.freeze)
-    for name in ("rdl_core", "rdl_study", "papermill"):
+    for name in ("rdl_core", "rdl_tools", "rdl_study", "papermill"):
         handler, logger = logging.StreamHandler(), logging.getLogger(name)
         form = "%(message)s" if name == "papermill" else "%(asctime)s %(message)s"
         handler.setFormatter(logging.Formatter(form, "%H:%M:%S"))

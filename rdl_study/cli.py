@@ -19,10 +19,10 @@ from typing import Any
 
 import click
 
-from rdl_core.cli import command, named_values
 from rdl_core.config import Count, config
 from rdl_study.bench.config import BenchConfig
 from rdl_study.store import project_folder, runs_folder
+from rdl_tools.cli import command, named_values
 
 __all__ = ["bench", "book", "build", "plan", "run", "snakemake", "study"]
 # Markers are named after all that they depend on: only whether they exist counts. Two processes never

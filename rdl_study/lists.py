@@ -20,9 +20,10 @@ from rdl_core.data.formats import read_candidates, write_run
 from rdl_core.files import content_hash, read_json, read_settings
 from rdl_core.teachers import encoders
 from rdl_core.teachers.replay import AnswerLog
-from rdl_core.teachers.teach import ANSWERS, teach
 from rdl_core.tokens import TokenCorpus, TokenStore
 from rdl_study.store import Run, obtain, project_folder, runs_folder
+from rdl_tools.config import TeachConfig
+from rdl_tools.teach import ANSWERS, teach
 
 __all__ = ["CODE", "FIRST_STAGES", "LLMS", "TEACHERS", "LLMTeacher", "ListsConfig", "ask_shard",
            "candidates_of", "chosen_queries", "corpus", "encoder_hashes", "lists", "llm_of",
@@ -403,11 +404,11 @@ def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: 
             same = all(earlier.get(key) == identity[key] for key in ("teacher", "collection"))
             if same and answers.exists():
                 log.take(answers)
-        asked = c.TeachConfig(
+        asked = TeachConfig(
             candidates=str(folder / "candidates.run"), collection=collection, backend=who,
             depth=depth, shard=identity["shard"], **windows,
         )  # fmt: skip
         return {"totals": teach(asked, folder / "lists")["totals"]}
 
-    data, code = fingerprint(candidates[[*_IDS, "rank"]]), ("rdl_core.teachers.teach",)
+    data, code = fingerprint(candidates[[*_IDS, "rank"]]), ("rdl_tools.teach",)
     return obtain("teach", identity, data=data, code=code, compute=ask)

@@ -25,12 +25,12 @@ from onnxruntime import InferenceSession
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.collections import load
 from rdl_core.data.retrieval import bm25
-from rdl_core.export import export
 from rdl_study.grid import train
 from rdl_study.lists import ListsConfig, chosen_queries
 from rdl_study.npm import ONNXRUNTIME, TOKENIZERS, npm_files
 from rdl_study.profile import Profile, StudentConfig, load_profile
 from rdl_study.store import Run, obtain, project_folder
+from rdl_tools.export import export
 
 __all__ = ["make_live"]
 
@@ -85,7 +85,7 @@ def _run(system: StudentConfig) -> Run:
     return obtain(
         "live", {"student": asdict(system), "searched": asdict(_SEARCHED)},
         data=collection.fingerprint, inputs=[trained.manifest["id"]], compute=compute,
-        code=("rdl_core.export", "rdl_core.data.retrieval", "rdl_study.live"),
+        code=("rdl_tools.export", "rdl_core.data.retrieval", "rdl_study.live"),
     )  # fmt: skip
 
 

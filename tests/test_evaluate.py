@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rdl_core.config import EvaluateConfig
 from rdl_core.data.formats import read_candidates, read_qrels
-from rdl_core.evaluate import compare, equivalence, evaluate_files, per_query, settle_ties
+from rdl_core.evaluate import compare, equivalence, per_query, settle_ties
+from rdl_tools.config import EvaluateConfig
+from rdl_tools.evaluate import evaluate_files
 
 MIRROR = os.environ.get("RDL_MIRROR")
 N_QUERIES = 43

@@ -17,11 +17,11 @@ from common import KINDS, make_student, make_texts
 from huggingface_hub import ModelCard, constants
 from transformers import AutoTokenizer
 
-from rdl_core import export as export_module
-from rdl_core.config import ExportConfig
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.export import TOLERANCE, export, export_files
 from rdl_core.tokens import TokenStore
+from rdl_tools import export as export_module
+from rdl_tools.config import ExportConfig
+from rdl_tools.export import TOLERANCE, export, export_files
 
 PAIRS = list(zip(make_texts(60, seed=5, longest=5), make_texts(60, seed=6, longest=20), strict=True))
 STAGES = [

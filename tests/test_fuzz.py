@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_formats import jsonl
 
-from rdl_core.config import DistillConfig
 from rdl_core.data import formats
 from rdl_core.data.formats import FORMATS, read_candidates
 from rdl_core.files import read_settings
 from rdl_core.teachers.replay import AnswerLog, read_history
+from rdl_tools.config import DistillConfig
 
 CASES = os.environ.get("RDL_FUZZ_CASES")
 fuzz = settings(

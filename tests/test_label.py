@@ -9,13 +9,14 @@ import pytest
 from chat_server import ChatServer
 from test_local_llm import bytes_tokenizer, saying
 
-from rdl_core.config import AskConfig, EndpointConfig, JudgeConfig, LocalConfig, TeachConfig
+from rdl_core.config import EndpointConfig, LocalConfig
 from rdl_core.data.collections import load
 from rdl_core.data.formats import read_candidates, read_qrels, write_run
-from rdl_core.teachers import label
-from rdl_core.teachers.label import agreement, ask, estimate, judge
 from rdl_core.teachers.local_llm import LocalLLM
-from rdl_core.teachers.teach import teach
+from rdl_tools import label
+from rdl_tools.config import AskConfig, JudgeConfig, TeachConfig
+from rdl_tools.label import agreement, ask, estimate, judge
+from rdl_tools.teach import teach
 
 WORDS = ["fox", "tea", "whale", "piano", "volcano", "bread", "glacier", "violin", "desert", "harbour"]
 PASSAGES = {f"d{i}": f"The {x} near {WORDS[i - 1]} is a thing of its own." for i, x in enumerate(WORDS)}

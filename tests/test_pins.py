@@ -10,16 +10,18 @@ import torch
 from common import read_log
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from rdl_core.config import RerankConfig, StageConfig
+from rdl_core.config import StageConfig
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.data.downloads import EMBEDDED_ENCODER, embedded_path
 from rdl_core.distill import distill
 from rdl_core.evaluate import per_query, settle_ties
 from rdl_core.lists import RankedLists
 from rdl_core.losses import LOSSES
-from rdl_core.rerank import rerank, rerank_files
+from rdl_core.rerank import rerank
 from rdl_core.samplers import SAMPLERS, needs
 from rdl_core.tokens import TokenCorpus
+from rdl_tools.config import RerankConfig
+from rdl_tools.rerank import rerank_files
 
 PINS = json.loads(Path(__file__).with_name("pins.json").read_text())
 WORDS = (

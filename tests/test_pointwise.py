@@ -10,14 +10,15 @@ import pytest
 import torch
 from test_local_llm import bytes_tokenizer, llama, words_tokenizer
 
-from rdl_core.config import PROMPTS, LocalConfig, TeachConfig
+from rdl_core.config import PROMPTS, LocalConfig
 from rdl_core.data.collections import load
 from rdl_core.data.formats import read_candidates, write_requests
-from rdl_core.teachers import teach as teaching
 from rdl_core.teachers.local_llm import load_llm
 from rdl_core.teachers.pointwise import PointwiseLLM, plan_groups, score_lists
 from rdl_core.teachers.replay import AnswerLog
 from rdl_study.lists import llm_settings
+from rdl_tools import teach as teaching
+from rdl_tools.config import TeachConfig
 
 modes = pytest.mark.parametrize("mode", [*PROMPTS])
 WORDS = ["Passage:", "Query:", "red", "green", "blue", "yes", "no", "Answer:"]

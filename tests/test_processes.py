@@ -31,7 +31,7 @@ DISTILL = (
 
 def launch(files, out):
     """Start `rdl distill` in two processes, as torchrun and accelerate launch do."""
-    command = "-m torch.distributed.run --nproc-per-node 2 --standalone -m rdl_core.cli".split()
+    command = "-m torch.distributed.run --nproc-per-node 2 --standalone -m rdl_tools.cli".split()
     return subprocess.Popen(
         [sys.executable, *command, *DISTILL, str(out)], cwd=files, start_new_session=True,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(),

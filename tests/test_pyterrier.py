@@ -10,11 +10,11 @@ import pytest
 from common import PASSAGES, QUERIES, make_candidates, make_student
 from pyterrier.testing import transformer_test_class
 
-from rdl_core.adopt import Adopted
 from rdl_core.cross_encoder import CrossEncoder
-from rdl_core.pyterrier import Reranker
 from rdl_core.rerank import rerank
 from rdl_core.tokens import TokenCorpus
+from rdl_tools.adopt import Adopted
+from rdl_tools.pyterrier import Reranker
 
 
 @pytest.fixture(scope="module")

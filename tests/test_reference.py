@@ -6,8 +6,8 @@ import re
 
 import click
 
-from rdl_core.cli import app
 from rdl_study.store import project_folder
+from rdl_tools.cli import app
 
 BOOK = project_folder() / "book"
 PAGES = [page.read_text() for page in sorted(BOOK.glob("api/*.md"))]

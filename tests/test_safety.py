@@ -15,7 +15,8 @@ READERS = ("torch.load", "pd.read_pickle", "pandas.read_pickle", "yaml.load", "y
 
 
 def test_models_archives_and_arrays_are_read_in_the_safe_way_alone():
-    paths = [x for room in ("rdl_core", "rdl_study") for x in (project_folder() / room).rglob("*.py")]
+    rooms = [project_folder() / room for room in ("rdl_core", "rdl_tools", "rdl_study")]
+    paths = [path for room in rooms for path in room.rglob("*.py")]
     loaders = []
     for path, node in ((x, node) for x in paths for node in ast.walk(ast.parse(x.read_text()))):
         where = f"{path}:{getattr(node, 'lineno', '')}"

@@ -26,12 +26,12 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
 from scipy.special import expit
 
-from rdl_core.adopt import Adopted
-from rdl_core.config import ServeConfig
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.rerank import rerank
-from rdl_core.serve import make_app
 from rdl_core.tokens import TokenCorpus, TokenStore
+from rdl_tools.adopt import Adopted
+from rdl_tools.config import ServeConfig
+from rdl_tools.serve import make_app
 
 STUDENT = make_student()
 # LangChain's adapter needs an older cohere.
@@ -213,7 +213,7 @@ def server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = "127.0.0.1:{1}".format(*free.getsockname())
-    command = [sys.executable, "-m", "rdl_core.cli", "serve", str(folder), "--port", address[10:]]
+    command = [sys.executable, "-m", "rdl_tools.cli", "serve", str(folder), "--port", address[10:]]
     command += ["--precision", "float32", "--most-waiting", "999"]
     running = SimpleNamespace(address=f"http://{address}")
 

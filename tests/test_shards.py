@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rdl_core.shards import in_turn, whole
+from rdl_tools.shards import in_turn, whole
 
 
 def test_shards_come_together_in_the_order_in_which_they_were_dealt():

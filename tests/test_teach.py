@@ -11,13 +11,14 @@ import pytest
 from chat_server import ChatServer
 from test_local_llm import llama, words_tokenizer
 
-from rdl_core.config import EndpointConfig, LocalConfig, ReplayConfig, TeachConfig
+from rdl_core.config import EndpointConfig, LocalConfig, ReplayConfig
 from rdl_core.data.formats import read_candidates, write_requests, write_run
-from rdl_core.shards import each_on_a_gpu
 from rdl_core.teachers.answers import identifiers
 from rdl_core.teachers.endpoint import EndpointError
 from rdl_core.teachers.listwise import plan_windows
-from rdl_core.teachers.teach import estimate, merge_lists, teach
+from rdl_tools.config import TeachConfig
+from rdl_tools.shards import each_on_a_gpu
+from rdl_tools.teach import estimate, merge_lists, teach
 
 KEY = "sk-a-secret-7391"
 SIZES = [12, 7, 1, 25, 9]

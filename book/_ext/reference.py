@@ -23,7 +23,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.ext.autodoc import Documenter, ModuleDocumenter
 from sphinx.ext.autodoc.preserve_defaults import update_defvalue
 
-from rdl_core.cli import app as rdl
+from rdl_tools.cli import app as rdl
 
 __all__ = ["command_line", "setup"]
 

@@ -13,13 +13,12 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rdl_core.words import first_words
 
-__all__ = ["Answer", "Question", "Reading", "Window", "identifiers", "read_answer"]
+__all__ = ["Answer", "Reading", "Window", "identifiers", "read_answer", "without_thoughts"]
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _IDENTIFIER = r"(?:\d+|[A-Za-z])"
@@ -106,40 +105,6 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """A question about a passage, which a backend answers as it does a window."""
-
-    query_id: str
-    template: str  # with {passage} and perhaps {query}
-    passages: tuple[str]  # one
-    longest_answer: str  # a text as long
-    read: Callable[[str], Any]  # what an answer's text says; None: nothing
-    query: str = ""
-    attempt: int = 0
-
-    wanted, pass_number, start = "Answer", 1, 0  # as a window has them
-
-    @property
-    def key(self) -> tuple[str, int, int, int, str]:
-        """In the form of a window's."""
-        content = json.dumps([self.template, self.query, self.passages])
-        return self.query_id, 1, 0, self.attempt, hashlib.sha256(content.encode()).hexdigest()[:16]
-
-    def prompt(self, *, max_words: int, letters: bool = False) -> str:
-        """The question as text, each text of it in one line."""
-        query, passage = (" ".join(text.split()) for text in (self.query, *self.passages))
-        return self.template.format(query=query, passage=first_words(passage, max_words))
-
-    def value(self, answer: "Answer") -> Any:
-        """What the answer says, thoughts left out."""
-        return self.read(_without_thoughts(answer.text or ""))
-
-    def usable(self, answer: "Answer") -> bool:
-        """Whether it says anything."""
-        return self.value(answer) is not None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Answer:
     """A backend's answer: a text, or an order or scores if the backend has them directly."""
 
@@ -172,7 +137,7 @@ def read_answer(text: str, n: int) -> Reading:
     the longest; else lines of a numbered list that begin so; else every one.
     """
     text = unicodedata.normalize("NFKC", text).replace("【", "[").replace("】", "]")
-    text = _without_thoughts(text)
+    text = without_thoughts(text)
     rankings, named, end = [], set(), 0
     for group in _BRACKETED.finditer(text):
         joined = rankings and _JOINT.fullmatch(text, end, group.start())
@@ -193,7 +158,7 @@ def read_answer(text: str, n: int) -> Reading:
     return _reading(lines or [place for ranking in rankings for place in ranking], n)
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """What an answer says behind its thoughts, or in its final channel."""
     if len(channels := _CHANNEL.split(text)) > 1:
         text = channels[-1] if channels[-2] == "final" else ""

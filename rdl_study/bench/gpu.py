@@ -15,7 +15,7 @@ from rdl_study.bench.measure import ELECTRAS, UNCUT
 from rdl_study.bench.systems import load_student
 from rdl_study.store import project_folder
 
-_RDL = sys.executable, "-m", "rdl_core.cli"
+_RDL = sys.executable, "-m", "rdl_tools.cli"
 
 
 def spend(config: BenchConfig) -> None:

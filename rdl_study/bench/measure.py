@@ -24,13 +24,13 @@ from rdl_core.data.collections import load
 from rdl_core.data.downloads import embedded_path
 from rdl_core.devices import default_device, resolve_precision
 from rdl_core.evaluate import per_query, settle_ties
-from rdl_core.export import export
 from rdl_study.bench.config import BenchConfig
 from rdl_study.bench.race import Measured, System, race, ratios, read, summary
 from rdl_study.grid import train
 from rdl_study.lists import ListsConfig, lists, llm_of, llm_settings
 from rdl_study.profile import Profile, load_profile
 from rdl_study.store import machine, obtain, project_folder
+from rdl_tools.export import export
 
 _PASSAGE_WORDS = 32, 64, 128, 256, 445
 UNCUT = {"query_tokens": 64, "passage_tokens": 445}  # with three more, all that BERT reads

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rdl_core.adopt import _WEIGHTS, Adopted, _best
 from rdl_core.data.collections import load
 from rdl_core.evaluate import per_query
 from rdl_study.lists import ListsConfig, lists
+from rdl_tools.adopt import _WEIGHTS, Adopted, _best
 
 N_QUERIES, DRAWS, NOISE, IDS = 43, 400, (0, 1, 2, 4), ["query_id", "doc_id"]
 TENTHS = (0.1, 0.3, 0.5, 0.7, 0.9)  # a mean weight is measured at the nearest tenth

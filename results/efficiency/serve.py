@@ -103,7 +103,7 @@ with ExitStack() as stack:
     rank = stack.enter_context(_process("rank", _ours(precision="float32"), weights / "work.json"))
     rank("0")
     bodies = [{"query": x["query"], "documents": x["passages"]} for x in lists]
-    ours = ["-m", "rdl_core.cli", "serve", str(weights)]
+    ours = ["-m", "rdl_tools.cli", "serve", str(weights)]
     ours += [f"--{name.replace('_', '-')}={x}" for name, x in UNCUT.items()]
     names = ["float32", "bfloat16"] if has_operators("bfloat16") else ["float32"]
     commands = {f"rdl serve, {x}": [*ours, f"--precision={x}", "--port"] for x in names}

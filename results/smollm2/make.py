@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from rdl_core.config import TeachConfig
 from rdl_core.data.collections import load
 from rdl_core.data.formats import read_candidates, write_run
 from rdl_core.files import content_hash, versions, write_json
-from rdl_core.teachers.teach import teach
 from rdl_study.lists import ListsConfig, candidates_of, chosen_queries, llm_settings, text_sums
 from rdl_study.store import machine, runs_folder
+from rdl_tools.config import TeachConfig
+from rdl_tools.teach import teach
 
 FOLDER, NAME = Path(__file__).parent, "smollm2"
 DEPTHS = {"train": (20, 20), "dev": (100, 20), "test": (30, 0)}  # BM25's, the bi-encoder's

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from rdl_core.adopt import _calibration_error, adopt
 from rdl_core.data.collections import load
 from rdl_core.evaluate import compare, per_query, settle_ties
 from rdl_core.files import write_json
@@ -19,6 +18,7 @@ from rdl_study.grid import rank, rankings
 from rdl_study.lists import lists
 from rdl_study.profile import load_profile
 from rdl_study.store import machine
+from rdl_tools.adopt import _calibration_error, adopt
 
 FIRST_STAGES, RELEVANT = ("bm25", "bm25_rm3", "splade", "tas_b", "ada2"), 2
 FILE, IDS = Path(__file__).with_name("adopted.csv"), ["query_id", "doc_id"]

@@ -34,11 +34,11 @@ from chat_server import ChatServer
 from common import make_model, make_student, make_tokenizer
 
 from rdl_core import tokens
-from rdl_core.cli import app
 from rdl_core.data import downloads
 from rdl_core.data.formats import write_requests
 from rdl_study import cli, live, pages
 from rdl_study.store import machine, project_folder
+from rdl_tools.cli import app
 
 torch.set_num_threads(1)
 ENDS, REPETITIONS = ("resumed", "refused", "lost", "wrong"), 3

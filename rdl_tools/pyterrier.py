@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pyterrier as pt
 
-from rdl_core.adopt import adopted_of
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.devices import default_device, resolve_precision
 from rdl_core.evaluate import settle_ties
 from rdl_core.rerank import rerank
 from rdl_core.tokens import TokenCorpus
+from rdl_tools.adopt import adopted_of
 
 __all__ = ["Reranker"]
 
@@ -47,8 +47,10 @@ class Reranker(pt.Transformer):
         ranks = scores.groupby(frame["query_id"]).rank(ascending=False, method="first")
         frame = frame.assign(score=scores, rank=ranks.astype(int))
         tokens = TokenCorpus.of(frame.drop_duplicates("query_id"), frame, self.student.tokenizer)
-        adopted = self.adopted if "score" in inp else None
-        run = rerank(self.student, frame, tokens, precision=self.precision, adopted=adopted)
-        run = run if adopted else settle_ties(run, frame)
+        own, options = (self.student, frame, tokens), {"precision": self.precision}
+        if self.adopted and "score" in inp:
+            run = self.adopted.rerank(*own, **options)
+        else:
+            run = settle_ties(rerank(*own, **options), frame)
         rows = inp.drop(columns=["score", "rank"], errors="ignore").iloc[run["doc_id"].astype(int)]
         return pt.model.add_ranks(rows.reset_index(drop=True).assign(score=run["score"]))

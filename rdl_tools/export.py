@@ -22,12 +22,12 @@ import torch
 from huggingface_hub import HfApi, ModelCardData
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rdl_core.adopt import Adopted, adopted_of, write_adopted
-from rdl_core.config import ExportConfig
 from rdl_core.cross_encoder import LIMITS, CrossEncoder, training_record
 from rdl_core.data.collections import read_corpus
 from rdl_core.data.downloads import EMBEDDED_ENCODER
 from rdl_core.files import partial
+from rdl_tools.adopt import Adopted, adopted_of, write_adopted
+from rdl_tools.config import ExportConfig
 
 __all__ = ["TOLERANCE", "export", "export_files"]
 

@@ -32,13 +32,15 @@ from pydantic import AfterValidator, BaseModel, Field
 from scipy.special import expit
 from starlette.exceptions import HTTPException
 
-from rdl_core.adopt import Adopted, adopted_of
-from rdl_core.config import Positive, ServeConfig
+from rdl_core.config import Positive
 from rdl_core.cpu import engine
 from rdl_core.cross_encoder import CrossEncoder
 from rdl_core.devices import fitting
-from rdl_core.rerank import open_student, token_budget_of
+from rdl_core.rerank import token_budget_of
 from rdl_core.tokens import TokenStore
+from rdl_tools.adopt import Adopted, adopted_of
+from rdl_tools.config import ServeConfig
+from rdl_tools.rerank import open_student
 
 __all__ = ["make_app", "serve"]
 

@@ -1,4 +1,4 @@
-"""The command `rdl`: its commands are made from the fields of configurations (`rdl_core.config`).
+"""The command `rdl`: its commands are made from the fields of configurations (`rdl_tools.config`).
 
 Other packages add commands by entry points ``rdl.commands``. What a command needs is imported when run.
 """
@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from rdl_core import config as c
+from rdl_core.config import BACKENDS, StageConfig
 from rdl_core.files import checked, read_yaml
 from rdl_core.progress import set_up_process
+from rdl_tools import config as c
 
 __all__ = ["app", "command", "named_values", "refusals"]
 
@@ -128,7 +129,7 @@ def refusals() -> Iterator[None]:
         raise click.exceptions.Exit(2) from None
 
 
-@command(c.DistillConfig, "lists", training={"": c.StageConfig})
+@command(c.DistillConfig, "lists", training={"": StageConfig})
 @click.argument("out")
 @click.option("--config", "settings", help="YAML of training options; others come first.")
 def distill(config: c.DistillConfig, out: str, settings: str | None) -> str:
@@ -136,7 +137,7 @@ def distill(config: c.DistillConfig, out: str, settings: str | None) -> str:
 
     Training is by default Rank-DistiLLM's second stage, with steps that show every list three times.
     """
-    from rdl_core.distill import distill_files
+    from rdl_tools.distill import distill_files
 
     if settings:
         config = replace(config, training=read_yaml(Path(settings)) | config.training)
@@ -144,7 +145,7 @@ def distill(config: c.DistillConfig, out: str, settings: str | None) -> str:
     return f"student in {out}/model"
 
 
-@command(c.TeachConfig, "candidates", backend=c.BACKENDS)
+@command(c.TeachConfig, "candidates", backend=BACKENDS)
 @click.argument("out")
 @click.option("--dry-run", is_flag=True, help="Say what would be asked; ask nothing.")
 def teach(config: c.TeachConfig, out: str, dry_run: bool) -> str:
@@ -152,14 +153,14 @@ def teach(config: c.TeachConfig, out: str, dry_run: bool) -> str:
 
     Every answer is kept as it comes. An endpoint's key is taken from the environment alone.
     """
-    from rdl_core.teachers import teach as teaching
+    from rdl_tools import teach as teaching
 
     if dry_run:
         return str(teaching.estimate(config, out))
     return f"lists in {out}: {_counts_of(teaching.teach(config, out))}"
 
 
-_WRITERS = {name: kind for name, kind in c.BACKENDS.items() if name != "replay"}
+_WRITERS = {name: kind for name, kind in BACKENDS.items() if name != "replay"}
 
 
 @command(c.AskConfig, "collection", backend=_WRITERS)
@@ -182,7 +183,7 @@ def judge(config: c.JudgeConfig, out: str, dry_run: bool) -> str:
 
 
 def _label(work: str, config: c.AskConfig | c.JudgeConfig, out: str, dry_run: bool) -> str:
-    from rdl_core.teachers import label
+    from rdl_tools import label
 
     if dry_run:
         return str(label.estimate(config, out))
@@ -195,10 +196,10 @@ def _label(work: str, config: c.AskConfig | c.JudgeConfig, out: str, dry_run: bo
 def merge(out: str, shards: tuple[str, ...]) -> str:
     """Join all shards, if none is missing: folders of rdl teach, or runs of rdl rerank."""
     if all(Path(shard).is_file() for shard in shards):
-        from rdl_core.rerank import merge_runs
+        from rdl_tools.rerank import merge_runs
 
         return f"{out}: {merge_runs(shards, out)} queries"
-    from rdl_core.teachers.teach import merge_lists
+    from rdl_tools.teach import merge_lists
 
     return f"lists in {out}: {_counts_of(merge_lists(shards, out))}"
 
@@ -206,7 +207,7 @@ def merge(out: str, shards: tuple[str, ...]) -> str:
 @command(c.RerankConfig, "student", "candidates", "out")
 def rerank(config: c.RerankConfig) -> None:
     """Re-rank candidates with a student; rdl merge joins the runs of shards."""
-    from rdl_core.rerank import rerank_files
+    from rdl_tools.rerank import rerank_files
 
     rerank_files(config)
 
@@ -215,7 +216,7 @@ def rerank(config: c.RerankConfig) -> None:
 def serve(config: c.ServeConfig) -> None:
     """Serve a student over HTTP: /rerank as Cohere, Jina, vLLM and TEI have it, and /score."""
     try:
-        from rdl_core.serve import serve as answer
+        from rdl_tools.serve import serve as answer
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}: pip install rdl-core[serve]") from None
     answer(config)
@@ -228,7 +229,7 @@ def adopt(config: c.AdoptConfig) -> str:
     Weight and depth of re-ranking, and what scores mean as probabilities of relevance, measured on
     queries that had no part in choosing. rdl rerank applies it, unless it is told --plain.
     """
-    from rdl_core.rerank import adopt_files
+    from rdl_tools.rerank import adopt_files
 
     return str(adopt_files(config))
 
@@ -240,7 +241,7 @@ def evaluate(config: c.EvaluateConfig) -> str:
     Means and differences from the baseline with 95 % bootstrap intervals; paired t-tests, corrected
     by Holm over the other runs; TOST for equivalence up to the margin.
     """
-    from rdl_core.evaluate import evaluate_files
+    from rdl_tools.evaluate import evaluate_files
 
     return evaluate_files(config)
 
@@ -248,7 +249,7 @@ def evaluate(config: c.EvaluateConfig) -> str:
 @command(c.ExportConfig, "student", "out")
 def export(config: c.ExportConfig) -> str:
     """Write a student for transformers, sentence-transformers and onnxruntime, and --push it."""
-    from rdl_core.export import export_files
+    from rdl_tools.export import export_files
 
     differences = export_files(config).to_string(index=False)
     return f"{config.out}: how far the scores of ONNX files are from PyTorch's\n{differences}"

@@ -1,33 +1,35 @@
 """Without labels: an LLM writes queries for passages (`ask`), and grades pairs from 0 to 3 (`judge`).
 
-Both work in a folder as `rdl_core.teachers.teach` does; ``report.json`` counts what was left out.
+Both work in a folder as `rdl_tools.teach` does; ``report.json`` counts what was left out.
 
 Reference: Bonifacio et al. (InPars), SIGIR 2022; Dai et al. (Promptagator, whose filter is a round trip
 through retrieval), ICLR 2023; Thomas et al., SIGIR 2024 (grades by LLMs).
 """
 
+import hashlib
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rdl_core.config import AskConfig, JudgeConfig
 from rdl_core.data.collections import fingerprint, load, read_corpus, read_judgments
 from rdl_core.data.formats import check_run, read_candidates, read_qrels, write_requests
 from rdl_core.evaluate import per_query
 from rdl_core.files import resumable, write_json
-from rdl_core.teachers.answers import Answer, Question
+from rdl_core.teachers.answers import Answer, without_thoughts
 from rdl_core.teachers.listwise import ask_all
 from rdl_core.teachers.replay import AnswerLog
-from rdl_core.teachers.teach import ANSWERS, Estimate, finished_report, open_backend, usd_of
-from rdl_core.words import n_tokens_about, n_words
+from rdl_core.words import first_words, n_tokens_about, n_words
+from rdl_tools.config import AskConfig, JudgeConfig
+from rdl_tools.teach import ANSWERS, Estimate, finished_report, open_backend, usd_of
 
-__all__ = ["agreement", "ask", "estimate", "judge"]
+__all__ = ["Question", "agreement", "ask", "estimate", "judge"]
 
 _ASK = (
     "Passage: {passage}\n\nWrite one query that a person would type into a search engine, and that "
@@ -42,6 +44,40 @@ _GRADE = (
 _GRADES = (0, 1, 2, 3)
 _NAME = re.compile(r"^(?:an? )?(?:search )?(?:query|question)\s*:\s*", re.IGNORECASE)
 _QUOTES = " \t\"'`*“”„«»"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a passage, which a backend answers as it does a window."""
+
+    query_id: str
+    template: str  # with {passage} and perhaps {query}
+    passages: tuple[str]  # one
+    longest_answer: str  # a text as long
+    read: Callable[[str], Any]  # what an answer's text says; None: nothing
+    query: str = ""
+    attempt: int = 0
+
+    wanted, pass_number, start = "Answer", 1, 0  # as a window has them
+
+    @property
+    def key(self) -> tuple[str, int, int, int, str]:
+        """In the form of a window's."""
+        content = json.dumps([self.template, self.query, self.passages])
+        return self.query_id, 1, 0, self.attempt, hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def prompt(self, *, max_words: int, letters: bool = False) -> str:
+        """The question as text, each text of it in one line."""
+        query, passage = (" ".join(text.split()) for text in (self.query, *self.passages))
+        return self.template.format(query=query, passage=first_words(passage, max_words))
+
+    def value(self, answer: Answer) -> Any:
+        """What the answer says, thoughts left out."""
+        return self.read(without_thoughts(answer.text or ""))
+
+    def usable(self, answer: Answer) -> bool:
+        """Whether it says anything."""
+        return self.value(answer) is not None
 
 
 def judge(config: JudgeConfig, folder: str | Path) -> dict:

@@ -11,15 +11,18 @@ Reference: Platt, Advances in Large Margin Classifiers 1999; Guo et al., ICML 20
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from rdl_core.cross_encoder import model_path
+from rdl_core.cross_encoder import CrossEncoder, model_path
 from rdl_core.evaluate import compare, equivalence, per_query, settle_ties
 from rdl_core.files import read_json, write_json
+from rdl_core.rerank import rerank
 from rdl_core.teachers.encoders import fuse
+from rdl_core.tokens import TokenCorpus
 
 __all__ = ["ADOPTED", "Adopted", "adopt", "adopted_of", "write_adopted"]
 
@@ -48,6 +51,14 @@ class Adopted:
         probability = expit(self.slope * blended + self.intercept)
         score = np.where(np.isnan(blended), -candidates["rank"], probability)
         return settle_ties(candidates[_IDS].assign(score=score), candidates)
+
+    def rerank(
+        self, student: CrossEncoder, candidates: pd.DataFrame, corpus: TokenCorpus, **options: Any
+    ) -> pd.DataFrame:
+        """A run as `apply` gives it, of what `rdl_core.rerank.rerank` scores with its options."""
+        top = candidates[candidates["rank"] <= self.depth]
+        scored = candidates[_IDS].merge(rerank(student, top, corpus, **options), "left", _IDS)
+        return self.apply(candidates, scored["score"].to_numpy())
 
     def __str__(self) -> str:
         """The verdict in Markdown."""

@@ -19,16 +19,17 @@ from typing import Any
 
 import pandas as pd
 
-from rdl_core.config import EndpointConfig, LocalConfig, ReplayConfig, TeachConfig
+from rdl_core.config import EndpointConfig, LocalConfig, ReplayConfig
 from rdl_core.data.collections import fingerprint, read_corpus
 from rdl_core.data.formats import check_run, read_candidates, write_parquet, write_requests, write_run
 from rdl_core.files import CONFIG, MANIFEST, Work, read_json, resumable, write_json
 from rdl_core.progress import progress
-from rdl_core.shards import each_on_a_gpu, in_turn, whole
 from rdl_core.teachers.answers import Answer
 from rdl_core.teachers.listwise import Backend, rank_lists
 from rdl_core.teachers.replay import AnswerLog, Replay, read_history
 from rdl_core.words import n_tokens_about
+from rdl_tools.config import TeachConfig
+from rdl_tools.shards import each_on_a_gpu, in_turn, whole
 
 __all__ = ["ANSWERS", "Estimate", "estimate", "finished_report", "merge_lists", "open_backend",
            "teach", "usd_of"]  # fmt: skip

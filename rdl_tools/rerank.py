@@ -1,0 +1,140 @@
+"""`rdl rerank`: candidates in, run out; machines share it by shards of queries. And `rdl adopt`."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rdl_core.cross_encoder import LIMITS, CrossEncoder, model_path
+from rdl_core.data.collections import Corpus, fingerprint, read_corpus, read_judgments
+from rdl_core.data.formats import check_run, read_run, write_run
+from rdl_core.devices import default_device, resolve_precision
+from rdl_core.evaluate import settle_ties
+from rdl_core.files import content_hash, read_json, write_json
+from rdl_core.rerank import rerank
+from rdl_core.tokens import TokenCorpus
+from rdl_tools.adopt import Adopted, adopt, adopted_of, write_adopted
+from rdl_tools.config import AdoptConfig, RerankConfig, ServeConfig
+from rdl_tools.shards import each_on_a_gpu, in_turn, whole
+
+__all__ = ["adopt_files", "merge_runs", "open_student", "rerank_files", "tokens_of"]
+
+_IDS = ["query_id", "doc_id"]
+_PAIRS_IN_MEMORY = 2**15  # whose texts and tokens are held
+_log = logging.getLogger(__name__)
+
+
+def rerank_files(config: RerankConfig) -> None:
+    """Write a run of a student's scores, strictly decreasing, equal ones in the candidates' order.
+
+    What was adopted for the student counts, unless `plain`. All GPUs of the machine share the queries.
+    A shard gets ``<out>.json``, too.
+    """
+    if (out := Path(config.out)).is_dir():
+        raise ValueError(f"{out} is a folder: name the file of the run")
+    every = read_corpus(config.candidates, format=config.format, collection=config.collection)
+    check_run(every.candidates, config.tag)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    n = min(torch.cuda.device_count(), len(every.ids("query_id")))
+    if n > 1 and config.shard == "1/1":
+        shards = [replace(config, shard=f"{i}/{n}", out=f"{out}.{i}of{n}") for i in range(1, n + 1)]
+        each_on_a_gpu(rerank_files, [(shard,) for shard in shards])
+        merge_runs([shard.out for shard in shards], out)
+        for path in (f"{shard.out}{end}" for shard in shards for end in ("", ".json")):
+            Path(path).unlink()
+        return
+    corpus = every.shard(*config.part)
+    student, precision = open_student(config)
+    adopted = None if config.plain else adopted_of(config.student)
+    if adopted:
+        message = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
+        _log.info(message, config.student, adopted.depth, adopted.weight)
+    ranked = []
+    for frame, tokens in _parts(corpus, student, depth=adopted and adopted.depth):
+        if adopted:
+            ranked.append(adopted.rerank(student, frame, tokens, precision=precision))
+        else:
+            run = rerank(student, frame, tokens, precision=precision)
+            ranked.append(settle_ties(run, frame))
+    write_run(pd.concat(ranked), out, tag=config.tag)
+    if config.part[1] > 1:
+        weights = Path(model_path(config.student), "model.safetensors")
+        write_json(out.with_name(f"{out.name}.json"), {
+            "student": content_hash(weights) if weights.is_file() else config.student,
+            "candidates": fingerprint(every.candidates), "n_queries": len(every.ids("query_id")),
+            "shard": list(config.part), "tag": config.tag, "precision": precision,
+            **student.limits, "adopted": adopted and asdict(adopted), "sha256": content_hash(out),
+        })  # fmt: skip
+
+
+def open_student(config: RerankConfig | AdoptConfig | ServeConfig) -> tuple[CrossEncoder, str]:
+    """The student of a configuration, on its device, and the precision in which it computes."""
+    limits = {name: getattr(config, name) for name in LIMITS}
+    student = CrossEncoder.from_pretrained(config.student, **limits, trained=True).to(default_device())
+    return student, resolve_precision(config.precision, student.device)
+
+
+def _parts(
+    corpus: Corpus, student: CrossEncoder, *, depth: int | None = None
+) -> Iterator[tuple[pd.DataFrame, TokenCorpus]]:
+    """Candidates of some queries at a time, and the tokens of those down to a depth; None: of all."""
+    for part in corpus.parts(_PAIRS_IN_MEMORY):
+        frame = part.candidates.sort_values(["query_id", "rank"])
+        tokens = tokens_of(replace(part, candidates=frame[frame["rank"] <= (depth or np.inf)]), student)
+        yield frame, tokens
+        _log.info("%d queries ranked", len(tokens.query_ids))
+
+
+def tokens_of(corpus: Corpus, student: CrossEncoder) -> TokenCorpus:
+    """A corpus' texts, tokenised for a student, in memory."""
+    query_ids, doc_ids = corpus.ids("query_id"), corpus.ids("doc_id")
+    queries = pd.DataFrame({"query_id": query_ids, "query": [*corpus.queries.each(query_ids)]})
+    passages = pd.DataFrame({"doc_id": doc_ids, "text": [*corpus.passages.each(doc_ids)]})
+    return TokenCorpus.of(queries, passages, student.tokenizer)
+
+
+def adopt_files(config: AdoptConfig) -> Adopted:
+    """`rdl adopt`: `adopt` on files, written into the student's folder."""
+    if not (folder := Path(model_path(config.student))).is_dir():
+        raise ValueError(f"{config.student}: expected the folder of a student, to write into")
+    corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
+    qrels = read_judgments(config.qrels)
+    if not (judged := corpus.candidates["query_id"].isin(qrels["query_id"])).any():
+        raise ValueError(f"{config.qrels} judges no query of {config.candidates}: are ids the same?")
+    corpus = replace(corpus, candidates=corpus.candidates[judged])
+    options = {x: getattr(config, x) for x in ("measure", "margin", "positive_grade", "folds")}
+    # By the first stage's order, which takes seconds: what cannot be chosen from is refused here.
+    adopt(corpus.candidates, -corpus.candidates["rank"].to_numpy(float), qrels, **options)
+    student, precision = open_student(config)
+    scored = [rerank(student, *part, precision=precision) for part in _parts(corpus, student)]
+    scores = pd.concat(scored).rename(columns={"score": "student"})
+    candidates = corpus.candidates.sort_values(["query_id", "rank"]).merge(scores, on=_IDS)
+    adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **options)
+    write_adopted(adopted, folder)
+    return adopted
+
+
+def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:
+    """Make one run of those of all shards; gives its number of queries. ValueError for shards that are
+    missing, there twice, made of something else, or changed since.
+    """
+    records = {}
+    for shard in map(Path, shards):
+        record = shard.with_name(f"{shard.name}.json")
+        if not (shard.is_file() and record.is_file()):
+            told = f"{shard} is no run of a shard with {record.name} beside it"
+            raise ValueError(f"{told}: bring both, or run rdl rerank --shard again")
+        records[shard] = read_json(record)
+        if records[shard].pop("sha256") != content_hash(shard):
+            told = f"{shard} changed since {record.name} was written"
+            raise ValueError(f"{told}: run rdl rerank again")
+    identity = whole(records)
+    runs = [read_run(shard) for shard in sorted(records, key=lambda x: records[x]["shard"])]
+    order = in_turn([run["query_id"].unique().tolist() for run in runs])
+    by_query = pd.concat(runs).groupby("query_id")
+    write_run(pd.concat(map(by_query.get_group, order)), out, tag=identity["tag"])
+    return len(order)
