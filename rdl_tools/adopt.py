@@ -8,7 +8,7 @@ choosing (cross-fitting).
 Reference: Platt, Advances in Large Margin Classifiers 1999; Guo et al., ICML 2017 (calibration error).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ import pandas as pd
 from scipy.special import expit
 
 from rdl_core.cross_encoder import CrossEncoder, model_path
+from rdl_core.data.collections import read_corpus, read_judgments
 from rdl_core.evaluate import compare, equivalence, per_query, settle_ties
 from rdl_core.files import read_json, write_json
 from rdl_core.rerank import rerank
 from rdl_core.teachers.encoders import fuse
 from rdl_core.tokens import TokenCorpus
+from rdl_tools.config import AdoptConfig
+from rdl_tools.student import open_student, parts_of
 
-__all__ = ["ADOPTED", "Adopted", "adopt", "adopted_of", "write_adopted"]
+__all__ = ["ADOPTED", "Adopted", "adopt", "adopt_files", "adopted_of", "write_adopted"]
 
 ADOPTED = "adopted.json"  #: The file in a student's folder.
 _IDS = ["query_id", "doc_id"]
@@ -149,6 +152,27 @@ def write_adopted(adopted: Adopted, folder: str | Path) -> None:
     if (card := Path(folder) / "README.md").is_file():
         text = card.read_text(encoding="utf-8").partition(_SECTION)[0]
         card.write_text(f"{text}{_SECTION}{adopted}\n", encoding="utf-8")
+
+
+def adopt_files(config: AdoptConfig) -> Adopted:
+    """`rdl adopt`: `adopt` on files, written into the student's folder."""
+    if not (folder := Path(model_path(config.student))).is_dir():
+        raise ValueError(f"{config.student}: expected the folder of a student, to write into")
+    corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
+    qrels = read_judgments(config.qrels)
+    if not (judged := corpus.candidates["query_id"].isin(qrels["query_id"])).any():
+        raise ValueError(f"{config.qrels} judges no query of {config.candidates}: are ids the same?")
+    corpus = replace(corpus, candidates=corpus.candidates[judged])
+    options = {x: getattr(config, x) for x in ("measure", "margin", "positive_grade", "folds")}
+    # By the first stage's order, which takes seconds: what cannot be chosen from is refused here.
+    adopt(corpus.candidates, -corpus.candidates["rank"].to_numpy(float), qrels, **options)
+    student, precision = open_student(config)
+    scored = [rerank(student, *part, precision=precision) for part in parts_of(corpus, student)]
+    scores = pd.concat(scored).rename(columns={"score": "student"})
+    candidates = corpus.candidates.sort_values(["query_id", "rank"]).merge(scores, on=_IDS)
+    adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **options)
+    write_adopted(adopted, folder)
+    return adopted
 
 
 def _blended(candidates: pd.DataFrame, scores: np.ndarray, weight: float, depth: int) -> np.ndarray:

@@ -229,7 +229,7 @@ def adopt(config: c.AdoptConfig) -> str:
     Weight and depth of re-ranking, and what scores mean as probabilities of relevance, measured on
     queries that had no part in choosing. rdl rerank applies it, unless it is told --plain.
     """
-    from rdl_tools.rerank import adopt_files
+    from rdl_tools.adopt import adopt_files
 
     return str(adopt_files(config))
 

@@ -20,7 +20,7 @@ from rdl_core.lists import RankedLists
 from rdl_core.rerank import dev_measure
 from rdl_core.tokens import TokenCorpus, TokenStore
 from rdl_tools.config import DistillConfig
-from rdl_tools.rerank import tokens_of
+from rdl_tools.student import tokens_of
 
 __all__ = ["distill_files"]
 

@@ -1,30 +1,26 @@
-"""`rdl rerank`: candidates in, run out; machines share it by shards of queries. And `rdl adopt`."""
+"""`rdl rerank`: candidates in, run out; machines share it by shards of queries."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
-from rdl_core.cross_encoder import LIMITS, CrossEncoder, model_path
-from rdl_core.data.collections import Corpus, fingerprint, read_corpus, read_judgments
+from rdl_core.cross_encoder import model_path
+from rdl_core.data.collections import fingerprint, read_corpus
 from rdl_core.data.formats import check_run, read_run, write_run
-from rdl_core.devices import default_device, resolve_precision
 from rdl_core.evaluate import settle_ties
 from rdl_core.files import content_hash, read_json, write_json
 from rdl_core.rerank import rerank
-from rdl_core.tokens import TokenCorpus
-from rdl_tools.adopt import Adopted, adopt, adopted_of, write_adopted
-from rdl_tools.config import AdoptConfig, RerankConfig, ServeConfig
+from rdl_tools.adopt import adopted_of
+from rdl_tools.config import RerankConfig
 from rdl_tools.shards import each_on_a_gpu, in_turn, whole
+from rdl_tools.student import open_student, parts_of
 
-__all__ = ["adopt_files", "merge_runs", "open_student", "rerank_files", "tokens_of"]
+__all__ = ["merge_runs", "rerank_files"]
 
-_IDS = ["query_id", "doc_id"]
-_PAIRS_IN_MEMORY = 2**15  # whose texts and tokens are held
 _log = logging.getLogger(__name__)
 
 
@@ -54,7 +50,7 @@ def rerank_files(config: RerankConfig) -> None:
         message = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
         _log.info(message, config.student, adopted.depth, adopted.weight)
     ranked = []
-    for frame, tokens in _parts(corpus, student, depth=adopted and adopted.depth):
+    for frame, tokens in parts_of(corpus, student, depth=adopted and adopted.depth):
         if adopted:
             ranked.append(adopted.rerank(student, frame, tokens, precision=precision))
         else:
@@ -69,53 +65,6 @@ def rerank_files(config: RerankConfig) -> None:
             "shard": list(config.part), "tag": config.tag, "precision": precision,
             **student.limits, "adopted": adopted and asdict(adopted), "sha256": content_hash(out),
         })  # fmt: skip
-
-
-def open_student(config: RerankConfig | AdoptConfig | ServeConfig) -> tuple[CrossEncoder, str]:
-    """The student of a configuration, on its device, and the precision in which it computes."""
-    limits = {name: getattr(config, name) for name in LIMITS}
-    student = CrossEncoder.from_pretrained(config.student, **limits, trained=True).to(default_device())
-    return student, resolve_precision(config.precision, student.device)
-
-
-def _parts(
-    corpus: Corpus, student: CrossEncoder, *, depth: int | None = None
-) -> Iterator[tuple[pd.DataFrame, TokenCorpus]]:
-    """Candidates of some queries at a time, and the tokens of those down to a depth; None: of all."""
-    for part in corpus.parts(_PAIRS_IN_MEMORY):
-        frame = part.candidates.sort_values(["query_id", "rank"])
-        tokens = tokens_of(replace(part, candidates=frame[frame["rank"] <= (depth or np.inf)]), student)
-        yield frame, tokens
-        _log.info("%d queries ranked", len(tokens.query_ids))
-
-
-def tokens_of(corpus: Corpus, student: CrossEncoder) -> TokenCorpus:
-    """A corpus' texts, tokenised for a student, in memory."""
-    query_ids, doc_ids = corpus.ids("query_id"), corpus.ids("doc_id")
-    queries = pd.DataFrame({"query_id": query_ids, "query": [*corpus.queries.each(query_ids)]})
-    passages = pd.DataFrame({"doc_id": doc_ids, "text": [*corpus.passages.each(doc_ids)]})
-    return TokenCorpus.of(queries, passages, student.tokenizer)
-
-
-def adopt_files(config: AdoptConfig) -> Adopted:
-    """`rdl adopt`: `adopt` on files, written into the student's folder."""
-    if not (folder := Path(model_path(config.student))).is_dir():
-        raise ValueError(f"{config.student}: expected the folder of a student, to write into")
-    corpus = read_corpus(config.candidates, format=config.format, collection=config.collection)
-    qrels = read_judgments(config.qrels)
-    if not (judged := corpus.candidates["query_id"].isin(qrels["query_id"])).any():
-        raise ValueError(f"{config.qrels} judges no query of {config.candidates}: are ids the same?")
-    corpus = replace(corpus, candidates=corpus.candidates[judged])
-    options = {x: getattr(config, x) for x in ("measure", "margin", "positive_grade", "folds")}
-    # By the first stage's order, which takes seconds: what cannot be chosen from is refused here.
-    adopt(corpus.candidates, -corpus.candidates["rank"].to_numpy(float), qrels, **options)
-    student, precision = open_student(config)
-    scored = [rerank(student, *part, precision=precision) for part in _parts(corpus, student)]
-    scores = pd.concat(scored).rename(columns={"score": "student"})
-    candidates = corpus.candidates.sort_values(["query_id", "rank"]).merge(scores, on=_IDS)
-    adopted = adopt(candidates, candidates["student"].to_numpy(), qrels, **options)
-    write_adopted(adopted, folder)
-    return adopted
 
 
 def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:

@@ -40,7 +40,7 @@ from rdl_core.rerank import token_budget_of
 from rdl_core.tokens import TokenStore
 from rdl_tools.adopt import Adopted, adopted_of
 from rdl_tools.config import ServeConfig
-from rdl_tools.rerank import open_student
+from rdl_tools.student import open_student
 
 __all__ = ["make_app", "serve"]
 

@@ -125,7 +125,7 @@ def test_what_was_adopted_is_written_applied_and_exported(rdl, files, tmp_path, 
     rdl("export", student, tmp_path / "exported")
     assert adopted_of(tmp_path / "exported") == adopted_of(student)
     assert "## Adopted\n" in (tmp_path / "exported" / "README.md").read_text()
-    monkeypatch.setattr("rdl_tools.rerank.rerank", None)  # fails where it is called
+    monkeypatch.setattr("rdl_tools.adopt.rerank", None)  # fails where it is called
     for own, says in (("--folds 9", "at least 18 judged"), ("--folds 3 --measure x", "got 'x'")):
         done = rdl("adopt", student, "first.run", "qrels.txt", *words, *own.split(), code=2)
         assert says in done.stderr

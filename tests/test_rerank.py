@@ -12,6 +12,7 @@ from rdl_core.data.formats import read_run
 from rdl_core.rerank import rerank
 from rdl_core.tokens import TokenCorpus
 from rdl_tools import rerank as tool
+from rdl_tools import student
 from rdl_tools.config import RerankConfig
 from rdl_tools.rerank import merge_runs, rerank_files
 
@@ -81,7 +82,7 @@ def to_file(files, tmp_path):
 
 @pytest.mark.parametrize("pairs_in_memory", [1, 10, 2**15])
 def test_a_run_is_settled_and_written_in_parts(to_file, by_hand, monkeypatch, pairs_in_memory):
-    monkeypatch.setattr(tool, "_PAIRS_IN_MEMORY", pairs_in_memory)
+    monkeypatch.setattr(student, "_PAIRS_IN_MEMORY", pairs_in_memory)
     sizes = []
     counted = lambda s, c, *x, **own: sizes.append(len(c)) or rerank(s, c, *x, **own)  # noqa: E731
     monkeypatch.setattr(tool, "rerank", counted)
@@ -97,7 +98,7 @@ def test_a_run_is_settled_and_written_in_parts(to_file, by_hand, monkeypatch, pa
 
 def test_a_run_that_breaks_off_leaves_what_was_there(to_file, files, tmp_path, monkeypatch):
     """The text that is missing is the last query's; those before it were ranked by then."""
-    monkeypatch.setattr(tool, "_PAIRS_IN_MEMORY", 1)
+    monkeypatch.setattr(student, "_PAIRS_IN_MEMORY", 1)
     (tmp_path / "broken.run").write_text((files / "first.run").read_text() + "q5 Q0 d99 10 -9.0 t\n")
     (tmp_path / "old.run").write_text("old")
     (tmp_path / "own.run.partial").write_text("q0 Q0 d99 1 99.0 t\n")  # of a killed one: not taken up
