@@ -120,10 +120,12 @@ def _attend(
     """Scaled dot-product attention; by its formula where the CPU's kernel has a slow backward.
 
     In bfloat16, on one core: 18 sequences of 105 tokens take 71 ms by the kernel and 43 by the formula,
-    8 of 256 take 61 and 98; gradients are 1.6 and 2.0 % from float32's (a trained MiniLM).
+    8 of 256 take 61 and 98; on a Xeon with AMX 82 and 17, 52 and 38. Gradients are 1.6 and 2.0 % from
+    float32's (a trained MiniLM).
     """
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
     if not slow or key.shape[2] > _SHORT_TOKENS:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    weights = (query * scaling @ key.mT).masked_fill_(~mask, -torch.inf).softmax(-1)
-    return weights @ value
+    # To add is quicker than to fill in place: a training step takes 0.78 s instead of 0.85.
+    unseen = query.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    return (query * scaling @ key.mT).add_(unseen).softmax(-1) @ value

@@ -74,7 +74,7 @@ class DistillConfig(_Texts, _Limits):
     dev_qrels: str | None = None
     """Their judgments, a file or an ir_datasets id; none: the teacher's first ten are relevant."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """Fields of `StageConfig`; without steps, every list is seen three times."""
+    """Fields of `rdl_core.config.StageConfig`; without steps, every list is seen three times."""
     seed: int = 0
     """Seed of the head's first weights, of draws and of dropout."""
 
