@@ -126,6 +126,6 @@ def _attend(
     slow = module.training and query.dtype == torch.bfloat16 and not query.is_cuda
     if not slow or key.shape[2] > _SHORT_TOKENS:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    # To add is quicker than to fill in place: a training step takes 0.78 s instead of 0.85.
+    # To add is quicker than to fill in place: a training step is 1.04 times as fast.
     unseen = query.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
     return (query * scaling @ key.mT).add_(unseen).softmax(-1) @ value
