@@ -396,7 +396,7 @@ def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: 
     }  # fmt: skip
 
     def ask(folder: Path) -> dict:
-        write_run(candidates[[*_IDS, "rank"]], folder / "candidates.run")
+        write_run(candidates[[*_IDS, "rank"]], run := folder / "candidates.run")
         (folder / "lists").mkdir(exist_ok=True)
         log = AnswerLog(folder / "lists" / ANSWERS, teacher=who.name)
         for path in sorted(runs_folder().glob("teach-*/config.json")):
@@ -404,10 +404,8 @@ def ask_shard(candidates: pd.DataFrame, collection: str, teacher: Path, number: 
             same = all(earlier.get(key) == identity[key] for key in ("teacher", "collection"))
             if same and answers.exists():
                 log.take(answers)
-        asked = TeachConfig(
-            candidates=str(folder / "candidates.run"), collection=collection, backend=who,
-            depth=depth, shard=identity["shard"], **windows,
-        )  # fmt: skip
+        own = {"depth": depth, "shard": identity["shard"], **windows}
+        asked = TeachConfig(candidates=str(run), collection=collection, backend=who, **own)
         return {"totals": teach(asked, folder / "lists")["totals"]}
 
     data, code = fingerprint(candidates[[*_IDS, "rank"]]), ("rdl_tools.teach",)
