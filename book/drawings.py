@@ -39,12 +39,12 @@ PAPERS = "published: a student of 110 M, teacher RankZephyr, other candidates; o
 def main_figures() -> pd.DataFrame:
     """nDCG@10 of each system by year, and ms per query, as recorded and published; NaN if unknown."""
     file = project_folder() / "results" / "trec-dl" / "effectiveness.csv"
-    table, paper = pd.read_csv(file, dtype={"query_id": "str"}), study.published("trec_dl")
+    table, paper = pd.read_csv(file).query("measure == 'nDCG@10'"), study.published("trec_dl")
     ours, theirs = zip(*ROWS.values(), strict=True)
     columns = {}
     for year in YEARS:
         rows = table[table["collection"] == f"rdl/trec-dl-{year}"]
-        values = rows.groupby(["query_id", "system"])["nDCG@10"].mean().unstack()[list(ours)]
+        values = rows.groupby("system").mean(numeric_only=True).drop(columns="seed").T.dropna()[list(ours)]
         means = compare(values, ours[0])
         columns |= {(year, name): means[name].to_numpy() for name in ("mean", "ci_low", "ci_high")}
         columns[year, "published"] = paper[f"bm25/trec-dl-{year}"].reindex(theirs).to_numpy()

@@ -22,7 +22,7 @@ from rdl_study.store import Run, project_folder, stored
 
 __all__ = ["PROFILES", "Recorded", "as_html", "as_p", "as_seeds", "display_table", "provenance",
            "published", "record", "recorded", "sentence", "side_by_side"]  # fmt: skip
-_KEYS = ["part", "system", "collection", "seed", "query_id"]
+_KEYS = ["part", "system", "collection", "seed", "measure"]  # of a row; then a column for each query
 _SPACE = "\N{NO-BREAK SPACE}"
 #: Profiles with recorded runs under ``results/``, in words.
 PROFILES = {"docs": "docstrings", "trec-dl": "TREC DL"}
@@ -148,18 +148,19 @@ def recorded(
     folder = folder or project_folder() / "results" / profile
     if not (folder / f"{page}.csv").exists():
         return None
-    table = pd.read_csv(folder / f"{page}.csv", dtype={"query_id": "str"})
+    table = pd.read_csv(folder / f"{page}.csv")
     table = table[table["part"] == part]
     if table.empty:
         return None
     about = json.loads((folder / f"{page}.json").read_text())
-    main, entry = table.columns[len(_KEYS)], about["parts"][part]
+    main, entry = table["measure"].iloc[0], about["parts"][part]
     runs = tuple(about["runs"][name] for name in entry["runs"])
     # Students of the study are runs of kind train, those of `rdl distill` of kind distill.
     devices = {run["device"] for run in runs if run["kind"] in ("train", "distill")}
-    values = table.groupby(["query_id", "system"])[main].mean().unstack()
+    by_system = table[table["measure"] == main].groupby("system", sort=False)
+    values = by_system[[*table.columns[len(_KEYS) :]]].mean().T.dropna(how="all").sort_index()
     return Recorded(
-        values=values[table["system"].unique()], measure=main, baseline=entry["baseline"],
+        values=values.rename_axis("query_id"), measure=main, baseline=entry["baseline"],
         candidates=entry["candidates"], seeds=tuple(sorted(set(table["seed"]) - {-1})),
         collections=tuple(table["collection"].unique()), device=", ".join(sorted(devices)),
         label=about["label"], runs=runs,
@@ -176,9 +177,9 @@ def record(page: str, results: Mapping[str, Results], folder: Path) -> Path:
         for system, run in ((system, run) for system, runs in result.runs.items() for run in runs):
             config = run.manifest["config"]
             seed = config["system"]["seed"] if isinstance(config["system"], dict) else -1
-            keys = {"part": part, "system": system, "seed": seed}
-            keys["collection"] = config["candidates"]["collection"]
-            rows.append(measured(run, measures).round(4).assign(**keys))
+            keys = [part, system, config["candidates"]["collection"], seed]
+            values = measured(run, measures).set_index("query_id").round(4)
+            rows += [dict(zip(_KEYS, [*keys, x], strict=True)) | values[x].to_dict() for x in measures]
             behind = _manifests(run)
             manifests |= behind
             ids |= behind.keys()
@@ -188,7 +189,7 @@ def record(page: str, results: Mapping[str, Results], folder: Path) -> Path:
     about = {"profile": profile.name, "label": profile.label, "parts": parts, "runs": manifests}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{page}.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
-    pd.concat(rows)[[*_KEYS, *measures]].to_csv(folder / f"{page}.csv", index=False)
+    pd.DataFrame(rows).to_csv(folder / f"{page}.csv", index=False)
     return folder / f"{page}.csv"
 
 

@@ -28,12 +28,12 @@ def test_kept_pictures_are_what_the_code_draws(tmp_path):
 
 def test_main_figures_are_the_recorded_and_the_published_ones():
     table = pd.read_csv(project_folder() / "results" / "trec-dl" / "effectiveness.csv")
+    table = table[(table["measure"] == "nDCG@10") & (table["system"] == "student")]
     shown = drawings.main_figures()
     for year, n in (("2019", 43), ("2020", 54)):
-        rows = table[table["collection"].str.endswith(year)]
-        student = rows[rows["system"] == "student"]
-        assert student["query_id"].nunique() == n
-        assert shown.loc["student", (year, "mean")] == pytest.approx(student["nDCG@10"].mean())
+        student = table[table["collection"].str.endswith(year)].iloc[:, 5:].dropna(axis="columns")
+        assert student.shape[1] == n
+        assert shown.loc["student", (year, "mean")] == pytest.approx(student.to_numpy().mean())
         assert shown[year, "mean"].between(shown[year, "ci_low"], shown[year, "ci_high"]).all()
     assert shown.loc["BM25", ("2019", "mean")] == pytest.approx(0.5058, abs=1e-4)
     assert shown.loc["student", ("2019", "published")] == 0.72
