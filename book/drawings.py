@@ -44,8 +44,8 @@ def main_figures() -> pd.DataFrame:
     columns = {}
     for year in YEARS:
         rows = table[table["collection"] == f"rdl/trec-dl-{year}"]
-        values = rows.groupby("system").mean(numeric_only=True).drop(columns="seed").T.dropna()[list(ours)]
-        means = compare(values, ours[0])
+        values = rows.drop(columns="seed").groupby("system").mean(numeric_only=True).T.dropna()
+        means = compare(values[list(ours)], ours[0])
         columns |= {(year, name): means[name].to_numpy() for name in ("mean", "ci_low", "ci_high")}
         columns[year, "published"] = paper[f"bm25/trec-dl-{year}"].reindex(theirs).to_numpy()
     window, rank = (summary(recorded(part).timings)["median_ms"] for part in ("window", "rank"))
