@@ -101,6 +101,10 @@ def test_readme_says_what_was_recorded_and_raced():
     several = compare(tables.recorded("depth", "queries, several seeds", "docs").values, "250 queries")
     ahead = several.loc["all queries", ["delta", "delta_low", "delta_high"]].map("{:.3f}".format).str[1:]
     assert "ahead of 250 by {} ({} to {})".format(*ahead) in readme
+    random = compare(tables.recorded("negatives", "hardness", "docs").values, "negatives from random")
+    hard = random.loc["negatives from bm25+bi_encoder", ["delta", "delta_low", "delta_high"]]
+    cost = "cost stage 1 {} ({} to {})".format(*hard.map("{:.3f}".format).str[1:])
+    assert cost in " ".join(readme.split())
     timings = recorded("rank").timings
     theirs = timings[timings["system"].str.startswith("sentence-transformers")]
     best = theirs.groupby("system")["ms"].median().idxmin()
