@@ -1,6 +1,7 @@
 """`rdl rerank`: candidates in, run out; machines share it by shards of queries."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from rdl_core.checkpoint import digest
 from rdl_core.cross_encoder import model_path
 from rdl_core.data.collections import fingerprint, read_corpus
 from rdl_core.data.formats import check_run, read_run, write_run
 from rdl_core.evaluate import settle_ties
-from rdl_core.files import content_hash, read_json, write_json
+from rdl_core.files import content_hash, read_json, resumable, write_json
 from rdl_core.rerank import rerank
 from rdl_tools.adopt import adopted_of
 from rdl_tools.config import RerankConfig
@@ -28,7 +30,8 @@ def rerank_files(config: RerankConfig) -> None:
     """Write a run of a student's scores, strictly decreasing, equal ones in the candidates' order.
 
     What was adopted for the student counts, unless `plain`. All GPUs of the machine share the queries.
-    A shard gets ``<out>.json``, too.
+    A shard gets ``<out>.json``, too. Some queries at a time are kept in ``<out>.unfinished``, until the
+    run is written: what was killed goes on from there.
     """
     if (out := Path(config.out)).is_dir():
         raise ValueError(f"{out} is a folder: name the file of the run")
@@ -49,22 +52,33 @@ def rerank_files(config: RerankConfig) -> None:
     if adopted:
         message = "%s: what rdl adopt chose counts: the first %d passages, weight %g"
         _log.info(message, config.student, adopted.depth, adopted.weight)
-    ranked = []
-    for frame, tokens in parts_of(corpus, student, depth=adopted and adopted.depth):
-        if adopted:
-            ranked.append(adopted.rerank(student, frame, tokens, precision=precision))
-        else:
-            run = rerank(student, frame, tokens, precision=precision)
-            ranked.append(settle_ties(run, frame))
+    weights = Path(model_path(config.student), "model.safetensors")
+    identity = {
+        "student": content_hash(weights) if weights.is_file() else config.student,
+        "precision": precision, **student.limits, "adopted": adopted and asdict(adopted),
+    }  # fmt: skip
+    unfinished, ranked = out.with_name(f"{out.name}.unfinished"), []
+    parts = parts_of(corpus, student, depth=adopted and adopted.depth)
+    for number, (frame, tokens) in enumerate(parts, start=1):
+        stores = {"queries": tokens.queries, "passages": tokens.passages}
+        texts = {f"{name} {x}": y for name, store in stores.items() for x, y in vars(store).items()}
+        identity["data"] = digest(fingerprint(frame), texts)
+        with resumable(unfinished / str(number), identity, shared=True) as work:
+            path = work.folder / "run.parquet"
+            if work.manifest is None:
+                if adopted:
+                    run = adopted.rerank(student, frame, tokens, precision=precision)
+                else:
+                    run = settle_ties(rerank(student, frame, tokens, precision=precision), frame)
+                run.to_parquet(path, index=False)
+                work.finish()
+            ranked.append(pd.read_parquet(path))
     write_run(pd.concat(ranked), out, tag=config.tag)
     if config.part[1] > 1:
-        weights = Path(model_path(config.student), "model.safetensors")
-        write_json(out.with_name(f"{out.name}.json"), {
-            "student": content_hash(weights) if weights.is_file() else config.student,
-            "candidates": fingerprint(every.candidates), "n_queries": len(every.ids("query_id")),
-            "shard": list(config.part), "tag": config.tag, "precision": precision,
-            **student.limits, "adopted": adopted and asdict(adopted), "sha256": content_hash(out),
-        })  # fmt: skip
+        identity["data"] = fingerprint(every.candidates)
+        shard = {"n_queries": len(every.ids("query_id")), "shard": list(config.part), "tag": config.tag}
+        write_json(out.with_name(f"{out.name}.json"), identity | shard | {"sha256": content_hash(out)})
+    shutil.rmtree(unfinished)
 
 
 def merge_runs(shards: Sequence[str | Path], out: str | Path) -> int:

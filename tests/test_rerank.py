@@ -111,6 +111,41 @@ def test_a_run_that_breaks_off_leaves_what_was_there(to_file, files, tmp_path, m
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_killed_run_goes_on_and_ranks_anew_what_changed(to_file, tmp_path, monkeypatch):
+    """Hours on a CPU were lost with a run of 10,000 queries that was killed at its end."""
+    monkeypatch.setattr(student, "_PAIRS_IN_MEMORY", 10)
+    expected, n_scored = to_file("whole.run").read_bytes(), []
+
+    def killed_at(number, name="own.run", **own):
+        def rerank_or_die(*args, **options):
+            n_scored.append(1)
+            if len(n_scored) == number:
+                raise KeyboardInterrupt
+            return rerank(*args, **options)
+
+        n_scored.clear()
+        monkeypatch.setattr(tool, "rerank", rerank_or_die)
+        return to_file(name, **own)
+
+    with pytest.raises(KeyboardInterrupt):
+        killed_at(3)
+    assert not (tmp_path / "own.run").exists()
+    assert killed_at(0).read_bytes() == expected
+    assert len(n_scored) == 2  # of four parts
+    assert not (tmp_path / "own.run.unfinished").exists()
+    for name, own in {"int8.run": {"precision": "int8"}, "short.run": {"passage_tokens": 2}}.items():
+        with pytest.raises(KeyboardInterrupt):
+            killed_at(4, name, **own)
+        assert killed_at(0, name).read_bytes() == expected
+        assert len(n_scored) == 4  # nothing of another precision or length is taken
+    with pytest.raises(KeyboardInterrupt):
+        killed_at(4, "cut.run")
+    part = tmp_path / "cut.run.unfinished" / "2" / "run.parquet"
+    part.write_bytes(part.read_bytes()[:-9])
+    assert killed_at(0, "cut.run").read_bytes() == expected
+    assert len(n_scored) == 2  # the damaged one, and the last
+
+
 def test_shards_of_a_run_become_the_run_and_other_runs_are_refused(to_file, tmp_path, monkeypatch):
     """Other pairs share a batch: the last bits of a score, and the order of twins, may differ."""
     ids = ["query_id", "doc_id"]
