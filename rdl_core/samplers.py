@@ -129,7 +129,7 @@ def single_relevant(
     Of P eligible relevant and N other candidates ``pi = 1 / P`` if relevant, else
     ``min(1, (L - 1) / N)``; if P = 0, the row is empty. To add positives that the first stage missed,
     append columns, True in ``mask`` and ``relevant``: no rank moves.
-    Reference: Schlatt et al., ECIR 2025 (first stage: 1 relevant, 7 others of the top 200).
+    Reference: Schlatt et al., ECIR 2025 (stage 1: 1 relevant, 7 others of the top 200).
     """
     own = {"judged": mask, "teacher_rank": mask.int()}  # nothing to drop
     return denoised(mask, list_size, generator=generator, relevant=relevant, **own)

@@ -2,7 +2,8 @@
 
 That one system is better is *reproduced* if the 95 % interval of the difference lies above 0, *partly*
 if the difference is positive. That two are equal is *reproduced* if they are equivalent within 0.02
-(TOST, alpha .05), *partly* if the difference is smaller than that. Else: *not reproduced*.
+(TOST, alpha .05), *partly* if the difference is smaller than that. Else: *not reproduced*. Where one of
+two students orders worse than the BM25 that both re-rank, it has not learnt: *not comparable*.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from rdl_core.evaluate import compare, equivalence
-from rdl_study.bench.race import recorded as recorded_race
-from rdl_study.bench.race import summary
+from rdl_study.bench import race
 from rdl_study.grid import measure
 from rdl_study.notebook import declared
 from rdl_study.profile import Profile
@@ -48,18 +48,21 @@ def claims() -> list[Claim]:
     mean, bm25 = trec.mean(axis=1), trec.filter(like="bm25/").mean(axis=1)
     dual = "dual/rank-distillm-colbert"
     both, alone = "dual, lists from bm25", "single, lists from bm25"
-
-    window = recorded_race("window")
-    peaks = pd.DataFrame(window.manifest["machines"]).T["peak_bytes"]
-    times = summary(window.timings)["median_ms"]
+    window, llm, ours = race.recorded("window"), "listwise LLM (7B), a window", "ours, ELECTRA-base"
+    times = 9 * race.ratios(window.timings, llm).loc[ours, "median"]  # windows of a list
+    peaks = {name: machine["peak_bytes"] for name, machine in window.manifest["machines"].items()}
 
     def gain(better: float, worse: float) -> str:
         return f"{better - worse:+.3f}"
 
+    def factor(costs: float, claimed: float) -> str:
+        word = "reproduced" if costs >= claimed else "partly" if costs > 1 else "not reproduced"
+        return f"{word}; {costs:.0f} times; random weights, CPU"
+
     return [
         Claim("A student matches its LLM teacher on BM25's candidates",
               gain(bm25[dual], bm25["RankZephyr"]), "effectiveness", "bm25",
-              "student", r"teacher \(.*", equal=True),
+              "student", r"smollm2|teacher \((?!\w+_fused).*", equal=True),
         Claim("The second stage, on a teacher's order, improves on contrastive training alone",
               gain(mean[dual], mean["monoELECTRA-base, stage 1 only"]), "effectiveness", "bm25",
               "student", "student after stage 1"),
@@ -81,16 +84,10 @@ def claims() -> list[Claim]:
               "out_of_domain", "vaswani", "student", "first stage"),
         Claim("A student is up to 173 times faster than its teacher",
               f"{(faster := seconds['RankZephyr-7B'] / seconds['monoELECTRA-base']):.0f} times",
-              "efficiency", measured=_factor(times, faster, n=9)),  # windows of a list
-        Claim("and needs a 24th of its memory", "24 times", "efficiency", measured=_factor(peaks, 24)),
+              "efficiency", measured=factor(times, faster)),
+        Claim("and needs a 24th of its memory", "24 times", "efficiency",
+              measured=factor(peaks[llm] / peaks[ours], 24)),
     ]  # fmt: skip
-
-
-def _factor(costs: pd.Series, claimed: float, n: int = 1) -> str:
-    """A verdict on how many times as much `n` recorded windows of the LLM cost as ELECTRA-base."""
-    factor = n * costs["listwise LLM (7B), a window"] / costs["ours, ELECTRA-base"]
-    word = "reproduced" if factor >= claimed else "partly" if factor > 1 else "not reproduced"
-    return f"{word}; {factor:.0f} times; random weights, CPU"
 
 
 def ledger(profile: Profile) -> HTML:
@@ -102,8 +99,8 @@ def ledger(profile: Profile) -> HTML:
     return HTML(f'<table class="dataframe rdl-ledger">{table}</table>')
 
 
-def verdict(values: pd.DataFrame, claim: Claim) -> tuple[str, str]:
-    """The verdict on a claim, and the difference with its interval, from a `pair_of` systems."""
+def verdict(values: pd.DataFrame, claim: Claim, bm25: float = 0.0) -> tuple[str, str]:
+    """The verdict, and the difference with its interval, of a `pair_of` systems; BM25 is re-ranked."""
     if claim.equal:
         test = equivalence(values, "better", "worse", margin=_MARGIN)
         delta, low, high = test.delta, test.delta_low, test.delta_high
@@ -112,6 +109,8 @@ def verdict(values: pd.DataFrame, claim: Claim) -> tuple[str, str]:
         delta, low, high = compare(values, "worse").loc["better", ["delta", "delta_low", "delta_high"]]
         yes, partly = low > 0, delta > 0
     word = "reproduced" if yes else "partly" if partly else "not reproduced"
+    if claim.page != "out_of_domain" and values["worse"].mean() < bm25:
+        word = "not comparable"
     return word, f"{delta:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
@@ -129,7 +128,8 @@ def _line(claim: Claim, profile: Profile) -> str:
     for name in PROFILES:
         kept = recorded(claim.page, claim.part, name)
         pair = None if kept is None else pair_of(kept.values, claim)
-        told = () if pair is None else (*verdict(pair, claim), as_seeds(len(kept.seeds)))
+        bm25 = recorded("effectiveness", "bm25", name).values["first stage"].mean()
+        told = () if pair is None else (*verdict(pair, claim, bm25), as_seeds(len(kept.seeds)))
         found.append("; ".join(told) or (name == "trec-dl" and claim.measured) or "not attempted")
     if claim.part:
         given = {"profile": profile, **profile.notebooks.get(claim.page, {})}
@@ -137,7 +137,7 @@ def _line(claim: Claim, profile: Profile) -> str:
         pair = None if part is None else pair_of(measure(part).values, claim)
         here = "" if pair is None else verdict(pair, claim)[1]
     texts = (html.escape(text) for text in (claim.published, *found, here))
-    texts = (re.sub("^(not )?(reproduced|partly|attempted)", r"<b>\g<0></b>", x) for x in texts)
+    texts = (re.sub("^(not )?(reproduced|partly|attempted|comparable)", r"<b>\g<0></b>", x) for x in texts)
     cells = "".join(f"<td>{x.replace(' (', '<br>(').replace('; ', '<br>')}</td>" for x in texts)
     text = f'<a href="{claim.page}.html">{html.escape(claim.text)}</a>'
     return f"<tr><td>{text}</td>{cells}</tr>"
