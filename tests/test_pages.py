@@ -105,6 +105,11 @@ def test_readme_says_what_was_recorded_and_raced():
     hard = random.loc["negatives from bm25+bi_encoder", ["delta", "delta_low", "delta_high"]]
     cost = "cost stage 1 {} ({} to {})".format(*hard.map("{:.3f}".format).str[1:])
     assert cost in " ".join(readme.split())
+    starts = tables.recorded("negatives", "starts", "docs").values
+    mean, beside = starts.mean().map("{:.3f}".format).str[1:], compare(starts, "pseudo-labels")
+    says = f"gets to {mean['pseudo-labels']}, from labels to {mean['judgments']}, which cannot be told apart"
+    assert f"{says}; without a stage 1 to {mean['none']}" in " ".join(readme.split())
+    assert beside.loc["judgments", "delta_low"] < 0 < beside.loc["judgments", "delta_high"]
     timings = recorded("rank").timings
     theirs = timings[timings["system"].str.startswith("sentence-transformers")]
     best = theirs.groupby("system")["ms"].median().idxmin()
