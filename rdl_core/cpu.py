@@ -149,13 +149,17 @@ class _Packed(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype, self.gelu = dtype, False
+        # On an AMD EPYC with AVX2 alone, ranking is 1.08 times as fast with a GELU by PyTorch.
+        self.fused = cpu_has("avx512_f") or not cpu_has("avx2")
         weight = linear.weight.detach().to(dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        behind = ("gelu", [], "none") if self.gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, *behind)
+        behind = ("gelu", [], "none") if self.gelu and self.fused else ("none", [], "")
+        layer = x.to(self.dtype), self.weight, self.bias
+        result = torch.ops.mkldnn._linear_pointwise(*layer, *behind)
+        return torch.ops.aten.gelu_(result) if self.gelu and not self.fused else result
 
 
 class _Int8(nn.Module):

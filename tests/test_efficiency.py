@@ -137,9 +137,15 @@ def test_ours_scores_as_sentence_transformers_does_in_every_way(work):
 
 
 def test_operations_are_counted(work):
-    """By sequence, of width 8 everywhere; the last of two layers has one query and one output."""
-    sequences = [n * (6 * 64 + 2 * 64 + 16) + 16 * n * n + 4 * 64 for n in lengths(work, 0)]
-    assert systems.encode_ours(work, precision="float32")(0) == 2 * sum(sequences)
+    """Of width 8 everywhere; our second and last layer has one query, and keys and values of none."""
+    of_pairs = lengths(work, 0)
+    n, longest = len(of_pairs), max(of_pairs)
+    attention, head = 2 * 8 * n * longest**2, n * (64 + 8)
+    last = n * 6 * 64 + 2 * attention // longest
+    ours = 6 * 64 * sum(of_pairs) + attention + last + head
+    theirs = 2 * (6 * 64 * n * longest + attention) + head
+    assert systems.encode(work)(0) == 2 * ours
+    assert systems.encode(work, batch_size=2)(0) == 2 * theirs
     assert systems.matrix_products(work, precision="float32")(0) == 2 * 2048**3
 
 

@@ -58,15 +58,12 @@ _LLM_WAYS = {
 }  # fmt: skip
 
 
-def _ranking(function: str, **options: object) -> System:
-    return System(function=function, options=options)
+def _ranking(function: str, file: str = "systems.py", peer: bool = False, **options: object) -> System:
+    return System(function=function, options=options, file=file, peer=peer)
 
 
 _ours = partial(_ranking, "rank_ours")
-
-
-def _training(function: str, peer: bool = False, **options: object) -> System:
-    return System(function=function, options=options, file="training.py", peer=peer)
+_training = partial(_ranking, file="training.py")
 
 
 def _peer(file: str, function: str, environment: str = "peers", **options: object) -> System:
@@ -169,11 +166,11 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
             f"listwise LLM ({llm}), a window": _ranking(
                 "rank_listwise_llm", sizes=_LLMS[llm], first=20),
         }, work),
-        "limit": ("What the encoder computes in a second, beside products of large matrices alone.", {
+        "limit": ("What an encoder computes in a second, beside products of large matrices alone.", {
             f"{who}, {precision}": _ranking(function, precision=precision)
             for precision in sorted({"float32", auto}, reverse=True)
-            for who, function in (("ours", "encode_ours"), ("matrix products", "matrix_products"))
-        }, work),
+            for who, function in (("ours", "encode"), ("matrix products", "matrix_products"))
+        } | {next(iter(best)): _ranking("encode", batch_size=8)}, work),
     }  # fmt: skip
 
 

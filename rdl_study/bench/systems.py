@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, ElectraConfig, ElectraForSequenceClassification
 
 from rdl_core import cpu
@@ -190,20 +192,21 @@ def matrix_products(work: dict, *, precision: str) -> Callable[[int], int]:
     return multiply
 
 
-def encode_ours(work: dict, *, precision: str) -> Callable[[int], int]:
-    """`rank_ours` on stored tokens; returns the operations of the matrix products that scores need."""
-    rank, student = rank_ours(work, stored=True, precision=precision), load_student(work)
-    config = student.model.config
-    wide, inner = config.hidden_size, config.intermediate_size
+def encode(
+    work: dict, *, precision: str = "float32", batch_size: int | None = None
+) -> Callable[[int], int]:
+    """`rank_ours` on stored tokens, or, with a batch size, `rank_sentence_transformers`.
 
-    def operations(query: str, passages: list[str]) -> int:
-        stores = (TokenStore.of_texts(texts, student.tokenizer) for texts in ([query], passages))
-        rows = torch.arange(len(passages))
-        lengths = student.pair_lengths(*stores, rows * 0, rows)
-        n, t, squares = len(lengths), int(lengths.sum()), int(lengths.square().sum())
-        layer = t * (4 * wide**2 + 2 * wide * inner) + 2 * wide * squares
-        last = 2 * t * wide**2 + 2 * wide * t + n * (2 * wide**2 + 2 * wide * inner)  # first positions
-        return 2 * ((config.num_hidden_layers - 1) * layer + last)
-
-    counted = [operations(**each) for each in work["lists"]]
-    return lambda number: (rank(number), counted[number])[1]
+    Returns the floating-point operations of its matrix products, as plain PyTorch has them.
+    """
+    if batch_size:
+        rank = plain = rank_sentence_transformers(work, batch_size=batch_size)
+    else:
+        rank = rank_ours(work, stored=True, precision=precision)
+        plain = rank_ours(work, stored=True, laid_out=False)
+    operations = []
+    for number in range(len(work["lists"])):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            plain(number)
+        operations.append(counter.get_total_flops())
+    return lambda number: (rank(number), operations[number])[1]
