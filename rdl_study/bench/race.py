@@ -90,8 +90,10 @@ def _process(label: str, system: System, work: Path) -> Iterator[Callable[[str],
     """A system's process, as a function from a line to the reply to it."""
     job = {"file": str(_HERE / system.file), "function": system.function, "options": system.options}
     command = [system.python, str(_HERE / "worker.py"), json.dumps(job | {"work": str(work)})]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    pipes["env"] = os.environ | ({"OMP_NUM_THREADS": str(system.threads)} if system.threads else {})
+    # Threads that sleep while they wait suit jobs that share the cores; who is timed has them alone.
+    own = {name: x for name, x in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    own |= {"OMP_NUM_THREADS": str(system.threads)} if system.threads else {}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": own}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(command, stderr=log, **pipes)
 

@@ -192,9 +192,7 @@ def matrix_products(work: dict, *, precision: str) -> Callable[[int], int]:
     return multiply
 
 
-def encode(
-    work: dict, *, precision: str = "float32", batch_size: int | None = None
-) -> Callable[[int], int]:
+def encode(work: dict, *, precision: str = "float32", batch_size: int = 0) -> Callable[[int], int]:
     """`rank_ours` on stored tokens, or, with a batch size, `rank_sentence_transformers`.
 
     Returns the floating-point operations of its matrix products, as plain PyTorch has them.
