@@ -47,6 +47,9 @@ def loop(work, log, steps):
             step_ended()
     train.is_loop = True
     return train
+
+def threads_that_wait(work):
+    return lambda number: os.environ.get("OMP_WAIT_POLICY", "as PyTorch has it")
 """
 # As nvidia-ml-py has it, for a counter, in millijoules, that moves by 6,000 with every call of `echo`.
 DRIVER = """
@@ -102,6 +105,13 @@ def test_energy_is_told_per_list_where_the_driver_counts_it(system, tmp_path, mo
     assert machine(twice, 0, 1)["joules"] == 3.0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-elsewhere")
     assert "joules" not in machine(twice, 0)  # no such device
+
+
+def test_who_is_timed_has_the_cores_alone(system, monkeypatch):
+    """`make book` has threads sleep, as jobs share the cores: that makes sentence-transformers slower."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    results = race({"x": system("threads_that_wait")}, {}, calls=[0], repetitions=1)[2]
+    assert results == {"x": {0: "as PyTorch has it"}}
 
 
 @pytest.fixture(scope="module")
