@@ -108,7 +108,7 @@ def test_energy_is_told_per_list_where_the_driver_counts_it(system, tmp_path, mo
 
 
 def test_who_is_timed_has_the_cores_alone(system, monkeypatch):
-    """`make book` has threads sleep, as jobs share the cores: that makes sentence-transformers slower."""
+    """`make book` has threads sleep, as jobs share the cores: sentence-transformers is slower then."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     results = race({"x": system("threads_that_wait")}, {}, calls=[0], repetitions=1)[2]
     assert results == {"x": {0: "as PyTorch has it"}}
@@ -154,8 +154,8 @@ def test_operations_are_counted(work):
     last = n * 6 * 64 + 2 * attention // longest
     ours = 6 * 64 * sum(of_pairs) + attention + last + head
     theirs = 2 * (6 * 64 * n * longest + attention) + head
-    assert systems.encode(work)(0) == 2 * ours
-    assert systems.encode(work, batch_size=2)(0) == 2 * theirs
+    assert systems.rank_and_count(work)(0) == 2 * ours
+    assert systems.rank_and_count(work, batch_size=2)(0) == 2 * theirs
     assert systems.matrix_products(work, precision="float32")(0) == 2 * 2048**3
 
 

@@ -166,11 +166,11 @@ def parts(work: dict, llm: str) -> dict[str, tuple[str, dict[str, System], dict]
             f"listwise LLM ({llm}), a window": _ranking(
                 "rank_listwise_llm", sizes=_LLMS[llm], first=20),
         }, work),
-        "limit": ("What an encoder computes in a second, beside products of large matrices alone.", {
+        "limit": ("Operations in a second of rankers, and of products of large matrices alone.", {
             f"{who}, {precision}": _ranking(function, precision=precision)
             for precision in sorted({"float32", auto}, reverse=True)
-            for who, function in (("ours", "encode"), ("matrix products", "matrix_products"))
-        } | {next(iter(best)): _ranking("encode", batch_size=8)}, work),
+            for who, function in (("ours", "rank_and_count"), ("matrix products", "matrix_products"))
+        } | {next(iter(best)): _ranking("rank_and_count", batch_size=8)}, work),
     }  # fmt: skip
 
 

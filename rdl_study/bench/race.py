@@ -90,7 +90,7 @@ def _process(label: str, system: System, work: Path) -> Iterator[Callable[[str],
     """A system's process, as a function from a line to the reply to it."""
     job = {"file": str(_HERE / system.file), "function": system.function, "options": system.options}
     command = [system.python, str(_HERE / "worker.py"), json.dumps(job | {"work": str(work)})]
-    # Threads that sleep while they wait suit jobs that share the cores; who is timed has them alone.
+    # Threads that sleep while they wait suit jobs that share the cores, and slow a timed system down.
     own = {name: x for name, x in os.environ.items() if name != "OMP_WAIT_POLICY"}
     own |= {"OMP_NUM_THREADS": str(system.threads)} if system.threads else {}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": own}

@@ -192,10 +192,10 @@ def matrix_products(work: dict, *, precision: str) -> Callable[[int], int]:
     return multiply
 
 
-def encode(work: dict, *, precision: str = "float32", batch_size: int = 0) -> Callable[[int], int]:
+def rank_and_count(work: dict, *, precision: str = "float32", batch_size: int = 0) -> Callable:
     """`rank_ours` on stored tokens, or, with a batch size, `rank_sentence_transformers`.
 
-    Returns the floating-point operations of its matrix products, as plain PyTorch has them.
+    Returns the floating-point operations of its matrix products: PyTorch's counter sees only its own.
     """
     if batch_size:
         rank = plain = rank_sentence_transformers(work, batch_size=batch_size)
